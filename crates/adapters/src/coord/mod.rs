@@ -1,0 +1,149 @@
+//! Coordination: who is alive, in which order they came, and the one cluster state of a shard.
+//!
+//! Every backend passes the same conformance suite (`tests/coord_conformance.rs`).
+
+use async_trait::async_trait;
+use cluster::{ClusterState, PeerIdent};
+use cluster::{Generation, Millis, Monotonic};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+/// The version of the stored state that a conditional put names: ZooKeeper's znode version, etcd's
+/// revision, a counter in SQLite. Only equality means anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Version(pub i64);
+
+/// The cluster state as it is stored; whether it can be acted on is for the reader to find out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredState {
+    /// For the next conditional put.
+    pub version: Version,
+    /// The text as it was written.
+    pub json: String,
+}
+
+/// A peer that holds a live session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Registration {
+    /// Its place in the order of registrations: lower came earlier. Never used twice.
+    pub sequence: u64,
+    /// Who it is.
+    pub peer: PeerIdent,
+}
+
+/// One write of the cluster state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HistoryEntry {
+    /// Its place among all writes of this shard.
+    pub sequence: u64,
+    /// When the coordination service took it.
+    pub time: Timestamp,
+    /// The generation in its name.
+    pub generation: Generation,
+    /// What was written.
+    pub json: String,
+}
+
+/// How a conditional put ended.
+#[derive(Debug)]
+pub enum PutOutcome {
+    /// Stored, with its history entry, under this version.
+    Committed(Version),
+    /// The stored state is another than the one named; nothing was written.
+    Conflict,
+    /// The answer was lost: it may or may not have been stored. Read again before deciding.
+    Unknown(CoordError),
+}
+
+/// What a member or a watcher is told. Facts, in the order in which they became known.
+///
+/// Contract of every backend: after joining, `State` and `Active` come first, whatever they are,
+/// and `Confirmed` only after them; a `Confirmed { sent }` comes only when every change that was
+/// committed before `sent` has been delivered before it. Nothing comes after `Expired`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CoordEvent {
+    /// The stored cluster state is now this; `None` when there is none.
+    State(Option<StoredState>),
+    /// The live registrations are now these, in order of `sequence`; a peer with two sessions
+    /// stands here twice.
+    Active(Vec<Registration>),
+    /// The session was alive at the service after this moment of our boot clock (when the request
+    /// that proves it was sent).
+    Confirmed {
+        /// When the request was sent.
+        sent: Monotonic,
+    },
+    /// The session is gone for good, and the registration with it. Join again for a new one.
+    Expired,
+    /// The service cannot be reached or answers with errors, for this reason; it goes on trying.
+    Unreachable(String),
+}
+
+/// A failed operation on the coordination service.
+#[derive(Debug, thiserror::Error)]
+#[error("coordination {target}: {operation} failed")]
+pub struct CoordError {
+    /// Which service: `sqlite:/path`, `zk://host:port/path`.
+    pub target: String,
+    /// What was being done.
+    pub operation: &'static str,
+    /// Why it failed.
+    #[source]
+    pub cause: Box<dyn std::error::Error + Send + Sync>,
+}
+
+/// A live registration. Dropping it stops the heartbeats and lets the session expire, as a crash
+/// would; [`Membership::leave`] ends it at once.
+#[async_trait]
+pub trait Membership: Send {
+    /// The next event; `None` after `Expired` or when the backend has ended. Bounded: a slow reader
+    /// sees the latest `State` and `Active`, not every one of them. Cancel-safe.
+    async fn next(&mut self) -> Option<CoordEvent>;
+
+    /// Deletes the registration and ends the session, so that others learn of it at once.
+    async fn leave(self: Box<Self>) -> Result<(), CoordError>;
+}
+
+/// A stream of `State` and `Active` without a registration of one's own.
+pub type Watch = mpsc::Receiver<CoordEvent>;
+
+/// What `read` sees, at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct View {
+    /// The stored cluster state.
+    pub state: Option<StoredState>,
+    /// The live registrations, in order.
+    pub active: Vec<Registration>,
+}
+
+/// The coordination of one shard. Every call ends within the limit given when the backend was
+/// opened; the fence never waits for one.
+#[async_trait]
+pub trait Coordination: Send + Sync {
+    /// Which service and shard, for messages: `sqlite:/run/shard.db (shard 1.example)`.
+    fn target(&self) -> String;
+
+    /// Opens a session that expires after `timeout` without contact, and registers `peer` at the
+    /// end of the order. A registration that an earlier session of the same peer left behind is
+    /// not taken away: it stands until that session expires.
+    async fn join(
+        &self,
+        peer: &PeerIdent,
+        timeout: Millis,
+    ) -> Result<Box<dyn Membership>, CoordError>;
+
+    /// Follows state and registrations without joining. Ends when the receiver is dropped.
+    async fn watch(&self) -> Result<Watch, CoordError>;
+
+    /// State and registrations as they are now.
+    async fn read(&self) -> Result<View, CoordError>;
+
+    /// Stores `state` if the stored version is still `expected` (`None`: if nothing is stored), and
+    /// appends it to the history, in one transaction.
+    async fn put(&self, expected: Option<Version>, state: &ClusterState) -> PutOutcome;
+
+    /// Every write so far, oldest first.
+    async fn history(&self) -> Result<Vec<HistoryEntry>, CoordError>;
+}

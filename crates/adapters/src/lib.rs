@@ -1,0 +1,11 @@
+//! What Manatee touches of the world, one trait a kind with its backends beside it: coordination
+//! ([`coord`]), storage ([`storage`]), PostgreSQL ([`postgres`]).
+//!
+//! Contract: no adapter decides anything, none knows the driver, and only [`exec`] spawns
+//! commands.
+
+pub mod clock;
+pub mod coord;
+pub mod exec;
+pub mod postgres;
+pub mod storage;

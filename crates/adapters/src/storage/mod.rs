@@ -1,0 +1,1 @@
+//! Storage: the dataset that holds a database.

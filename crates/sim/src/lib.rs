@@ -1,0 +1,1 @@
+//! Drives the machines of a shard in a modelled world.
