@@ -98,6 +98,11 @@ pub struct ClusterState {
     pub deposed: Vec<PeerIdent>,
     /// The WAL position that a sync of this generation must have before it may take over.
     pub init_wal: Lsn,
+    /// The timeline that a sync of this generation must have followed before it may take over; absent
+    /// in states of the original, which did not check it. A WAL position alone does not prove that
+    /// a peer did not branch off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init_timeline: Option<u32>,
     /// No generation change while frozen.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub freeze: Option<Freeze>,
@@ -164,6 +169,7 @@ impl ClusterState {
         check_peers(object, "async", Presence::Required)?;
         check_peers(object, "deposed", Presence::Optional)?;
         check_field::<Lsn>(object, "initWal", Presence::Required)?;
+        check_field::<Option<u32>>(object, "initTimeline", Presence::Optional)?;
         check_field::<Option<Freeze>>(object, "freeze", Presence::Optional)
             .map_err(|_| StateError::new("freeze", "is neither a boolean nor {date, reason}"))?;
         check_field::<Option<bool>>(object, "oneNodeWriteMode", Presence::Optional)?;

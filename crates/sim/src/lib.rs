@@ -1,1 +1,5 @@
-//! Drives the machines of a shard in a modelled world.
+//! Drives the machines of a Manatee shard in a modelled world, without a runtime or a real clock.
+//!
+//! Contract: deterministic. What is driven here is the same [`cluster::Machine`] that a sitter runs.
+
+pub mod vectors;

@@ -1,0 +1,185 @@
+//! The decisions of the rest of the chain: follow, take over, come back after being deposed.
+
+use super::{Decision, PgTarget, primary::is_valid, proven_position, successor};
+use crate::{ClusterState, PeerIdent, PgConfig, PromoteRole, Reason, Role, StandbyRole, View};
+
+fn standby_config(
+    view: &View<'_>,
+    state: &ClusterState,
+    place: StandbyRole,
+    upstream: Option<&PeerIdent>,
+) -> PgConfig {
+    let downstream = state.downstream_of(&view.me.id);
+    PgConfig::Standby {
+        place,
+        upstream: upstream.cloned(),
+        downstream: downstream.map(|peer| peer.id.clone()).into_iter().collect(),
+    }
+}
+
+fn follow(
+    view: &View<'_>,
+    state: &ClusterState,
+    place: StandbyRole,
+    upstream: &PeerIdent,
+) -> PgTarget {
+    let mut sources = vec![upstream.clone()];
+    if upstream.id != state.primary.id {
+        sources.push(state.primary.clone());
+    }
+    PgTarget::Run {
+        config: standby_config(view, state, place, Some(upstream)),
+        sources,
+    }
+}
+
+pub(super) fn decide_async(
+    view: &View<'_>,
+    state: &ClusterState,
+    upstream: &PeerIdent,
+) -> Decision {
+    let postgres = follow(view, state, StandbyRole::Async, upstream);
+    Decision::stay(
+        Role::Async,
+        postgres,
+        Reason::Following {
+            upstream: upstream.id.clone(),
+        },
+    )
+}
+
+/// The sync follows the primary, and takes over when the primary is gone or an operator asks for
+/// it: detach, then read, then declare (rules D1 to D4, P1).
+pub(super) fn decide_sync(view: &View<'_>, state: &ClusterState) -> Decision {
+    let primary = &state.primary;
+    let following = Decision::stay(
+        Role::Sync,
+        follow(view, state, StandbyRole::Sync, primary),
+        Reason::Following {
+            upstream: primary.id.clone(),
+        },
+    );
+    let asked = state.promote.as_ref().is_some_and(|request| {
+        request.role == PromoteRole::Sync
+            && request.id == view.me.id
+            && is_valid(view, state, request)
+    });
+    if view.is_active(&primary.id) && !asked {
+        return following;
+    }
+    let asyncs: Vec<_> = state
+        .asyncs
+        .iter()
+        .filter(|peer| view.is_active(&peer.id))
+        .collect();
+    let primary_id = primary.id.clone();
+    let Some(new_sync) = asyncs.first() else {
+        return Decision {
+            reason: Reason::TakeoverNoAsync {
+                primary: primary_id,
+            },
+            ..following
+        };
+    };
+    if state.is_frozen() {
+        return Decision {
+            reason: Reason::TakeoverFrozen {
+                primary: primary_id,
+            },
+            ..following
+        };
+    }
+    let detached = standby_config(view, state, StandbyRole::Sync, None);
+    let proven = proven_position(view, &detached);
+    // A position that quiescing proved is the whole truth; until then the newest one known spares
+    // a peer that is still behind from detaching again and again.
+    let wal = proven.or(view.wal);
+    if wal.is_none_or(|wal| wal < state.init_wal) {
+        let needed = state.init_wal;
+        let reason = Reason::TakeoverBehind {
+            primary: primary_id,
+            wal,
+            needed,
+        };
+        return Decision {
+            reason,
+            ..following
+        };
+    }
+    if let Some(needed) = state.init_timeline
+        && view.timeline.is_none_or(|timeline| timeline < needed)
+    {
+        let timeline = view.timeline;
+        let reason = Reason::TakeoverDiverged {
+            primary: primary_id,
+            timeline,
+            needed,
+        };
+        return Decision {
+            reason,
+            ..following
+        };
+    }
+    let postgres = PgTarget::run(detached);
+    let Some(position) = proven else {
+        let reason = Reason::Detaching {
+            primary: primary_id,
+        };
+        return Decision::stay(Role::Sync, postgres, reason);
+    };
+    let mut deposed = state.deposed.clone();
+    if deposed.iter().all(|peer| peer.id != primary.id) {
+        deposed.push(primary.clone());
+    }
+    let next = ClusterState {
+        primary: view.me.clone(),
+        sync: Some((*new_sync).clone()),
+        asyncs: asyncs
+            .iter()
+            .filter(|p| p.id != new_sync.id)
+            .map(|&p| p.clone())
+            .collect(),
+        deposed,
+        ..successor(state, position, view.timeline)
+    };
+    let reason = Reason::TakingOver {
+        primary: primary_id,
+        generation: next.generation,
+    };
+    Decision {
+        role: Role::Sync,
+        postgres,
+        write: Some(next),
+        reason,
+    }
+}
+
+/// Deposed: repaired by an operator, or rebuilt from the end of the chain and then taken out of the
+/// deposed, in the generation that the copy was made in (rules X1, X2).
+pub(super) fn decide_deposed(view: &View<'_>, state: &ClusterState) -> Decision {
+    let stay = |postgres, reason| Decision::stay(Role::Deposed, postgres, reason);
+    if view.deposed_policy == crate::DeposedPolicy::Manual {
+        return stay(PgTarget::Offline, Reason::DeposedManual);
+    }
+    if view.rebuilt {
+        let mut next = state.clone();
+        next.deposed.retain(|peer| peer.id != view.me.id);
+        let write = Some(next);
+        let reason = Reason::Rejoining;
+        return Decision {
+            role: Role::Deposed,
+            postgres: PgTarget::Offline,
+            write,
+            reason,
+        };
+    }
+    let last = state.chain().filter(|peer| view.is_active(&peer.id)).last();
+    let mut sources: Vec<PeerIdent> = last.into_iter().cloned().collect();
+    if view.is_active(&state.primary.id) && last.is_none_or(|peer| peer.id != state.primary.id) {
+        sources.push(state.primary.clone());
+    }
+    if sources.is_empty() {
+        return stay(PgTarget::Offline, Reason::RebuildNoSource);
+    }
+    stay(PgTarget::Rebuilt(sources), Reason::Rebuilding)
+}

@@ -1,0 +1,252 @@
+//! The machine: one peer's memory of what is known and what is in flight. It turns each event into
+//! actions and performs none.
+//!
+//! Contract with the driver:
+//! - every [`Action`] that is an operation (`Inspect`, `Join`, `Leave`, `Put`, `Read`, `Postgres`,
+//!   `Fence`) is answered by exactly one completion event;
+//! - there is at most one operation in flight per resource: the session, the stored state,
+//!   PostgreSQL; `Fence` and `CancelPostgres` alone may meet an operation on PostgreSQL in flight,
+//!   which then still answers;
+//! - `WakeAt` asks for a [`Event::Wake`] at that time; a later `WakeAt` replaces an earlier one;
+//! - the order of events is the order in which they became known.
+//!
+//! The same events at the same times give the same actions: a recorded trace can be replayed.
+
+mod events;
+mod fence;
+mod reconcile;
+mod types;
+
+pub use types::{
+    Action, ApplyError, Event, MachineConfig, Now, PgCommand, PgOutcome, PutOutcome, Snapshot,
+    StateSeen, Version,
+};
+
+use crate::{
+    Applied, ClusterState, Database, Decision, Generation, Lsn, Monotonic, PeerId, PeerIdent,
+    PgTarget, Reason, Role, StateError,
+};
+use std::collections::BTreeSet;
+
+/// What is known of the stored state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Known {
+    Nothing,
+    Absent,
+    Legal(Version, Box<ClusterState>),
+    Illegal(StateError),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Session {
+    None,
+    Joining,
+    Joined,
+    Leaving,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Server {
+    Unknown,
+    Stopped,
+    Running,
+}
+
+/// A command to PostgreSQL in flight, with the generation that it was given in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct InFlight {
+    command: PgCommand,
+    generation: Option<Generation>,
+    cancelled: bool,
+}
+
+/// A put in flight.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Put {
+    expected: Option<Version>,
+    state: ClusterState,
+    /// Whether it declares a generation, so that nothing may be acknowledged by the old pair until
+    /// it is settled (rule D5).
+    declares: bool,
+}
+
+/// Where a write stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Writing {
+    Nothing,
+    Putting(Put),
+    /// After a conflict or a lost answer: reading again.
+    Reading {
+        unsettled: Option<Put>,
+    },
+    /// A declaration whose answer was lost, and that had not been stored when it was read again. It
+    /// may still arrive, as long as the stored version is the one it expects (rule D5).
+    Limbo(Put),
+}
+
+/// One peer's machine.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    config: MachineConfig,
+
+    session: Session,
+    session_problem: Option<String>,
+    join_at: Monotonic,
+    join_attempts: u32,
+    known: Known,
+    active: Option<Vec<PeerIdent>>,
+    writing: Writing,
+    reading: bool,
+    put_at: Monotonic,
+
+    inspecting: bool,
+    database: Option<Database>,
+    server: Server,
+    applied: Option<Applied>,
+    started_at: Monotonic,
+    wal: Option<Lsn>,
+    timeline: Option<u32>,
+    caught_up: Option<PeerId>,
+    rebuilt_in: Option<Generation>,
+    postgres: Option<InFlight>,
+    fencing: bool,
+    fence_at: Monotonic,
+    attempts: u32,
+    retry_at: Monotonic,
+    failing_since: Option<Monotonic>,
+    failure: Option<String>,
+
+    /// Newest proof that this peer may serve as primary (rule F1).
+    proof: Option<Monotonic>,
+    fenced: bool,
+
+    decision: Decision,
+}
+
+impl Machine {
+    /// A machine that knows nothing, and what it wants first.
+    pub fn new(config: MachineConfig) -> (Self, Vec<Action>) {
+        let start = Monotonic(0);
+        let machine = Machine {
+            config,
+            session: Session::None,
+            session_problem: None,
+            join_at: start,
+            join_attempts: 0,
+            known: Known::Nothing,
+            active: None,
+            writing: Writing::Nothing,
+            reading: false,
+            put_at: start,
+            inspecting: true,
+            database: None,
+            server: Server::Unknown,
+            applied: None,
+            started_at: start,
+            wal: None,
+            timeline: None,
+            caught_up: None,
+            rebuilt_in: None,
+            postgres: None,
+            fencing: false,
+            fence_at: start,
+            attempts: 0,
+            retry_at: start,
+            failing_since: None,
+            failure: None,
+            proof: None,
+            fenced: false,
+            decision: Decision {
+                role: Role::Unknown,
+                postgres: PgTarget::Hold,
+                write: None,
+                reason: Reason::Starting,
+            },
+        };
+        (machine, vec![Action::Inspect])
+    }
+
+    /// Takes one event and says what is to be done.
+    pub fn handle(&mut self, now: Now, event: Event) -> Vec<Action> {
+        let mut actions = Vec::new();
+        self.take(now.monotonic, event, &mut actions);
+        self.reconcile(now, &mut actions);
+        actions
+    }
+
+    /// What it knows, wants and waits for, for people and for tests.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            role: self.decision.role,
+            reason: self.decision.reason.clone(),
+            generation: self.state().map(|state| state.generation),
+            in_session: self.session == Session::Joined,
+            database: self.database,
+            running: self.server == Server::Running,
+            applied: self.applied.clone(),
+            wal: self.wal,
+            timeline: self.timeline,
+            pending: self.pending(),
+            fenced: self.fenced,
+            serve_until: self.serve_until(),
+            failure: self.failure.clone(),
+        }
+    }
+
+    /// The stored cluster state as far as it is known and legal.
+    pub fn state(&self) -> Option<&ClusterState> {
+        match &self.known {
+            Known::Legal(_, state) => Some(state),
+            Known::Nothing | Known::Absent | Known::Illegal(_) => None,
+        }
+    }
+
+    /// What follows when the configuration of the sitter was read again.
+    pub fn reconfigure(&mut self, config: MachineConfig) {
+        assert_eq!(
+            config.me.id, self.config.me.id,
+            "a peer does not change its name"
+        );
+        self.config = config;
+    }
+
+    fn pending(&self) -> Vec<String> {
+        let mut pending = Vec::new();
+        match self.session {
+            Session::Joining => pending.push("joining the coordination".to_owned()),
+            Session::Leaving => pending.push("leaving the coordination".to_owned()),
+            Session::None | Session::Joined => {}
+        }
+        match &self.writing {
+            Writing::Nothing => {}
+            Writing::Putting(put) => {
+                pending.push(format!("storing generation {}", put.state.generation));
+            }
+            Writing::Reading { .. } => pending.push("reading the stored state again".to_owned()),
+            Writing::Limbo(put) => {
+                pending.push(format!(
+                    "settling the write of generation {}",
+                    put.state.generation
+                ));
+            }
+        }
+        pending.extend(
+            self.postgres
+                .as_ref()
+                .map(|operation| operation.command.to_string()),
+        );
+        if self.fencing {
+            pending.push("stopping PostgreSQL at once".to_owned());
+        }
+        pending
+    }
+}
+
+/// Each peer once, at its first place.
+fn distinct(peers: Vec<PeerIdent>) -> Vec<PeerIdent> {
+    let mut seen = BTreeSet::new();
+    peers
+        .into_iter()
+        .filter(|peer| seen.insert(peer.id.clone()))
+        .collect()
+}

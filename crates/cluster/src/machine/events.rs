@@ -1,0 +1,301 @@
+//! What each event changes in what is known. No decision is taken here.
+
+use super::{
+    Action, ApplyError, Event, Known, Machine, PgCommand, PgOutcome, PutOutcome, Server, Session,
+    StateSeen, Writing, distinct, fence::needs_proof,
+};
+use crate::{Applied, Database, Millis, Monotonic};
+
+/// A server that ended sooner than this after its start counts as not having started at all.
+const STABLE: Millis = Millis(10_000);
+
+impl Machine {
+    pub(super) fn take(&mut self, now: Monotonic, event: Event, actions: &mut Vec<Action>) {
+        match event {
+            Event::Inspected {
+                database,
+                running,
+                applied,
+            } => {
+                self.take_inspected(now, database, running, applied);
+            }
+            Event::InspectFailed(problem) => {
+                self.inspecting = false;
+                self.failure = Some(problem);
+                self.back_off(now);
+            }
+            Event::Joined => {
+                self.session = Session::Joined;
+                // The session starts from what it reads: nothing known before counts as present.
+                self.known = Known::Nothing;
+                self.active = None;
+                self.session_problem = None;
+                self.join_attempts = 0;
+            }
+            Event::JoinFailed(problem) => {
+                self.session = Session::None;
+                self.session_problem = Some(problem);
+                self.join_at = now + self.delay(self.join_attempts);
+                self.join_attempts += 1;
+            }
+            Event::Left => {
+                self.lose_session("it was given up so that others can act");
+                self.join_at = now + self.config.give_up;
+            }
+            Event::Expired => self.lose_session("it expired"),
+            Event::Unreachable(problem) => self.session_problem = Some(problem),
+            Event::State(seen) => self.take_state(seen),
+            Event::Active(peers) => self.active = Some(distinct(peers)),
+            Event::Confirmed { sent } => {
+                self.session_problem = None;
+                if self.is_informed() {
+                    self.prove(sent);
+                }
+            }
+            Event::PutDone(outcome) => self.take_put(now, outcome, actions),
+            Event::ReadDone(result) => self.take_read(now, result),
+            Event::PgDone(outcome) => self.take_pg_done(now, outcome),
+            Event::PgFailed(error) => self.take_pg_failed(now, error),
+            Event::Fenced(result) => self.take_fenced(now, result),
+            Event::PgExited(problem) => self.take_exit(now, problem),
+            Event::Probed {
+                wal,
+                timeline,
+                caught_up,
+                sync_answered,
+            } => {
+                self.wal = Some(wal);
+                self.timeline = self.timeline.max(timeline);
+                self.caught_up = caught_up;
+                if let Some(at) = sync_answered {
+                    self.prove(at);
+                }
+                if self.postgres.is_none() && now - self.started_at >= STABLE {
+                    self.attempts = 0;
+                    self.failing_since = None;
+                    self.failure = None;
+                }
+            }
+            Event::Wake => {}
+        }
+    }
+
+    /// Whether state and registrations of the present session are known.
+    pub(super) fn is_informed(&self) -> bool {
+        self.session == Session::Joined && self.active.is_some() && self.known != Known::Nothing
+    }
+
+    /// The delay after this many failures: doubled each time, up to the longest.
+    pub(super) fn delay(&self, failures: u32) -> Millis {
+        let doubled = self
+            .config
+            .retry_min
+            .0
+            .saturating_mul(1 << failures.min(16));
+        Millis(doubled.min(self.config.retry_max.0))
+    }
+
+    fn back_off(&mut self, now: Monotonic) {
+        self.retry_at = now + self.delay(self.attempts);
+        self.attempts += 1;
+    }
+
+    fn lose_session(&mut self, problem: &str) {
+        self.session = Session::None;
+        self.session_problem = Some(problem.to_owned());
+    }
+
+    fn take_inspected(
+        &mut self,
+        now: Monotonic,
+        database: Database,
+        running: bool,
+        applied: Option<Applied>,
+    ) {
+        self.inspecting = false;
+        self.database = Some(database);
+        self.server = if running {
+            Server::Running
+        } else {
+            Server::Stopped
+        };
+        self.applied = applied.filter(|_| running);
+        self.failure = None;
+        self.attempts = 0;
+        // A sitter that restarts knows nothing of the proofs before: an adopted primary gets one
+        // lease to find the next one (rule F2).
+        if self
+            .applied
+            .as_ref()
+            .is_some_and(|applied| needs_proof(&applied.config))
+        {
+            self.prove(now);
+        }
+    }
+
+    fn take_state(&mut self, seen: Option<StateSeen>) {
+        let version = seen.as_ref().map(|seen| seen.version);
+        self.known = match seen {
+            None => Known::Absent,
+            Some(StateSeen {
+                version,
+                state: Ok(state),
+            }) => Known::Legal(version, Box::new(state)),
+            Some(StateSeen {
+                state: Err(error), ..
+            }) => Known::Illegal(error),
+        };
+        // A stored version that is no longer the expected one settles a write in limbo: whatever was
+        // on its way can now only fail.
+        if matches!(&self.writing, Writing::Limbo(put) if put.expected != version) {
+            self.writing = Writing::Nothing;
+        }
+    }
+
+    pub(super) fn version(&self) -> Option<super::Version> {
+        match &self.known {
+            Known::Legal(version, _) => Some(*version),
+            Known::Nothing | Known::Absent | Known::Illegal(_) => None,
+        }
+    }
+
+    fn take_put(&mut self, now: Monotonic, outcome: PutOutcome, actions: &mut Vec<Action>) {
+        let Writing::Putting(put) = std::mem::replace(&mut self.writing, Writing::Nothing) else {
+            unreachable!("a put was answered that was not in flight: {outcome:?}");
+        };
+        let unsettled = match outcome {
+            PutOutcome::Committed(version) => {
+                // A watch may have told of it, or of something newer, already.
+                if self.version() == put.expected && self.known != Known::Nothing {
+                    self.known = Known::Legal(version, Box::new(put.state));
+                }
+                return;
+            }
+            PutOutcome::Conflict => None,
+            PutOutcome::Unknown(problem) => {
+                self.session_problem = Some(problem);
+                Some(put)
+            }
+        };
+        self.put_at = now + self.config.retry_min;
+        self.writing = Writing::Reading { unsettled };
+        self.reading = true;
+        actions.push(Action::Read);
+    }
+
+    fn take_read(&mut self, now: Monotonic, result: Result<Option<StateSeen>, String>) {
+        self.reading = false;
+        let Writing::Reading { unsettled } = std::mem::replace(&mut self.writing, Writing::Nothing)
+        else {
+            unreachable!("a read was answered that was not in flight");
+        };
+        match result {
+            Ok(seen) => {
+                let read = seen.as_ref().map(|seen| seen.version);
+                if let Some(put) = unsettled.filter(|put| put.declares && put.expected == read) {
+                    self.writing = Writing::Limbo(put);
+                }
+                // A watch may have told of something newer while the read was on its way.
+                if self.version() < read {
+                    self.take_state(seen);
+                }
+            }
+            Err(problem) => {
+                self.session_problem = Some(problem);
+                self.put_at = now + self.config.retry_min;
+                self.writing = Writing::Reading { unsettled };
+            }
+        }
+    }
+
+    fn take_pg_done(&mut self, now: Monotonic, outcome: PgOutcome) {
+        let operation = self
+            .postgres
+            .take()
+            .expect("a command was answered that was not in flight");
+        match (outcome, operation.command) {
+            (PgOutcome::Applied { position, timeline }, PgCommand::Apply(config)) => {
+                if self.server != Server::Running {
+                    self.started_at = now;
+                }
+                self.server = Server::Running;
+                self.wal = self.wal.max(Some(position));
+                self.timeline = self.timeline.max(timeline);
+                if config.is_primary() {
+                    self.database = Some(Database::Established);
+                }
+                self.applied = Some(Applied { config, position });
+                self.fenced = false;
+            }
+            (PgOutcome::Prepared, PgCommand::Prepare) => self.database = Some(Database::Prepared),
+            (PgOutcome::Copied, PgCommand::Seed(_)) => self.take_copy(),
+            (PgOutcome::Copied, PgCommand::Rebuild(_)) => {
+                self.take_copy();
+                self.rebuilt_in = operation.generation;
+            }
+            (PgOutcome::Stopped, PgCommand::Stop) => self.stopped(),
+            (outcome, command) => unreachable!("{command:?} was answered by {outcome:?}"),
+        }
+        self.retry_at = now;
+        if now - self.started_at >= STABLE || self.server != Server::Running {
+            self.attempts = 0;
+        }
+    }
+
+    /// What was known of the old data says nothing of a new copy.
+    fn take_copy(&mut self) {
+        self.stopped();
+        self.database = Some(Database::Established);
+        self.timeline = None;
+        self.wal = None;
+    }
+
+    fn stopped(&mut self) {
+        self.server = Server::Stopped;
+        self.applied = None;
+        self.caught_up = None;
+    }
+
+    fn take_pg_failed(&mut self, now: Monotonic, error: ApplyError) {
+        let operation = self
+            .postgres
+            .take()
+            .expect("a command was answered that was not in flight");
+        if let Some(database) = error.database {
+            self.database = Some(database);
+        }
+        // Which configuration is in force after a failure is not known: it is applied anew.
+        self.stopped();
+        if error.running {
+            self.server = Server::Running;
+        }
+        if !operation.cancelled && !self.fencing {
+            self.failure = Some(error.problem);
+            self.failing_since.get_or_insert(now);
+            self.back_off(now);
+        }
+    }
+
+    fn take_fenced(&mut self, now: Monotonic, result: Result<(), String>) {
+        self.fencing = false;
+        match result {
+            Ok(()) => self.stopped(),
+            // Something of it still runs: tried again, and again.
+            Err(problem) => {
+                self.failure = Some(problem);
+                self.server = Server::Running;
+                self.fence_at = now + self.config.retry_min;
+            }
+        }
+    }
+
+    fn take_exit(&mut self, now: Monotonic, problem: String) {
+        let early = now - self.started_at < STABLE;
+        self.stopped();
+        self.failure = Some(problem);
+        self.failing_since.get_or_insert(now);
+        if early {
+            self.back_off(now);
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! From what is known to what is done next: decide, then at most one operation per resource.
+
+use super::{
+    Action, InFlight, Known, Machine, Now, PgCommand, Put, Server, Session, Writing,
+    fence::needs_proof,
+};
+use crate::{
+    Database, Monotonic, PeerIdent, PgConfig, PgTarget, Reason, Role, StandbyRole, View, decide,
+};
+
+impl Machine {
+    pub(super) fn reconcile(&mut self, now: Now, actions: &mut Vec<Action>) {
+        if self.database.is_none() {
+            self.inspect_again(now.monotonic, actions);
+            return;
+        }
+        self.decide(now);
+        self.check_fence(now.monotonic, actions);
+        self.drive_session(now.monotonic, actions);
+        self.drive_write(now.monotonic, actions);
+        self.drive_postgres(now.monotonic, actions);
+        if let Some(at) = self.next_wake(now.monotonic) {
+            actions.push(Action::WakeAt(at));
+        }
+    }
+
+    fn inspect_again(&mut self, now: Monotonic, actions: &mut Vec<Action>) {
+        if self.inspecting {
+            return;
+        }
+        if self.retry_at > now {
+            actions.push(Action::WakeAt(self.retry_at));
+        } else {
+            self.inspecting = true;
+            actions.push(Action::Inspect);
+        }
+    }
+
+    /// Decides if everything that a decision looks at is known; otherwise holds the last target and
+    /// says why.
+    fn decide(&mut self, now: Now) {
+        self.decision.write = None;
+        if !self.is_informed() {
+            if self.decision.role != Role::Unknown || self.session_problem.is_some() {
+                let problem = self
+                    .session_problem
+                    .clone()
+                    .unwrap_or_else(|| "joining".to_owned());
+                self.decision.reason = Reason::NoSession { problem };
+            }
+            return;
+        }
+        let state = match &self.known {
+            Known::Nothing => unreachable!("informed without a state"),
+            Known::Absent => None,
+            Known::Legal(_, state) => Some(state.as_ref()),
+            Known::Illegal(error) => {
+                self.decision.reason = Reason::IllegalState {
+                    error: error.clone(),
+                };
+                return;
+            }
+        };
+        let view = View {
+            me: &self.config.me,
+            one_node_write_mode: self.config.one_node_write_mode,
+            deposed_policy: self.config.deposed,
+            now: now.wall,
+            state,
+            active: self.active.as_deref().unwrap_or_default(),
+            database: self.database.expect("decides only after it has looked"),
+            applied: self.applied.as_ref(),
+            wal: self.wal,
+            timeline: self.timeline,
+            caught_up: self.caught_up.as_ref(),
+            rebuilt: state.is_some_and(|state| self.rebuilt_in == Some(state.generation)),
+        };
+        self.decision = decide(&view);
+        if self.should_give_up(now.monotonic) {
+            self.decision.postgres = PgTarget::Abdicate;
+            self.decision.write = None;
+            let problem = self.failure.clone().unwrap_or_default();
+            self.decision.reason = Reason::GivingUp { problem };
+        }
+    }
+
+    /// A primary or sync whose PostgreSQL keeps failing steps aside when the others can go on
+    /// without it (rule H2).
+    fn should_give_up(&self, now: Monotonic) -> bool {
+        let Some(state) = self.state() else {
+            return false;
+        };
+        let failing = self
+            .failing_since
+            .is_some_and(|since| now - since >= self.config.give_up);
+        let active = |peer: &PeerIdent| {
+            self.active
+                .iter()
+                .flatten()
+                .any(|active| active.id == peer.id)
+        };
+        let partner = match self.decision.role {
+            Role::Primary => state.sync.as_ref(),
+            Role::Sync => Some(&state.primary),
+            Role::Unknown | Role::Unassigned | Role::Async | Role::Deposed => None,
+        };
+        failing
+            && !state.is_frozen()
+            && partner.is_some_and(active)
+            && state.asyncs.iter().any(active)
+    }
+
+    fn drive_session(&mut self, now: Monotonic, actions: &mut Vec<Action>) {
+        match self.session {
+            Session::None if now >= self.join_at => {
+                self.session = Session::Joining;
+                actions.push(Action::Join);
+            }
+            // Only once PostgreSQL is down: until then this peer may still be needed.
+            Session::Joined
+                if self.decision.postgres == PgTarget::Abdicate
+                    && self.server == Server::Stopped
+                    && self.postgres.is_none()
+                    && self.writing == Writing::Nothing =>
+            {
+                self.session = Session::Leaving;
+                self.failing_since = None;
+                actions.push(Action::Leave);
+            }
+            _ => {}
+        }
+    }
+
+    fn drive_write(&mut self, now: Monotonic, actions: &mut Vec<Action>) {
+        if matches!(self.writing, Writing::Reading { .. }) && !self.reading && now >= self.put_at {
+            self.reading = true;
+            actions.push(Action::Read);
+        }
+        let limbo = matches!(self.writing, Writing::Limbo(_));
+        if !limbo && self.writing != Writing::Nothing || !self.is_informed() || now < self.put_at {
+            return;
+        }
+        let expected = self.version();
+        let state = match (self.decision.write.take(), self.state()) {
+            (Some(state), _) => state,
+            // Going back on a declaration that may still arrive: the same state under a new version
+            // makes sure that it cannot (rule D5).
+            (None, Some(state)) if limbo && !self.keeps_quiesced() => state.clone(),
+            _ => return,
+        };
+        let declares = self
+            .state()
+            .is_some_and(|old| old.generation != state.generation)
+            || limbo;
+        self.writing = Writing::Putting(Put {
+            expected,
+            state: state.clone(),
+            declares,
+        });
+        actions.push(Action::Put {
+            expected,
+            state: Box::new(state),
+        });
+    }
+
+    fn keeps_quiesced(&self) -> bool {
+        matches!(&self.decision.postgres, PgTarget::Run { config, .. } if config.is_quiesced())
+    }
+
+    /// Whether a declaration of this peer may still be stored, so that its old pair must acknowledge
+    /// nothing more (rule D5).
+    fn declaration_unsettled(&self) -> bool {
+        match &self.writing {
+            Writing::Nothing => false,
+            Writing::Putting(put) | Writing::Limbo(put) => put.declares,
+            Writing::Reading { unsettled } => unsettled.as_ref().is_some_and(|put| put.declares),
+        }
+    }
+
+    fn drive_postgres(&mut self, now: Monotonic, actions: &mut Vec<Action>) {
+        if self.decision.role != Role::Primary && self.is_informed() {
+            // Superseded: not one more answer, not even a stale one (rule F3).
+            self.fence(now, actions);
+        }
+        if self.fencing {
+            return;
+        }
+        let next = self.next_command(now);
+        if let Some(operation) = &mut self.postgres {
+            let outdated = match (&operation.command, &next) {
+                (PgCommand::Seed(from) | PgCommand::Rebuild(from), Some(next)) => match next {
+                    PgCommand::Seed(to) | PgCommand::Rebuild(to) => !from
+                        .iter()
+                        .any(|peer| to.iter().any(|other| other.id == peer.id)),
+                    _ => true,
+                },
+                (PgCommand::Seed(_) | PgCommand::Rebuild(_), None) => {
+                    self.decision.postgres != PgTarget::Hold
+                }
+                _ => false,
+            };
+            if outdated && !operation.cancelled {
+                operation.cancelled = true;
+                actions.push(Action::CancelPostgres);
+            }
+            return;
+        }
+        let Some(command) = next else { return };
+        if now < self.retry_at && command != PgCommand::Stop {
+            return;
+        }
+        let generation = self.state().map(|state| state.generation);
+        let operation = InFlight {
+            command: command.clone(),
+            generation,
+            cancelled: false,
+        };
+        self.postgres = Some(operation);
+        actions.push(Action::Postgres(command));
+    }
+
+    /// The next step from what PostgreSQL is to what it should be; `None`: there is nothing to do,
+    /// or it must not be done now.
+    fn next_command(&self, now: Monotonic) -> Option<PgCommand> {
+        let stop = || (self.server != Server::Stopped).then_some(PgCommand::Stop);
+        match &self.decision.postgres {
+            PgTarget::Hold => None,
+            PgTarget::Offline | PgTarget::Abdicate => stop(),
+            PgTarget::Prepared => match self.database {
+                Some(Database::None) => Some(PgCommand::Prepare),
+                _ => stop(),
+            },
+            PgTarget::Rebuilt(sources) => {
+                stop().or_else(|| Some(PgCommand::Rebuild(sources.clone())))
+            }
+            PgTarget::Run { config, sources } => {
+                if self.database == Some(Database::None) {
+                    return (!sources.is_empty()).then(|| PgCommand::Seed(sources.clone()));
+                }
+                if self
+                    .applied
+                    .as_ref()
+                    .is_some_and(|applied| applied.config == *config)
+                {
+                    return None;
+                }
+                if self.declaration_unsettled() && !config.is_quiesced() {
+                    return None;
+                }
+                if needs_proof(config) && !self.may_serve(now) {
+                    return None;
+                }
+                Some(PgCommand::Apply(config.clone()))
+            }
+        }
+    }
+
+    /// The earliest time at which something is due without an event.
+    fn next_wake(&self, now: Monotonic) -> Option<Monotonic> {
+        let join = (self.session == Session::None).then_some(self.join_at);
+        let put = (self.writing != Writing::Nothing || self.decision.write.is_some())
+            .then_some(self.put_at);
+        let retry = self.postgres.is_none().then_some(self.retry_at);
+        let fence = if self.serves_as_primary() {
+            self.serve_until()
+        } else {
+            None
+        };
+        let fence_again = self.serves_as_primary().then_some(self.fence_at);
+        let give_up = self.failing_since.map(|since| since + self.config.give_up);
+        [join, put, retry, fence, fence_again, give_up]
+            .into_iter()
+            .flatten()
+            .filter(|at| *at > now)
+            .min()
+    }
+}
+
+/// Which vector or table calls this configuration what.
+impl PgConfig {
+    /// The role as the original names it.
+    pub fn role_label(&self) -> &'static str {
+        match self {
+            PgConfig::Primary { .. } => "primary",
+            PgConfig::Standby {
+                place: StandbyRole::Sync,
+                ..
+            } => "sync",
+            PgConfig::Standby {
+                place: StandbyRole::Async,
+                ..
+            } => "async",
+        }
+    }
+}
