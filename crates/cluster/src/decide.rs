@@ -38,10 +38,7 @@ pub enum PgTarget {
 
 impl PgTarget {
     fn run(config: PgConfig) -> Self {
-        PgTarget::Run {
-            config,
-            sources: Vec::new(),
-        }
+        PgTarget::Run { config, sources: Vec::new() }
     }
 }
 
@@ -60,12 +57,7 @@ pub struct Decision {
 
 impl Decision {
     fn stay(role: Role, postgres: PgTarget, reason: Reason) -> Self {
-        Decision {
-            role,
-            postgres,
-            write: None,
-            reason,
-        }
+        Decision { role, postgres, write: None, reason }
     }
 }
 
@@ -79,25 +71,18 @@ pub fn decide(view: &View<'_>) -> Decision {
         primary::decide(view, state)
     } else if state.is_one_node_write_mode() {
         let primary = state.primary.id.clone();
-        let role = if deposed(state, view) {
-            Role::Deposed
-        } else {
-            Role::Unassigned
-        };
+        let role = if deposed(state, view) { Role::Deposed } else { Role::Unassigned };
         Decision::stay(role, PgTarget::Offline, Reason::SoleOther { primary })
     } else if state.sync.as_ref().is_some_and(|sync| sync.id == *me) {
         standby::decide_sync(view, state)
-    } else if let (true, Some(upstream)) = (
-        state.asyncs.iter().any(|peer| peer.id == *me),
-        state.upstream_of(me),
-    ) {
+    } else if let (true, Some(upstream)) =
+        (state.asyncs.iter().any(|peer| peer.id == *me), state.upstream_of(me))
+    {
         standby::decide_async(view, state, upstream)
     } else if deposed(state, view) {
         standby::decide_deposed(view, state)
     } else {
-        let reason = Reason::AwaitingPlace {
-            primary: state.primary.id.clone(),
-        };
+        let reason = Reason::AwaitingPlace { primary: state.primary.id.clone() };
         Decision::stay(Role::Unassigned, PgTarget::Offline, reason)
     }
 }
@@ -117,9 +102,7 @@ fn set_up(view: &View<'_>) -> Decision {
         match view.active {
             [] => return wait(Reason::SetupUnregistered),
             [first, ..] if first.id != view.me.id => {
-                return wait(Reason::SetupByAnother {
-                    first: first.id.clone(),
-                });
+                return wait(Reason::SetupByAnother { first: first.id.clone() });
             }
             [_] => return wait(Reason::SetupAlone),
             _ => {}
@@ -130,11 +113,7 @@ fn set_up(view: &View<'_>) -> Decision {
         return Decision::stay(Role::Unassigned, PgTarget::Prepared, reason);
     }
     let generation = Generation(1);
-    let others = if view.one_node_write_mode {
-        &[]
-    } else {
-        &view.active[1..]
-    };
+    let others = if view.one_node_write_mode { &[] } else { &view.active[1..] };
     let state = ClusterState {
         generation,
         primary: view.me.clone(),
@@ -175,9 +154,7 @@ fn primary_config(state: &ClusterState, counts: Counts, gate: Gate) -> PgConfig 
 /// The position that quiescing proved, if PostgreSQL is in exactly this quiesced configuration.
 fn proven_position(view: &View<'_>, quiesced: &PgConfig) -> Option<Lsn> {
     debug_assert!(quiesced.is_quiesced());
-    view.applied
-        .filter(|applied| applied.config == *quiesced)
-        .map(|applied| applied.position)
+    view.applied.filter(|applied| applied.config == *quiesced).map(|applied| applied.position)
 }
 
 /// The state that follows `state` when this peer declares a new pair: the requests and the mode of

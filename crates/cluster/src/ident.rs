@@ -68,11 +68,7 @@ pub struct PeerIdentError {
 impl PeerIdent {
     /// The identity of a peer at this address, with the URLs derived from it.
     pub fn new(ip: &str, pg_port: u16, backup_port: u16, zone_id: &str) -> Self {
-        let host = if ip.contains(':') {
-            format!("[{ip}]")
-        } else {
-            ip.to_owned()
-        };
+        let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
         PeerIdent {
             id: PeerId(format!("{ip}:{pg_port}:{backup_port}")),
             zone_id: zone_id.to_owned(),
@@ -88,19 +84,11 @@ impl PeerIdent {
     /// # Errors
     /// When `pgUrl` has no host or a port that is no number.
     pub fn pg_address(&self) -> Result<(String, u16), PeerIdentError> {
-        let error = || PeerIdentError {
-            peer: self.id.clone(),
-            url: self.pg_url.clone(),
-        };
+        let error = || PeerIdentError { peer: self.id.clone(), url: self.pg_url.clone() };
         let rest = self.pg_url.split_once("://").ok_or_else(error)?.1;
         let authority = rest.split(['/', '?']).next().unwrap_or(rest);
-        let host_port = authority
-            .rsplit_once('@')
-            .map_or(authority, |(_, after)| after);
-        let (host, port) = match host_port
-            .strip_prefix('[')
-            .and_then(|v6| v6.split_once(']'))
-        {
+        let host_port = authority.rsplit_once('@').map_or(authority, |(_, after)| after);
+        let (host, port) = match host_port.strip_prefix('[').and_then(|v6| v6.split_once(']')) {
             Some((host, after)) => (host, after.strip_prefix(':')),
             None => match host_port.rsplit_once(':') {
                 Some((host, port)) => (host, Some(port)),
@@ -108,19 +96,12 @@ impl PeerIdent {
             },
         };
         let port = port.map_or(Ok(5432), str::parse).map_err(|_| error())?;
-        if host.is_empty() {
-            Err(error())
-        } else {
-            Ok((host.to_owned(), port))
-        }
+        if host.is_empty() { Err(error()) } else { Ok((host.to_owned(), port)) }
     }
 
     /// The first eight characters of the zone: what tables show as PEER.
     pub fn abbreviation(&self) -> &str {
-        self.zone_id
-            .char_indices()
-            .nth(8)
-            .map_or(&self.zone_id, |(end, _)| &self.zone_id[..end])
+        self.zone_id.char_indices().nth(8).map_or(&self.zone_id, |(end, _)| &self.zone_id[..end])
     }
 }
 
@@ -132,25 +113,15 @@ mod tests {
         let mut peer = PeerIdent::new("10.0.0.1", 5432, 12345, "zone");
         peer.pg_url = url.to_owned();
         let got = peer.pg_address().ok();
-        assert_eq!(
-            got,
-            expected.map(|(host, port)| (host.to_owned(), port)),
-            "{url}"
-        );
+        assert_eq!(got, expected.map(|(host, port)| (host.to_owned(), port)), "{url}");
     }
 
     #[test]
     fn address_from_every_form_of_url() {
-        check(
-            "tcp://postgres@10.0.0.1:5432/postgres",
-            Some(("10.0.0.1", 5432)),
-        );
+        check("tcp://postgres@10.0.0.1:5432/postgres", Some(("10.0.0.1", 5432)));
         check("tcp://10.0.0.1:10001/postgres", Some(("10.0.0.1", 10001)));
         check("tcp://postgres@10.0.0.1/postgres", Some(("10.0.0.1", 5432)));
-        check(
-            "tcp://postgres@[fd00::1]:5433/postgres",
-            Some(("fd00::1", 5433)),
-        );
+        check("tcp://postgres@[fd00::1]:5433/postgres", Some(("fd00::1", 5433)));
         check("tcp://postgres@[fd00::1]/postgres", Some(("fd00::1", 5432)));
         check("10.0.0.1:5432", None);
         check("tcp://postgres@/postgres", None);
@@ -159,14 +130,8 @@ mod tests {
 
     #[test]
     fn abbreviation_is_eight_characters() {
-        assert_eq!(
-            PeerIdent::new("::1", 1, 2, "301e2142-fed1").abbreviation(),
-            "301e2142"
-        );
-        assert_eq!(
-            PeerIdent::new("::1", 1, 2, "änderung-lang").abbreviation(),
-            "änderung"
-        );
+        assert_eq!(PeerIdent::new("::1", 1, 2, "301e2142-fed1").abbreviation(), "301e2142");
+        assert_eq!(PeerIdent::new("::1", 1, 2, "änderung-lang").abbreviation(), "änderung");
         assert_eq!(PeerIdent::new("::1", 1, 2, "a").abbreviation(), "a");
     }
 

@@ -49,15 +49,11 @@ impl FromStr for Lsn {
         let half = |digits: &str| {
             let plain = (1..=8).contains(&digits.len())
                 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
-            plain
-                .then(|| u64::from_str_radix(digits, 16).ok())
-                .flatten()
+            plain.then(|| u64::from_str_radix(digits, 16).ok()).flatten()
         };
         text.split_once('/')
             .and_then(|(high, low)| Some(Lsn(half(high)? << 32 | half(low)?)))
-            .ok_or_else(|| LsnError {
-                text: text.to_owned(),
-            })
+            .ok_or_else(|| LsnError { text: text.to_owned() })
     }
 }
 
@@ -69,9 +65,7 @@ impl Serialize for Lsn {
 
 impl<'de> Deserialize<'de> for Lsn {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -97,19 +91,9 @@ mod tests {
 
     #[test]
     fn refuses_everything_else() {
-        for text in [
-            "",
-            "/",
-            "0",
-            "0/",
-            "/0",
-            "0/0/0",
-            "g/0",
-            "0/123456789",
-            "+1/0",
-            " 0/0",
-            "-1/0",
-        ] {
+        for text in
+            ["", "/", "0", "0/", "/0", "0/0/0", "g/0", "0/123456789", "+1/0", " 0/0", "-1/0"]
+        {
             assert!(text.parse::<Lsn>().is_err(), "{text:?}");
         }
     }

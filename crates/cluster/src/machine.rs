@@ -203,10 +203,7 @@ impl Machine {
 
     /// What follows when the configuration of the sitter was read again.
     pub fn reconfigure(&mut self, config: MachineConfig) {
-        assert_eq!(
-            config.me.id, self.config.me.id,
-            "a peer does not change its name"
-        );
+        assert_eq!(config.me.id, self.config.me.id, "a peer does not change its name");
         self.config = config;
     }
 
@@ -224,17 +221,10 @@ impl Machine {
             }
             Writing::Reading { .. } => pending.push("reading the stored state again".to_owned()),
             Writing::Limbo(put) => {
-                pending.push(format!(
-                    "settling the write of generation {}",
-                    put.state.generation
-                ));
+                pending.push(format!("settling the write of generation {}", put.state.generation));
             }
         }
-        pending.extend(
-            self.postgres
-                .as_ref()
-                .map(|operation| operation.command.to_string()),
-        );
+        pending.extend(self.postgres.as_ref().map(|operation| operation.command.to_string()));
         if self.fencing {
             pending.push("stopping PostgreSQL at once".to_owned());
         }
@@ -245,8 +235,5 @@ impl Machine {
 /// Each peer once, at its first place.
 fn distinct(peers: Vec<PeerIdent>) -> Vec<PeerIdent> {
     let mut seen = BTreeSet::new();
-    peers
-        .into_iter()
-        .filter(|peer| seen.insert(peer.id.clone()))
-        .collect()
+    peers.into_iter().filter(|peer| seen.insert(peer.id.clone())).collect()
 }

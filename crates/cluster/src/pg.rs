@@ -81,13 +81,9 @@ impl PgConfig {
     #[must_use]
     pub fn opened(self) -> Self {
         match self {
-            PgConfig::Primary {
-                counts, downstream, ..
-            } => PgConfig::Primary {
-                counts,
-                gate: Gate::Open,
-                downstream,
-            },
+            PgConfig::Primary { counts, downstream, .. } => {
+                PgConfig::Primary { counts, gate: Gate::Open, downstream }
+            }
             standby @ PgConfig::Standby { .. } => standby,
         }
     }

@@ -129,10 +129,7 @@ pub struct StateError {
 
 impl StateError {
     fn new(field: impl Into<String>, problem: impl Into<String>) -> Self {
-        StateError {
-            field: field.into(),
-            problem: problem.into(),
-        }
+        StateError { field: field.into(), problem: problem.into() }
     }
 }
 
@@ -184,16 +181,10 @@ impl ClusterState {
     /// Names the field that breaks the law.
     pub fn validate(&self) -> Result<(), StateError> {
         if self.sync.is_none() && !self.is_one_node_write_mode() {
-            return Err(StateError::new(
-                "sync",
-                "is null outside one-node-write mode",
-            ));
+            return Err(StateError::new("sync", "is null outside one-node-write mode"));
         }
         if let (Some(sync), true) = (&self.sync, self.is_one_node_write_mode()) {
-            let problem = format!(
-                "is {} although the shard is in one-node-write mode",
-                sync.id
-            );
+            let problem = format!("is {} although the shard is in one-node-write mode", sync.id);
             return Err(StateError::new("sync", problem));
         }
         let mut places: BTreeMap<&PeerId, String> = BTreeMap::new();
@@ -213,18 +204,12 @@ impl ClusterState {
     pub fn places(&self) -> impl Iterator<Item = (String, &PeerIdent)> {
         let one = |name: &str, peer| (name.to_owned(), peer);
         let list = |name: &'static str, peers: &'_ [PeerIdent]| {
-            (0..peers.len())
-                .map(move |index| format!("{name}[{index}]"))
-                .collect::<Vec<_>>()
+            (0..peers.len()).map(move |index| format!("{name}[{index}]")).collect::<Vec<_>>()
         };
         std::iter::once(one("primary", &self.primary))
             .chain(self.sync.iter().map(move |sync| one("sync", sync)))
             .chain(list("async", &self.asyncs).into_iter().zip(&self.asyncs))
-            .chain(
-                list("deposed", &self.deposed)
-                    .into_iter()
-                    .zip(&self.deposed),
-            )
+            .chain(list("deposed", &self.deposed).into_iter().zip(&self.deposed))
     }
 
     /// Whether no takeover may happen.
@@ -248,9 +233,7 @@ impl ClusterState {
 
     /// The replication chain, in order: primary, sync, asyncs.
     pub fn chain(&self) -> impl Iterator<Item = &PeerIdent> {
-        std::iter::once(&self.primary)
-            .chain(&self.sync)
-            .chain(&self.asyncs)
+        std::iter::once(&self.primary).chain(&self.sync).chain(&self.asyncs)
     }
 
     /// The peer that `id` streams from, when it is in the chain and not its head.
@@ -310,11 +293,7 @@ fn check_peers(
 
 fn check_peer(peer: Option<&Value>, field: &str) -> Result<(), StateError> {
     let Some(Value::Object(peer)) = peer else {
-        let problem = if peer.is_none() {
-            "is missing"
-        } else {
-            "is not a peer"
-        };
+        let problem = if peer.is_none() { "is missing" } else { "is not a peer" };
         return Err(StateError::new(field, problem));
     };
     for name in ["id", "zoneId", "ip", "pgUrl"] {

@@ -32,13 +32,7 @@ pub fn check_successor(
     let from = before.map_or(0, |state| state.generation.0);
     let illegal = |rule, problem: &str| {
         let (writer, to) = (writer.clone(), next.generation.0);
-        Err(IllegalSuccessor {
-            writer,
-            from,
-            to,
-            problem: problem.to_owned(),
-            rule,
-        })
+        Err(IllegalSuccessor { writer, from, to, problem: problem.to_owned(), rule })
     };
     if let Err(error) = next.validate() {
         return illegal("S1", &error.to_string());
@@ -71,10 +65,7 @@ pub fn check_successor(
         return Ok(());
     }
     if !is(before.sync.as_ref(), writer) {
-        return illegal(
-            "D1",
-            "only the primary and the sync of a generation declare the next",
-        );
+        return illegal("D1", "only the primary and the sync of a generation declare the next");
     }
     if next.deposed.iter().any(|peer| peer.id == before.primary.id) {
         Ok(())
@@ -96,24 +87,14 @@ fn check_same_generation(
         return Err(("D3", "initWal changes only with the generation"));
     }
     if *writer == before.primary.id {
-        let kept = before
-            .deposed
-            .iter()
-            .all(|p| next.deposed.iter().any(|n| n.id == p.id));
-        return if kept {
-            Ok(())
-        } else {
-            Err(("X1", "a deposed peer stays so until repaired"))
-        };
+        let kept = before.deposed.iter().all(|p| next.deposed.iter().any(|n| n.id == p.id));
+        return if kept { Ok(()) } else { Err(("X1", "a deposed peer stays so until repaired")) };
     }
     let mut without_writer = before.clone();
     without_writer.deposed.retain(|peer| peer.id != *writer);
     if *next == without_writer || next == before {
         Ok(())
     } else {
-        Err((
-            "C2",
-            "only the primary changes the chain; a rebuilt peer removes only itself",
-        ))
+        Err(("C2", "only the primary changes the chain; a rebuilt peer removes only itself"))
     }
 }

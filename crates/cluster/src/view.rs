@@ -77,17 +77,9 @@ impl View<'_> {
     /// up now, or had when the gate was opened for it.
     pub fn gate_for(&self, sync: &PeerId) -> Gate {
         let was_open = self.applied.is_some_and(|applied| match &applied.config {
-            PgConfig::Primary {
-                counts: Counts::Sync(id),
-                gate: Gate::Open,
-                ..
-            } => id == sync,
+            PgConfig::Primary { counts: Counts::Sync(id), gate: Gate::Open, .. } => id == sync,
             _ => false,
         });
-        if was_open || self.caught_up == Some(sync) {
-            Gate::Open
-        } else {
-            Gate::Closed
-        }
+        if was_open || self.caught_up == Some(sync) { Gate::Open } else { Gate::Closed }
     }
 }

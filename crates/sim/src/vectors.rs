@@ -62,9 +62,7 @@ pub struct Difference {
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: step {}:", self.vector, self.step)?;
-        self.lines
-            .iter()
-            .try_for_each(|line| write!(f, "\n    {line}"))
+        self.lines.iter().try_for_each(|line| write!(f, "\n    {line}"))
     }
 }
 
@@ -88,10 +86,7 @@ pub fn parse(text: &str) -> Result<Vec<Vector>, VectorError> {
         .enumerate()
         .filter(|(_, line)| !line.trim().is_empty())
         .map(|(index, line)| {
-            serde_json::from_str(line).map_err(|cause| VectorError {
-                line: index + 1,
-                cause,
-            })
+            serde_json::from_str(line).map_err(|cause| VectorError { line: index + 1, cause })
         })
         .collect()
 }
@@ -103,24 +98,13 @@ pub fn parse(text: &str) -> Result<Vec<Vector>, VectorError> {
 pub fn check(vector: &Vector) -> Result<(), Difference> {
     let mut world = world::World::new(vector.one_node_write_mode);
     for (index, step) in vector.steps.iter().enumerate() {
-        let difference = |lines| Difference {
-            vector: vector.name.clone(),
-            step: index + 1,
-            lines,
-        };
+        let difference = |lines| Difference { vector: vector.name.clone(), step: index + 1, lines };
         for input in &step.inputs {
-            world
-                .apply(input)
-                .map_err(|problem| difference(vec![problem]))?;
+            world.apply(input).map_err(|problem| difference(vec![problem]))?;
         }
         world.settle();
         let mut lines = Vec::new();
-        compare(
-            "",
-            &normal(&step.expect),
-            &normal(&world.observe()),
-            &mut lines,
-        );
+        compare("", &normal(&step.expect), &normal(&world.observe()), &mut lines);
         if !lines.is_empty() {
             lines.push(format!("the machine says: {}", world.reason()));
             return Err(difference(lines));
@@ -132,12 +116,9 @@ pub fn check(vector: &Vector) -> Result<(), Difference> {
 /// WAL positions compare by value, not by how many zeros they are printed with.
 fn normal(value: &Value) -> Value {
     match value {
-        Value::Object(object) => Value::Object(
-            object
-                .iter()
-                .map(|(key, value)| (key.clone(), normal(value)))
-                .collect(),
-        ),
+        Value::Object(object) => {
+            Value::Object(object.iter().map(|(key, value)| (key.clone(), normal(value))).collect())
+        }
         Value::String(text) => match text.parse::<cluster::Lsn>() {
             Ok(lsn) => json!(lsn.to_string()),
             Err(_) => value.clone(),
@@ -152,15 +133,8 @@ fn compare(path: &str, expected: &Value, got: &Value, lines: &mut Vec<String>) {
             let missing = Value::Null;
             let keys: std::collections::BTreeSet<_> = a.keys().chain(b.keys()).collect();
             for key in keys {
-                let path = if path.is_empty() {
-                    key.clone()
-                } else {
-                    format!("{path}.{key}")
-                };
-                let pair = (
-                    a.get(key).unwrap_or(&missing),
-                    b.get(key).unwrap_or(&missing),
-                );
+                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                let pair = (a.get(key).unwrap_or(&missing), b.get(key).unwrap_or(&missing));
                 compare(&path, pair.0, pair.1, lines);
             }
         }
@@ -184,10 +158,7 @@ fn whole_state(short: &Value) -> Result<ClusterState, String> {
         Value::String(name) => serde_json::to_value(peer(name)).unwrap_or_default(),
         other => other.clone(),
     };
-    let mut state = short
-        .as_object()
-        .ok_or("clusterState is not an object")?
-        .clone();
+    let mut state = short.as_object().ok_or("clusterState is not an object")?.clone();
     for (key, value) in &mut state {
         match (key.as_str(), &mut *value) {
             ("primary" | "sync", peer) => *peer = ident(peer),
@@ -203,11 +174,7 @@ fn whole_state(short: &Value) -> Result<ClusterState, String> {
 
 fn whole_promote(promote: &mut Map<String, Value>) {
     let expired = promote.remove("expired") == Some(Value::Bool(true));
-    let time = if expired {
-        "2000-01-01T00:00:00Z"
-    } else {
-        "2100-01-01T00:00:00Z"
-    };
+    let time = if expired { "2000-01-01T00:00:00Z" } else { "2100-01-01T00:00:00Z" };
     promote.insert("expireTime".to_owned(), json!(time));
 }
 
@@ -246,9 +213,7 @@ mod tests {
             "wal":"0/0000000a"}}]}"#;
 
     fn setup(role: &str) -> Vector {
-        parse(&SETUP.replace('\n', " ").replace("ROLE", role))
-            .expect("a vector")
-            .remove(0)
+        parse(&SETUP.replace('\n', " ").replace("ROLE", role)).expect("a vector").remove(0)
     }
 
     #[test]
@@ -256,10 +221,7 @@ mod tests {
         assert_eq!(check(&setup("primary")), Ok(()));
         let difference = check(&setup("sync")).expect_err("another role");
         assert_eq!(difference.step, 1);
-        assert_eq!(
-            difference.lines[0],
-            r#"role: expected "sync", got "primary""#
-        );
+        assert_eq!(difference.lines[0], r#"role: expected "sync", got "primary""#);
     }
 
     #[test]

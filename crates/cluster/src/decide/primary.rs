@@ -19,16 +19,8 @@ pub(super) fn decide(view: &View<'_>, state: &ClusterState) -> Decision {
 /// The asyncs as they should stand: those present, in order, then the newcomers (rule C2). A peer
 /// that stands anywhere else in the state is no newcomer.
 fn wanted_asyncs(view: &View<'_>, state: &ClusterState) -> Vec<PeerIdent> {
-    let kept = state
-        .asyncs
-        .iter()
-        .filter(|peer| view.is_active(&peer.id))
-        .cloned();
-    let newcomers = view
-        .active
-        .iter()
-        .filter(|peer| !state.names(&peer.id))
-        .cloned();
+    let kept = state.asyncs.iter().filter(|peer| view.is_active(&peer.id)).cloned();
+    let newcomers = view.active.iter().filter(|peer| !state.names(&peer.id)).cloned();
     kept.chain(newcomers).collect()
 }
 
@@ -44,38 +36,18 @@ fn decide_pair(view: &View<'_>, state: &ClusterState, sync: &PeerIdent) -> Decis
     let candidate = state.asyncs.iter().find(|peer| view.is_active(&peer.id));
     if let (true, Some(candidate)) = (sync_gone, candidate) {
         if state.is_frozen() {
-            let reason = Reason::ReplacementFrozen {
-                sync: sync.id.clone(),
-            };
+            let reason = Reason::ReplacementFrozen { sync: sync.id.clone() };
             return Decision { reason, ..serving };
         }
-        let rest = wanted
-            .iter()
-            .filter(|peer| peer.id != candidate.id)
-            .cloned()
-            .collect();
+        let rest = wanted.iter().filter(|peer| peer.id != candidate.id).cloned().collect();
         return replace_sync(view, state, sync, candidate, rest);
     }
-    if !wanted
-        .iter()
-        .map(|peer| &peer.id)
-        .eq(state.asyncs.iter().map(|peer| &peer.id))
-    {
-        let write = Some(ClusterState {
-            asyncs: wanted,
-            promote: None,
-            ..state.clone()
-        });
-        return Decision {
-            write,
-            reason: Reason::UpdatingAsyncs,
-            ..serving
-        };
+    if !wanted.iter().map(|peer| &peer.id).eq(state.asyncs.iter().map(|peer| &peer.id)) {
+        let write = Some(ClusterState { asyncs: wanted, promote: None, ..state.clone() });
+        return Decision { write, reason: Reason::UpdatingAsyncs, ..serving };
     }
     if sync_gone {
-        let reason = Reason::NoReplacement {
-            sync: sync.id.clone(),
-        };
+        let reason = Reason::NoReplacement { sync: sync.id.clone() };
         return Decision { reason, ..serving };
     }
     serving
@@ -103,9 +75,7 @@ fn replace_sync(
 ) -> Decision {
     let quiesced = quiesced(view, state, old);
     let Some(position) = proven_position(view, &quiesced) else {
-        let reason = Reason::QuiescingToReplace {
-            sync: old.id.clone(),
-        };
+        let reason = Reason::QuiescingToReplace { sync: old.id.clone() };
         return Decision::stay(Role::Primary, PgTarget::run(quiesced), reason);
     };
     let state = ClusterState {
@@ -113,16 +83,8 @@ fn replace_sync(
         asyncs,
         ..successor(state, position, view.timeline)
     };
-    let reason = Reason::ReplacingSync {
-        sync: old.id.clone(),
-        generation: state.generation,
-    };
-    Decision {
-        role: Role::Primary,
-        postgres: PgTarget::run(quiesced),
-        write: Some(state),
-        reason,
-    }
+    let reason = Reason::ReplacingSync { sync: old.id.clone(), generation: state.generation };
+    Decision { role: Role::Primary, postgres: PgTarget::run(quiesced), write: Some(state), reason }
 }
 
 /// Nobody counts; the gate stays as it is, so that clients wait for the new sync instead of seeing
@@ -144,13 +106,8 @@ fn decide_promote(
     serving: &Decision,
 ) -> Option<Decision> {
     let settle = |state: ClusterState| Decision {
-        write: Some(ClusterState {
-            promote: None,
-            ..state
-        }),
-        reason: Reason::PromoteSettled {
-            peer: request.id.clone(),
-        },
+        write: Some(ClusterState { promote: None, ..state }),
+        reason: Reason::PromoteSettled { peer: request.id.clone() },
         ..serving.clone()
     };
     if !is_valid(view, state, request) {
@@ -167,19 +124,11 @@ fn decide_promote(
         if place > 0 {
             asyncs.swap(place - 1, place);
         }
-        return Some(settle(ClusterState {
-            asyncs,
-            ..state.clone()
-        }));
+        return Some(settle(ClusterState { asyncs, ..state.clone() }));
     }
     if state.is_frozen() {
-        let reason = Reason::PromoteFrozen {
-            peer: request.id.clone(),
-        };
-        return Some(Decision {
-            reason,
-            ..serving.clone()
-        });
+        let reason = Reason::PromoteFrozen { peer: request.id.clone() };
+        return Some(Decision { reason, ..serving.clone() });
     }
     let new = asyncs.remove(place);
     asyncs.insert(0, sync.clone());
@@ -190,14 +139,10 @@ fn decide_promote(
 /// stands where it says (rule P1).
 pub(super) fn is_valid(view: &View<'_>, state: &ClusterState, request: &Promote) -> bool {
     let stands = match (request.role, request.async_index) {
-        (PromoteRole::Sync, _) => state
-            .sync
-            .as_ref()
-            .is_some_and(|sync| sync.id == request.id),
-        (PromoteRole::Async, Some(index)) => state
-            .asyncs
-            .get(index)
-            .is_some_and(|peer| peer.id == request.id),
+        (PromoteRole::Sync, _) => state.sync.as_ref().is_some_and(|sync| sync.id == request.id),
+        (PromoteRole::Async, Some(index)) => {
+            state.asyncs.get(index).is_some_and(|peer| peer.id == request.id)
+        }
         (PromoteRole::Async, None) => false,
     };
     stands && request.generation == state.generation && view.now < request.expire_time
@@ -211,11 +156,7 @@ fn decide_alone(view: &View<'_>, state: &ClusterState) -> Decision {
     if view.one_node_write_mode {
         return serve(Reason::Alone);
     }
-    let mut others = view
-        .active
-        .iter()
-        .filter(|peer| !state.names(&peer.id))
-        .cloned();
+    let mut others = view.active.iter().filter(|peer| !state.names(&peer.id)).cloned();
     let Some(sync) = others.next() else {
         return serve(Reason::AloneNoPeer);
     };
@@ -223,19 +164,12 @@ fn decide_alone(view: &View<'_>, state: &ClusterState) -> Decision {
         return serve(Reason::AloneFrozen);
     }
     let quiesced = primary_config(state, Counts::Nobody, Gate::Open);
-    let reason = Reason::LeavingAlone {
-        sync: sync.id.clone(),
-    };
+    let reason = Reason::LeavingAlone { sync: sync.id.clone() };
     let postgres = PgTarget::run(quiesced.clone());
     let write = proven_position(view, &quiesced).map(|position| ClusterState {
         sync: Some(sync),
         asyncs: others.collect(),
         ..successor(state, position, view.timeline)
     });
-    Decision {
-        role: Role::Primary,
-        postgres,
-        write,
-        reason,
-    }
+    Decision { role: Role::Primary, postgres, write, reason }
 }

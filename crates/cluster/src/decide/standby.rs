@@ -27,10 +27,7 @@ fn follow(
     if upstream.id != state.primary.id {
         sources.push(state.primary.clone());
     }
-    PgTarget::Run {
-        config: standby_config(view, state, place, Some(upstream)),
-        sources,
-    }
+    PgTarget::Run { config: standby_config(view, state, place, Some(upstream)), sources }
 }
 
 pub(super) fn decide_async(
@@ -39,13 +36,7 @@ pub(super) fn decide_async(
     upstream: &PeerIdent,
 ) -> Decision {
     let postgres = follow(view, state, StandbyRole::Async, upstream);
-    Decision::stay(
-        Role::Async,
-        postgres,
-        Reason::Following {
-            upstream: upstream.id.clone(),
-        },
-    )
+    Decision::stay(Role::Async, postgres, Reason::Following { upstream: upstream.id.clone() })
 }
 
 /// The sync follows the primary, and takes over when the primary is gone or an operator asks for
@@ -55,9 +46,7 @@ pub(super) fn decide_sync(view: &View<'_>, state: &ClusterState) -> Decision {
     let following = Decision::stay(
         Role::Sync,
         follow(view, state, StandbyRole::Sync, primary),
-        Reason::Following {
-            upstream: primary.id.clone(),
-        },
+        Reason::Following { upstream: primary.id.clone() },
     );
     let asked = state.promote.as_ref().is_some_and(|request| {
         request.role == PromoteRole::Sync
@@ -67,27 +56,13 @@ pub(super) fn decide_sync(view: &View<'_>, state: &ClusterState) -> Decision {
     if view.is_active(&primary.id) && !asked {
         return following;
     }
-    let asyncs: Vec<_> = state
-        .asyncs
-        .iter()
-        .filter(|peer| view.is_active(&peer.id))
-        .collect();
+    let asyncs: Vec<_> = state.asyncs.iter().filter(|peer| view.is_active(&peer.id)).collect();
     let primary_id = primary.id.clone();
-    let Some(new_sync) = asyncs.first() else {
-        return Decision {
-            reason: Reason::TakeoverNoAsync {
-                primary: primary_id,
-            },
-            ..following
-        };
+    let Some((new_sync, rest)) = asyncs.split_first() else {
+        return Decision { reason: Reason::TakeoverNoAsync { primary: primary_id }, ..following };
     };
     if state.is_frozen() {
-        return Decision {
-            reason: Reason::TakeoverFrozen {
-                primary: primary_id,
-            },
-            ..following
-        };
+        return Decision { reason: Reason::TakeoverFrozen { primary: primary_id }, ..following };
     }
     let detached = standby_config(view, state, StandbyRole::Sync, None);
     let proven = proven_position(view, &detached);
@@ -96,35 +71,19 @@ pub(super) fn decide_sync(view: &View<'_>, state: &ClusterState) -> Decision {
     let wal = proven.or(view.wal);
     if wal.is_none_or(|wal| wal < state.init_wal) {
         let needed = state.init_wal;
-        let reason = Reason::TakeoverBehind {
-            primary: primary_id,
-            wal,
-            needed,
-        };
-        return Decision {
-            reason,
-            ..following
-        };
+        let reason = Reason::TakeoverBehind { primary: primary_id, wal, needed };
+        return Decision { reason, ..following };
     }
     if let Some(needed) = state.init_timeline
         && view.timeline.is_none_or(|timeline| timeline < needed)
     {
         let timeline = view.timeline;
-        let reason = Reason::TakeoverDiverged {
-            primary: primary_id,
-            timeline,
-            needed,
-        };
-        return Decision {
-            reason,
-            ..following
-        };
+        let reason = Reason::TakeoverDiverged { primary: primary_id, timeline, needed };
+        return Decision { reason, ..following };
     }
     let postgres = PgTarget::run(detached);
     let Some(position) = proven else {
-        let reason = Reason::Detaching {
-            primary: primary_id,
-        };
+        let reason = Reason::Detaching { primary: primary_id };
         return Decision::stay(Role::Sync, postgres, reason);
     };
     let mut deposed = state.deposed.clone();
@@ -134,24 +93,12 @@ pub(super) fn decide_sync(view: &View<'_>, state: &ClusterState) -> Decision {
     let next = ClusterState {
         primary: view.me.clone(),
         sync: Some((*new_sync).clone()),
-        asyncs: asyncs
-            .iter()
-            .filter(|p| p.id != new_sync.id)
-            .map(|&p| p.clone())
-            .collect(),
+        asyncs: rest.iter().map(|&peer| peer.clone()).collect(),
         deposed,
         ..successor(state, position, view.timeline)
     };
-    let reason = Reason::TakingOver {
-        primary: primary_id,
-        generation: next.generation,
-    };
-    Decision {
-        role: Role::Sync,
-        postgres,
-        write: Some(next),
-        reason,
-    }
+    let reason = Reason::TakingOver { primary: primary_id, generation: next.generation };
+    Decision { role: Role::Sync, postgres, write: Some(next), reason }
 }
 
 /// Deposed: repaired by an operator, or rebuilt from the end of the chain and then taken out of the
@@ -166,12 +113,7 @@ pub(super) fn decide_deposed(view: &View<'_>, state: &ClusterState) -> Decision 
         next.deposed.retain(|peer| peer.id != view.me.id);
         let write = Some(next);
         let reason = Reason::Rejoining;
-        return Decision {
-            role: Role::Deposed,
-            postgres: PgTarget::Offline,
-            write,
-            reason,
-        };
+        return Decision { role: Role::Deposed, postgres: PgTarget::Offline, write, reason };
     }
     let last = state.chain().filter(|peer| view.is_active(&peer.id)).last();
     let mut sources: Vec<PeerIdent> = last.into_iter().cloned().collect();

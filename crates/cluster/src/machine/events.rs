@@ -12,11 +12,7 @@ const STABLE: Millis = Millis(10_000);
 impl Machine {
     pub(super) fn take(&mut self, now: Monotonic, event: Event, actions: &mut Vec<Action>) {
         match event {
-            Event::Inspected {
-                database,
-                running,
-                applied,
-            } => {
+            Event::Inspected { database, running, applied } => {
                 self.take_inspected(now, database, running, applied);
             }
             Event::InspectFailed(problem) => {
@@ -58,12 +54,7 @@ impl Machine {
             Event::PgFailed(error) => self.take_pg_failed(now, error),
             Event::Fenced(result) => self.take_fenced(now, result),
             Event::PgExited(problem) => self.take_exit(now, problem),
-            Event::Probed {
-                wal,
-                timeline,
-                caught_up,
-                sync_answered,
-            } => {
+            Event::Probed { wal, timeline, caught_up, sync_answered } => {
                 self.wal = Some(wal);
                 self.timeline = self.timeline.max(timeline);
                 self.caught_up = caught_up;
@@ -87,11 +78,7 @@ impl Machine {
 
     /// The delay after this many failures: doubled each time, up to the longest.
     pub(super) fn delay(&self, failures: u32) -> Millis {
-        let doubled = self
-            .config
-            .retry_min
-            .0
-            .saturating_mul(1 << failures.min(16));
+        let doubled = self.config.retry_min.0.saturating_mul(1 << failures.min(16));
         Millis(doubled.min(self.config.retry_max.0))
     }
 
@@ -114,21 +101,13 @@ impl Machine {
     ) {
         self.inspecting = false;
         self.database = Some(database);
-        self.server = if running {
-            Server::Running
-        } else {
-            Server::Stopped
-        };
+        self.server = if running { Server::Running } else { Server::Stopped };
         self.applied = applied.filter(|_| running);
         self.failure = None;
         self.attempts = 0;
         // A sitter that restarts knows nothing of the proofs before: an adopted primary gets one
         // lease to find the next one (rule F2).
-        if self
-            .applied
-            .as_ref()
-            .is_some_and(|applied| needs_proof(&applied.config))
-        {
+        if self.applied.as_ref().is_some_and(|applied| needs_proof(&applied.config)) {
             self.prove(now);
         }
     }
@@ -137,13 +116,8 @@ impl Machine {
         let version = seen.as_ref().map(|seen| seen.version);
         self.known = match seen {
             None => Known::Absent,
-            Some(StateSeen {
-                version,
-                state: Ok(state),
-            }) => Known::Legal(version, Box::new(state)),
-            Some(StateSeen {
-                state: Err(error), ..
-            }) => Known::Illegal(error),
+            Some(StateSeen { version, state: Ok(state) }) => Known::Legal(version, Box::new(state)),
+            Some(StateSeen { state: Err(error), .. }) => Known::Illegal(error),
         };
         // A stored version that is no longer the expected one settles a write in limbo: whatever was
         // on its way can now only fail.
@@ -209,10 +183,8 @@ impl Machine {
     }
 
     fn take_pg_done(&mut self, now: Monotonic, outcome: PgOutcome) {
-        let operation = self
-            .postgres
-            .take()
-            .expect("a command was answered that was not in flight");
+        let operation =
+            self.postgres.take().expect("a command was answered that was not in flight");
         match (outcome, operation.command) {
             (PgOutcome::Applied { position, timeline }, PgCommand::Apply(config)) => {
                 if self.server != Server::Running {
@@ -257,10 +229,8 @@ impl Machine {
     }
 
     fn take_pg_failed(&mut self, now: Monotonic, error: ApplyError) {
-        let operation = self
-            .postgres
-            .take()
-            .expect("a command was answered that was not in flight");
+        let operation =
+            self.postgres.take().expect("a command was answered that was not in flight");
         if let Some(database) = error.database {
             self.database = Some(database);
         }

@@ -29,13 +29,10 @@ impl Machine {
     /// supersede. In one-node-write mode nobody can (rule O1).
     pub(super) fn serves_as_primary(&self) -> bool {
         let running = self.applied.as_ref().map(|applied| &applied.config);
-        let coming = self
-            .postgres
-            .as_ref()
-            .and_then(|operation| match &operation.command {
-                PgCommand::Apply(config) => Some(config),
-                _ => None,
-            });
+        let coming = self.postgres.as_ref().and_then(|operation| match &operation.command {
+            PgCommand::Apply(config) => Some(config),
+            _ => None,
+        });
         running.into_iter().chain(coming).any(needs_proof)
     }
 
@@ -58,11 +55,7 @@ impl Machine {
 
 pub(super) fn needs_proof(config: &PgConfig) -> bool {
     match config {
-        PgConfig::Primary {
-            counts: Counts::Alone,
-            ..
-        }
-        | PgConfig::Standby { .. } => false,
+        PgConfig::Primary { counts: Counts::Alone, .. } | PgConfig::Standby { .. } => false,
         PgConfig::Primary { .. } => true,
     }
 }

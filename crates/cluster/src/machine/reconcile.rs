@@ -42,10 +42,7 @@ impl Machine {
         self.decision.write = None;
         if !self.is_informed() {
             if self.decision.role != Role::Unknown || self.session_problem.is_some() {
-                let problem = self
-                    .session_problem
-                    .clone()
-                    .unwrap_or_else(|| "joining".to_owned());
+                let problem = self.session_problem.clone().unwrap_or_else(|| "joining".to_owned());
                 self.decision.reason = Reason::NoSession { problem };
             }
             return;
@@ -55,9 +52,7 @@ impl Machine {
             Known::Absent => None,
             Known::Legal(_, state) => Some(state.as_ref()),
             Known::Illegal(error) => {
-                self.decision.reason = Reason::IllegalState {
-                    error: error.clone(),
-                };
+                self.decision.reason = Reason::IllegalState { error: error.clone() };
                 return;
             }
         };
@@ -90,15 +85,9 @@ impl Machine {
         let Some(state) = self.state() else {
             return false;
         };
-        let failing = self
-            .failing_since
-            .is_some_and(|since| now - since >= self.config.give_up);
-        let active = |peer: &PeerIdent| {
-            self.active
-                .iter()
-                .flatten()
-                .any(|active| active.id == peer.id)
-        };
+        let failing = self.failing_since.is_some_and(|since| now - since >= self.config.give_up);
+        let active =
+            |peer: &PeerIdent| self.active.iter().flatten().any(|active| active.id == peer.id);
         let partner = match self.decision.role {
             Role::Primary => state.sync.as_ref(),
             Role::Sync => Some(&state.primary),
@@ -148,19 +137,9 @@ impl Machine {
             (None, Some(state)) if limbo && !self.keeps_quiesced() => state.clone(),
             _ => return,
         };
-        let declares = self
-            .state()
-            .is_some_and(|old| old.generation != state.generation)
-            || limbo;
-        self.writing = Writing::Putting(Put {
-            expected,
-            state: state.clone(),
-            declares,
-        });
-        actions.push(Action::Put {
-            expected,
-            state: Box::new(state),
-        });
+        let declares = self.state().is_some_and(|old| old.generation != state.generation) || limbo;
+        self.writing = Writing::Putting(Put { expected, state: state.clone(), declares });
+        actions.push(Action::Put { expected, state: Box::new(state) });
     }
 
     fn keeps_quiesced(&self) -> bool {
@@ -189,9 +168,9 @@ impl Machine {
         if let Some(operation) = &mut self.postgres {
             let outdated = match (&operation.command, &next) {
                 (PgCommand::Seed(from) | PgCommand::Rebuild(from), Some(next)) => match next {
-                    PgCommand::Seed(to) | PgCommand::Rebuild(to) => !from
-                        .iter()
-                        .any(|peer| to.iter().any(|other| other.id == peer.id)),
+                    PgCommand::Seed(to) | PgCommand::Rebuild(to) => {
+                        !from.iter().any(|peer| to.iter().any(|other| other.id == peer.id))
+                    }
                     _ => true,
                 },
                 (PgCommand::Seed(_) | PgCommand::Rebuild(_), None) => {
@@ -210,11 +189,7 @@ impl Machine {
             return;
         }
         let generation = self.state().map(|state| state.generation);
-        let operation = InFlight {
-            command: command.clone(),
-            generation,
-            cancelled: false,
-        };
+        let operation = InFlight { command: command.clone(), generation, cancelled: false };
         self.postgres = Some(operation);
         actions.push(Action::Postgres(command));
     }
@@ -237,11 +212,7 @@ impl Machine {
                 if self.database == Some(Database::None) {
                     return (!sources.is_empty()).then(|| PgCommand::Seed(sources.clone()));
                 }
-                if self
-                    .applied
-                    .as_ref()
-                    .is_some_and(|applied| applied.config == *config)
-                {
+                if self.applied.as_ref().is_some_and(|applied| applied.config == *config) {
                     return None;
                 }
                 if self.declaration_unsettled() && !config.is_quiesced() {
@@ -261,11 +232,7 @@ impl Machine {
         let put = (self.writing != Writing::Nothing || self.decision.write.is_some())
             .then_some(self.put_at);
         let retry = self.postgres.is_none().then_some(self.retry_at);
-        let fence = if self.serves_as_primary() {
-            self.serve_until()
-        } else {
-            None
-        };
+        let fence = if self.serves_as_primary() { self.serve_until() } else { None };
         let fence_again = self.serves_as_primary().then_some(self.fence_at);
         let give_up = self.failing_since.map(|since| since + self.config.give_up);
         [join, put, retry, fence, fence_again, give_up]
@@ -282,14 +249,8 @@ impl PgConfig {
     pub fn role_label(&self) -> &'static str {
         match self {
             PgConfig::Primary { .. } => "primary",
-            PgConfig::Standby {
-                place: StandbyRole::Sync,
-                ..
-            } => "sync",
-            PgConfig::Standby {
-                place: StandbyRole::Async,
-                ..
-            } => "async",
+            PgConfig::Standby { place: StandbyRole::Sync, .. } => "sync",
+            PgConfig::Standby { place: StandbyRole::Async, .. } => "async",
         }
     }
 }

@@ -81,21 +81,14 @@ pub enum PgCommand {
 impl fmt::Display for PgCommand {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ids = |peers: &[PeerIdent]| {
-            peers
-                .iter()
-                .map(|peer| peer.id.as_str())
-                .collect::<Vec<_>>()
-                .join(", else ")
+            peers.iter().map(|peer| peer.id.as_str()).collect::<Vec<_>>().join(", else ")
         };
         match self {
             PgCommand::Prepare => f.write_str("creating a database"),
             PgCommand::Apply(PgConfig::Primary { .. }) => {
                 f.write_str("bringing PostgreSQL to primary")
             }
-            PgCommand::Apply(PgConfig::Standby {
-                upstream: Some(upstream),
-                ..
-            }) => {
+            PgCommand::Apply(PgConfig::Standby { upstream: Some(upstream), .. }) => {
                 write!(f, "bringing PostgreSQL to standby of {}", upstream.id)
             }
             PgCommand::Apply(PgConfig::Standby { upstream: None, .. }) => {
@@ -103,11 +96,7 @@ impl fmt::Display for PgCommand {
             }
             PgCommand::Seed(sources) => write!(f, "copying the database from {}", ids(sources)),
             PgCommand::Rebuild(sources) => {
-                write!(
-                    f,
-                    "keeping the old database aside and copying it from {}",
-                    ids(sources)
-                )
+                write!(f, "keeping the old database aside and copying it from {}", ids(sources))
             }
             PgCommand::Stop => f.write_str("stopping PostgreSQL"),
         }

@@ -39,11 +39,9 @@ pub(super) struct World {
 
 enum Completion {
     Event(Event),
-    Put(Option<Version>, Box<ClusterState>),
+    Put(Box<ClusterState>),
     /// A configuration comes into force; the state is the one when it began.
     Configured(PgConfig, Option<Box<ClusterState>>),
-    /// A quiesced configuration comes into force: the recorder's "read the WAL position".
-    Quiesced,
     Stopped(Event),
 }
 
@@ -58,12 +56,7 @@ impl World {
             one_node_write_mode,
             active: Vec::new(),
             state: None,
-            pg: Pg {
-                online: false,
-                config: None,
-                wal: Lsn::ZERO,
-                waiting_for: None,
-            },
+            pg: Pg { online: false, config: None, wal: Lsn::ZERO, waiting_for: None },
         }
     }
 
@@ -79,10 +72,7 @@ impl World {
             self.tell(Event::State(self.seen()));
         }
         if input.caught_up {
-            let target = self
-                .pg
-                .waiting_for
-                .ok_or("caughtUp, but nothing is waited for")?;
+            let target = self.pg.waiting_for.ok_or("caughtUp, but nothing is waited for")?;
             self.pg.wal = Lsn::new(target.byte() + STRIDE);
             self.pg.waiting_for = None;
             self.probe();
@@ -117,10 +107,7 @@ impl World {
 
     fn seen(&self) -> Option<StateSeen> {
         let (version, state) = self.state.clone()?;
-        Some(StateSeen {
-            version,
-            state: Ok(state),
-        })
+        Some(StateSeen { version, state: Ok(state) })
     }
 
     /// Hands an event to the machine, if there is one yet, and performs what it wants.
@@ -138,18 +125,12 @@ impl World {
     fn probe(&mut self) {
         if self.pg.online {
             let wal = self.pg.wal;
-            self.tell(Event::Probed {
-                wal,
-                timeline: None,
-                caught_up: None,
-                sync_answered: None,
-            });
+            self.tell(Event::Probed { wal, timeline: None, caught_up: None, sync_answered: None });
         }
     }
 
     fn schedule(&mut self, delay: u64, completion: Completion) {
-        self.due
-            .insert((self.now + delay, self.scheduled), completion);
+        self.due.insert((self.now + delay, self.scheduled), completion);
         self.scheduled += 1;
     }
 
@@ -158,11 +139,7 @@ impl World {
             match action {
                 Action::Inspect => {
                     let database = self.database();
-                    let event = Event::Inspected {
-                        database,
-                        running: false,
-                        applied: None,
-                    };
+                    let event = Event::Inspected { database, running: false, applied: None };
                     self.schedule(0, Completion::Event(event));
                 }
                 Action::Join => {
@@ -172,9 +149,7 @@ impl World {
                     let sent = Monotonic(self.now);
                     self.schedule(0, Completion::Event(Event::Confirmed { sent }));
                 }
-                Action::Put { expected, state } => {
-                    self.schedule(100, Completion::Put(expected, state));
-                }
+                Action::Put { state, .. } => self.schedule(100, Completion::Put(state)),
                 Action::Read => {
                     let seen = self.seen();
                     self.schedule(0, Completion::Event(Event::ReadDone(Ok(seen))));
@@ -193,15 +168,8 @@ impl World {
 
     /// A vector's peer finds no database unless the state gives it a place that implies one.
     fn database(&self) -> Database {
-        let named = self
-            .state
-            .as_ref()
-            .is_some_and(|(_, state)| state.names(&peer("node1").id));
-        if named {
-            Database::Established
-        } else {
-            Database::None
-        }
+        let named = self.state.as_ref().is_some_and(|(_, state)| state.names(&peer("node1").id));
+        if named { Database::Established } else { Database::None }
     }
 
     fn command(&mut self, command: PgCommand) {
@@ -213,15 +181,14 @@ impl World {
             PgCommand::Stop => {
                 self.schedule(1000, Completion::Stopped(Event::PgDone(PgOutcome::Stopped)));
             }
+            // The recorder's "read the WAL position": no input comes in between.
             PgCommand::Apply(config) if self.pg.online && config.is_quiesced() => {
-                self.schedule(10, Completion::Quiesced);
+                let position = self.pg.wal;
+                self.tell(Event::PgDone(PgOutcome::Applied { position, timeline: None }));
             }
             PgCommand::Apply(config) => {
                 let unchanged = self.pg.online && self.pg.config == triple(&config);
-                let state = self
-                    .state
-                    .as_ref()
-                    .map(|(_, state)| Box::new(state.clone()));
+                let state = self.state.as_ref().map(|(_, state)| Box::new(state.clone()));
                 let delay = match (unchanged, self.pg.online) {
                     (true, _) => 0,
                     (false, true) => 1000,
@@ -235,30 +202,16 @@ impl World {
     fn complete(&mut self, completion: Completion) {
         match completion {
             Completion::Event(event) => self.tell(event),
-            Completion::Put(expected, state) => {
-                let stored = self.state.as_ref().map(|(version, _)| *version);
-                let outcome = if stored == expected {
-                    PutOutcome::Committed(self.store(*state))
-                } else {
-                    PutOutcome::Conflict
-                };
-                self.tell(Event::PutDone(outcome));
+            // The recorder let every write of the peer succeed, even over a newer state.
+            Completion::Put(state) => {
+                let version = self.store(*state);
                 self.tell(Event::State(self.seen()));
+                self.tell(Event::PutDone(PutOutcome::Committed(version)));
             }
             Completion::Configured(config, state) => {
                 self.configure(&config, state.as_deref());
                 let position = self.pg.wal;
-                self.tell(Event::PgDone(PgOutcome::Applied {
-                    position,
-                    timeline: None,
-                }));
-            }
-            Completion::Quiesced => {
-                let position = self.pg.wal;
-                self.tell(Event::PgDone(PgOutcome::Applied {
-                    position,
-                    timeline: None,
-                }));
+                self.tell(Event::PgDone(PgOutcome::Applied { position, timeline: None }));
             }
             Completion::Stopped(event) => {
                 self.pg.online = false;
@@ -314,16 +267,11 @@ impl World {
 
     pub(super) fn reason(&self) -> String {
         let reason = |machine: &Machine| -> Reason { machine.snapshot().reason };
-        self.machine
-            .as_ref()
-            .map_or("not started".to_owned(), |m| reason(m).to_string())
+        self.machine.as_ref().map_or("not started".to_owned(), |m| reason(m).to_string())
     }
 
     pub(super) fn observe(&self) -> Value {
-        let role = self
-            .machine
-            .as_ref()
-            .map_or(Role::Unknown, |machine| machine.snapshot().role);
+        let role = self.machine.as_ref().map_or(Role::Unknown, |machine| machine.snapshot().role);
         let config = match (role, &self.pg.config) {
             (Role::Unknown, _) => Value::Null,
             (_, Some((role, upstream, downstream))) if self.pg.online => {
@@ -344,18 +292,11 @@ impl World {
 fn triple(config: &PgConfig) -> Option<Triple> {
     let role = config.role_label().to_owned();
     match config {
-        PgConfig::Primary {
-            counts: Counts::Nobody,
-            ..
-        } => None,
-        PgConfig::Primary {
-            counts: Counts::Alone,
-            ..
-        } => Some((role, None, None)),
-        PgConfig::Primary {
-            counts: Counts::Sync(sync),
-            ..
-        } => Some((role, None, Some(sync.to_string()))),
+        PgConfig::Primary { counts: Counts::Nobody, .. } => None,
+        PgConfig::Primary { counts: Counts::Alone, .. } => Some((role, None, None)),
+        PgConfig::Primary { counts: Counts::Sync(sync), .. } => {
+            Some((role, None, Some(sync.to_string())))
+        }
         PgConfig::Standby { upstream, .. } => {
             let upstream = upstream.as_ref()?;
             Some((role, Some(upstream.id.to_string()), None))
