@@ -269,7 +269,9 @@ impl Config {
             config.replication.password = Some(password.trim_end_matches('\n').to_owned());
         }
         if config.replication.password.as_deref().is_none_or(str::is_empty) {
-            bail!("{name}: replication: give password or password_file, not empty: standbys need it");
+            bail!(
+                "{name}: replication: give password or password_file, not empty: standbys need it"
+            );
         }
         Ok(config)
     }
@@ -299,9 +301,12 @@ impl Config {
         if ports[0] == ports[1] || ports[0] == ports[2] || ports[1] == ports[2] {
             let start = self.status.port.as_ref().map_or(0, |port| port.span().start);
             let [postgres, backup, status] = ports;
-            return at(start, format!(
-                "postgres.port ({postgres}), backup.port ({backup}) and status.port ({status}) must differ"
-            ));
+            return at(
+                start,
+                format!(
+                    "postgres.port ({postgres}), backup.port ({backup}) and status.port ({status}) must differ"
+                ),
+            );
         }
         if !self.dataset.is_absolute() {
             let start = text.find("dataset").unwrap_or(0);
