@@ -14,9 +14,7 @@ pub struct Dir {
 impl Dir {
     /// The dataset at this mount point.
     pub fn new(dataset: impl Into<PathBuf>) -> Dir {
-        Dir {
-            dataset: dataset.into(),
-        }
+        Dir { dataset: dataset.into() }
     }
 }
 
@@ -24,10 +22,7 @@ impl Dir {
 #[async_trait]
 impl Storage for Dir {
     fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            backend: "dir",
-            snapshots: false,
-        }
+        Capabilities { backend: "dir", snapshots: false }
     }
     fn dataset(&self) -> &Path {
         &self.dataset

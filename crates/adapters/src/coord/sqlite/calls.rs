@@ -41,11 +41,7 @@ impl Store {
                 .execute(params![place.shard, json, place.boot, deadline.0])?;
             let sequence = u64::try_from(transaction.last_insert_rowid())
                 .map_err(|error| Failure::content("sequence", error))?;
-            let member = Member {
-                sequence,
-                timeout,
-                deadline,
-            };
+            let member = Member { sequence, timeout, deadline };
             Ok((member, scope.seen(transaction, cached, incarnation)?))
         })?;
         self.announce();
@@ -144,9 +140,7 @@ impl Store {
                 let time: String = row.get(1)?;
                 entries.push(HistoryEntry {
                     sequence: row.get(0)?,
-                    time: time
-                        .parse()
-                        .map_err(|error| Failure::content("time", error))?,
+                    time: time.parse().map_err(|error| Failure::content("time", error))?,
                     generation: Generation(row.get(2)?),
                     json: row.get(3)?,
                 });
@@ -184,11 +178,7 @@ impl Scope<'_> {
                     .query_row(params![self.0.shard, version.0], |row| row.get(0))?,
             }),
         };
-        Ok(Seen {
-            incarnation,
-            state,
-            sessions: self.sessions(transaction)?,
-        })
+        Ok(Seen { incarnation, state, sessions: self.sessions(transaction)? })
     }
 
     /// The live ones, in order. Whoever is dead by the clock is dead, buried or not.
