@@ -1,11 +1,8 @@
 //! `manatee`: the sitter, the operator's commands, the simulator and the demonstration in one
 //! binary. Started as `manatee-adm` it is `manatee adm`.
 
-mod sim_cmd;
-mod sitter;
-mod status;
-
 use clap::{Parser, Subcommand};
+use manatee::{sim_cmd, sitter};
 use std::{path::PathBuf, process::ExitCode};
 
 /// Keeps a PostgreSQL shard writable through the loss of any one host, without losing a write that

@@ -1,0 +1,6 @@
+//! What the `manatee` binary is made of. A library so that tests of whole shards can use the same
+//! code as the demonstration; not an interface for other programs.
+
+pub mod sim_cmd;
+pub mod sitter;
+pub mod status;
