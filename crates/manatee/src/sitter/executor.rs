@@ -241,7 +241,8 @@ impl World {
 
     async fn read(&self) {
         let result = self.coordination.read().await;
-        let result = result.map(|view| view.state.as_ref().map(seen)).map_err(|error| whole(&error));
+        let result =
+            result.map(|view| view.state.as_ref().map(seen)).map_err(|error| whole(&error));
         send(&self.events, Event::ReadDone(result)).await;
     }
 
@@ -287,7 +288,10 @@ impl World {
                 }
                 self.copy(postgres, sources).await?;
                 for pruned in self.storage.prune_aside(self.keep_aside).await? {
-                    tracing::info!("an older database that was kept is removed: {}", pruned.display());
+                    tracing::info!(
+                        "an older database that was kept is removed: {}",
+                        pruned.display()
+                    );
                 }
                 PgOutcome::Copied
             }
@@ -312,11 +316,7 @@ impl World {
 }
 
 /// A failure with what is true after it: whatever cannot be told counts as running.
-async fn explain(
-    postgres: &Postgres,
-    command: &PgCommand,
-    error: &anyhow::Error,
-) -> ApplyError {
+async fn explain(postgres: &Postgres, command: &PgCommand, error: &anyhow::Error) -> ApplyError {
     let problem = format!("{command}: {error:#}");
     match postgres.inspect().await {
         Ok(found) => {

@@ -56,7 +56,11 @@ fn log_to_stderr(config: &Config) -> Result<()> {
         .parse(&config.log.level)
         .with_context(|| format!("log.level {:?} is no level and no filter", config.log.level))?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if config.log.json { log.json().init() } else { log.with_target(false).init() }
+    if config.log.json {
+        log.json().init()
+    } else {
+        log.with_target(false).init()
+    }
     Ok(())
 }
 
@@ -116,7 +120,10 @@ fn reload(path: &Path, old: &Config) -> Result<driver::Reloaded> {
         ("coordination", new.coordination != old.coordination),
         ("dataset", new.dataset != old.dataset),
         ("session_timeout", new.session_timeout.get_ref() != old.session_timeout.get_ref()),
-        ("status", new.status_port() != old.status_port() || new.status.listen != old.status.listen),
+        (
+            "status",
+            new.status_port() != old.status_port() || new.status.listen != old.status.listen,
+        ),
     ];
     if let Some((field, _)) = fixed.iter().find(|(_, changed)| *changed) {
         bail!("{}: {field} differs from what this sitter runs with: restart it", path.display());
@@ -154,7 +161,8 @@ fn lock_dataset(config: &Config) -> Result<File> {
         .write(true)
         .open(&path)
         .with_context(|| format!("cannot open {}", path.display()))?;
-    flock(&lock, FlockOperation::NonBlockingLockExclusive)
-        .map_err(|_| anyhow::anyhow!("dataset {name}: another sitter runs on it: stop that first"))?;
+    flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
+        anyhow::anyhow!("dataset {name}: another sitter runs on it: stop that first")
+    })?;
     Ok(lock)
 }

@@ -58,9 +58,8 @@ pub(super) async fn watch(
         }
         let pause = pause(timing, &snapshot);
         let applied = snapshot.applied.as_ref();
-        let configured = snapshots.wait_for(|new| {
-            new.applied.as_ref() != applied || new.running != snapshot.running
-        });
+        let configured = snapshots
+            .wait_for(|new| new.applied.as_ref() != applied || new.running != snapshot.running);
         tokio::select! {
             () = sleep(pause) => {}
             changed = configured => if changed.is_err() { return },
@@ -92,9 +91,8 @@ impl Answers {
     /// What a look means for the machine.
     fn read(&mut self, began: Monotonic, snapshot: &Snapshot, probe: &Probe) -> Event {
         let counting = counting(snapshot, probe);
-        let now = counting.map(|(peer, sender)| {
-            (began, peer.clone(), sender.reply_time, sender.flush)
-        });
+        let now =
+            counting.map(|(peer, sender)| (began, peer.clone(), sender.reply_time, sender.flush));
         // An answer that was not there at the look before came after that look began.
         let sync_answered = match (&self.before, &now) {
             (Some((at, old, time, flush)), Some((_, peer, new_time, new_flush)))

@@ -167,7 +167,9 @@ fn pg_status(snapshot: &Snapshot, seen: Option<PgSeen>, now: Monotonic) -> PgSta
     status.streaming = upstream.map(|upstream| {
         let address = upstream.pg_address().ok();
         let receiver = probe.receiver.as_ref();
-        receiver.zip(address).is_some_and(|(receiver, (host, port))| receiver.streams_from(&host, port))
+        receiver
+            .zip(address)
+            .is_some_and(|(receiver, (host, port))| receiver.streams_from(&host, port))
     });
     status.senders = probe
         .senders
@@ -197,12 +199,15 @@ fn lag(probe: &Probe) -> Option<u64> {
 /// Serves `/ping` and `/state`.
 pub(super) async fn start(config: &Config, shared: Arc<Shared>) -> Result<JoinHandle<()>> {
     let address = SocketAddr::new(config.status.listen.unwrap_or(config.ip), config.status_port());
-    let listener = TcpListener::bind(address)
-        .await
-        .with_context(|| format!("status: cannot listen on {address}: free it or set status.port"))?;
+    let listener = TcpListener::bind(address).await.with_context(|| {
+        format!("status: cannot listen on {address}: free it or set status.port")
+    })?;
     let router = Router::new()
         .route("/ping", get(ping))
-        .route("/state", get(|State(shared): State<Arc<Shared>>| async move { Json(shared.status()) }))
+        .route(
+            "/state",
+            get(|State(shared): State<Arc<Shared>>| async move { Json(shared.status()) }),
+        )
         .with_state(shared);
     Ok(tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).await {

@@ -79,7 +79,8 @@ pub(super) async fn watch_exits(postgres: Arc<Postgres>, events: mpsc::Sender<Ev
         let exit = exits.borrow_and_update().clone();
         if let Some(exit) = exit {
             let status = exit.status.unwrap_or_else(|| "status unknown".to_owned());
-            let problem = format!("PostgreSQL ended by itself ({status}); its log ends: {}", exit.log);
+            let problem =
+                format!("PostgreSQL ended by itself ({status}); its log ends: {}", exit.log);
             send(&events, Event::PgExited(problem)).await;
         }
     }
