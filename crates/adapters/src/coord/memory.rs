@@ -65,13 +65,18 @@ impl Model {
     fn seen(&mut self) -> Seen {
         let now = clock::now();
         self.sessions.retain(|session| now < session.deadline);
-        Seen { incarnation: 0, state: self.state(), sessions: self.sessions.clone() }
+        Seen {
+            incarnation: 0,
+            state: self.state(),
+            sessions: self.sessions.clone(),
+        }
     }
 
     fn state(&self) -> Option<StoredState> {
-        self.history
-            .last()
-            .map(|last| StoredState { version: self.version(), json: last.json.clone() })
+        self.history.last().map(|last| StoredState {
+            version: self.version(),
+            json: last.json.clone(),
+        })
     }
 
     fn version(&self) -> Version {
@@ -102,19 +107,28 @@ impl MemoryService {
             model: Mutex::default(),
             changes: watch::Sender::new(()),
         };
-        MemoryService { shared: Arc::new(shared) }
+        MemoryService {
+            shared: Arc::new(shared),
+        }
     }
 
     /// Another client, with a line of its own to the service.
     pub fn client(&self) -> MemoryCoord {
-        MemoryCoord { line: Line { shared: Arc::clone(&self.shared), cut: Arc::default() } }
+        MemoryCoord {
+            line: Line {
+                shared: Arc::clone(&self.shared),
+                cut: Arc::default(),
+            },
+        }
     }
 
     /// Ends all sessions of this peer now, as if their timeouts had passed. How many there were.
     pub fn expire(&self, peer: &PeerId) -> usize {
         let mut model = self.shared.model();
         let before = model.sessions.len();
-        model.sessions.retain(|session| session.registration.peer.id != *peer);
+        model
+            .sessions
+            .retain(|session| session.registration.peer.id != *peer);
         let ended = before - model.sessions.len();
         drop(model);
         self.shared.changes.send_replace(());
@@ -167,7 +181,11 @@ impl Line {
     }
 
     fn error(&self, operation: &'static str, cause: Lost) -> CoordError {
-        CoordError { target: self.target(), operation, cause: cause.into() }
+        CoordError {
+            target: self.target(),
+            operation,
+            cause: cause.into(),
+        }
     }
 
     fn reach(&self, operation: &'static str) -> Result<MutexGuard<'_, Model>, CoordError> {
@@ -180,7 +198,10 @@ impl Line {
     }
 
     fn source(&self) -> MemorySource {
-        MemorySource { line: self.clone(), changes: self.shared.changes.subscribe() }
+        MemorySource {
+            line: self.clone(),
+            changes: self.shared.changes.subscribe(),
+        }
     }
 }
 
@@ -204,23 +225,34 @@ impl Coordination for MemoryCoord {
             model.last_sequence += 1;
             let (sequence, deadline) = (model.last_sequence, clock::now() + timeout);
             model.sessions.push(Session {
-                registration: Registration { sequence, peer: peer.clone() },
+                registration: Registration {
+                    sequence,
+                    peer: peer.clone(),
+                },
                 deadline,
             });
-            let member = Member { sequence, timeout, deadline };
+            let member = Member {
+                sequence,
+                timeout,
+                deadline,
+            };
             (member, model.seen())
         };
         self.line.shared.changes.send_replace(());
         let (outbox, inbox) = mailbox();
-        follow::spawn_member(source, outbox, first, Some(member));
-        Ok(Box::new(MemoryMembership { line: self.line.clone(), sequence: member.sequence, inbox }))
+        follow::spawn(source, outbox, first, Some(member));
+        Ok(Box::new(MemoryMembership {
+            line: self.line.clone(),
+            sequence: member.sequence,
+            inbox,
+        }))
     }
 
     async fn watch(&self) -> Result<Watch, CoordError> {
         let source = self.line.source();
         let first = self.line.reach("watch")?.seen();
         let (outbox, inbox) = mailbox();
-        follow::spawn(source, outbox, first);
+        follow::spawn(source, outbox, first, None);
         Ok(inbox.into_channel())
     }
 
@@ -266,7 +298,11 @@ impl Membership for MemoryMembership {
     }
 
     async fn leave(self: Box<Self>) -> Result<(), CoordError> {
-        let MemoryMembership { line, sequence, inbox } = *self;
+        let MemoryMembership {
+            line,
+            sequence,
+            inbox,
+        } = *self;
         // The heartbeats end first, so that there is nobody left to be told of an expiry.
         drop(inbox);
         line.forget(sequence)
@@ -275,7 +311,9 @@ impl Membership for MemoryMembership {
 
 impl Line {
     fn forget(&self, sequence: u64) -> Result<(), CoordError> {
-        self.reach("leave")?.sessions.retain(|session| session.registration.sequence != sequence);
+        self.reach("leave")?
+            .sessions
+            .retain(|session| session.registration.sequence != sequence);
         self.shared.changes.send_replace(());
         Ok(())
     }

@@ -152,7 +152,7 @@ impl Postgres {
     }
     /// The synchronous part (no apply goes on, SIGQUIT sent) is done when this returns; the future
     /// resolves when no process of the server is left.
-    pub fn fence(&self) -> impl Future<Output = Result<(), PgError>> + Send + 'static {
+    pub fn fence(&self) -> impl Future<Output = Result<(), PgError>> + Send + use<> {
         async { todo!() }
     }
     pub async fn probe(&self) -> Result<Probe, PgError> {

@@ -115,11 +115,13 @@ impl Executor {
         match action {
             Action::Inspect => drop(tokio::spawn(async move { world.inspect().await })),
             Action::Join => self.join(),
-            Action::Leave => match self.session.take() {
-                Some((leave, _)) if leave.send(()).is_ok() => {}
-                // It ended by itself in the meantime, and its last word is on its way.
-                _ => drop(tokio::spawn(async move { send(&world.events, Event::Left).await })),
-            },
+            Action::Leave => {
+                let told = self.session.take().is_some_and(|(leave, _)| leave.send(()).is_ok());
+                if !told {
+                    // It ended by itself in the meantime.
+                    drop(tokio::spawn(async move { send(&world.events, Event::Left).await }));
+                }
+            }
             Action::Put { expected, state } => {
                 drop(tokio::spawn(async move { world.put(expected, &state).await }));
             }

@@ -5,7 +5,7 @@ use super::store::{Place, Store};
 use crate::clock;
 use crate::coord::follow::{Beat, Member, Seen, Session};
 use crate::coord::{HistoryEntry, Registration, StoredState, Version};
-use cluster::{ClusterState, Generation, Millis, Monotonic, PeerIdent};
+use cluster::{Generation, Millis, Monotonic, PeerIdent};
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -41,7 +41,11 @@ impl Store {
                 .execute(params![place.shard, json, place.boot, deadline.0])?;
             let sequence = u64::try_from(transaction.last_insert_rowid())
                 .map_err(|error| Failure::content("sequence", error))?;
-            let member = Member { sequence, timeout, deadline };
+            let member = Member {
+                sequence,
+                timeout,
+                deadline,
+            };
             Ok((member, scope.seen(transaction, cached, incarnation)?))
         })?;
         self.announce();
@@ -140,7 +144,9 @@ impl Store {
                 let time: String = row.get(1)?;
                 entries.push(HistoryEntry {
                     sequence: row.get(0)?,
-                    time: time.parse().map_err(|error| Failure::content("time", error))?,
+                    time: time
+                        .parse()
+                        .map_err(|error| Failure::content("time", error))?,
                     generation: Generation(row.get(2)?),
                     json: row.get(3)?,
                 });
@@ -178,7 +184,11 @@ impl Scope<'_> {
                     .query_row(params![self.0.shard, version.0], |row| row.get(0))?,
             }),
         };
-        Ok(Seen { incarnation, state, sessions: self.sessions(transaction)? })
+        Ok(Seen {
+            incarnation,
+            state,
+            sessions: self.sessions(transaction)?,
+        })
     }
 
     /// The live ones, in order. Whoever is dead by the clock is dead, buried or not.
