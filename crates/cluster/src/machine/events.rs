@@ -34,10 +34,12 @@ impl Machine {
                 self.join_at = now + self.delay(self.join_attempts);
                 self.join_attempts += 1;
             }
-            Event::Left => {
+            // A session that is being given up may expire instead: either ends it.
+            Event::Left | Event::Expired if self.session == Session::Leaving => {
                 self.lose_session("it was given up so that others can act");
                 self.join_at = now + self.config.give_up;
             }
+            Event::Left => {}
             Event::Expired => self.lose_session("it expired"),
             Event::Unreachable(problem) => self.session_problem = Some(problem),
             Event::State(seen) => self.take_state(seen),

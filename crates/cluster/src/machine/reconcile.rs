@@ -149,11 +149,15 @@ impl Machine {
     /// Whether a declaration of this peer may still be stored, so that its old pair must acknowledge
     /// nothing more (rule D5).
     fn declaration_unsettled(&self) -> bool {
-        match &self.writing {
-            Writing::Nothing => false,
-            Writing::Putting(put) | Writing::Limbo(put) => put.declares,
-            Writing::Reading { unsettled } => unsettled.as_ref().is_some_and(|put| put.declares),
-        }
+        let put = match &self.writing {
+            Writing::Nothing => None,
+            Writing::Putting(put) | Writing::Limbo(put) => Some(put),
+            Writing::Reading { unsettled } => unsettled.as_ref(),
+        };
+        // Another version than the expected one settles it: it was stored, or can only fail.
+        put.is_some_and(|put| {
+            put.declares && (!self.is_informed() || put.expected == self.version())
+        })
     }
 
     fn drive_postgres(&mut self, now: Monotonic, actions: &mut Vec<Action>) {
