@@ -21,6 +21,7 @@ use executor::Executor;
 use rustix::fs::{FlockOperation, flock};
 use std::{
     fs::{self, File},
+    io::IsTerminal,
     os::unix::fs::PermissionsExt,
     path::Path,
     process::ExitCode,
@@ -42,6 +43,7 @@ const QUEUE: usize = 256;
 pub fn run(path: &Path) -> Result<ExitCode> {
     let config = Config::load(path)?;
     log_to_stderr(&config)?;
+    die_of_any_panic();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .max_blocking_threads(16)
@@ -55,13 +57,26 @@ fn log_to_stderr(config: &Config) -> Result<()> {
     let filter = EnvFilter::builder()
         .parse(&config.log.level)
         .with_context(|| format!("log.level {:?} is no level and no filter", config.log.level))?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
     if config.log.json {
         log.json().init()
     } else {
         log.with_target(false).init()
     }
     Ok(())
+}
+
+/// A task that panics would leave a sitter that looks alive and does not act: corrupt state ends the
+/// process. PostgreSQL goes on and is adopted by the next sitter.
+fn die_of_any_panic() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        print(panic);
+        std::process::abort();
+    }));
 }
 
 async fn serve(path: &Path, config: Config) -> Result<ExitCode> {
