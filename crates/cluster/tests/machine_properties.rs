@@ -29,6 +29,7 @@ struct World {
     reading: bool,
     postgres: Option<PgCommand>,
     fencing: bool,
+    wal: u64,
 }
 
 impl World {
@@ -57,6 +58,7 @@ impl World {
             reading: false,
             postgres: None,
             fencing: false,
+            wal: 100,
         };
         world.take(actions);
         world
@@ -230,9 +232,14 @@ impl World {
             self.proof = self.proof.max(Some(self.now));
             Monotonic(self.now)
         });
-        let wal = Lsn::new(100 + u64::from(how));
+        let wal = self.write_wal(how);
         let caught_up = sync.filter(|_| how > 100);
         self.tell(Event::Probed { wal, timeline: Some(1), caught_up, sync_answered });
+    }
+
+    fn write_wal(&mut self, bytes: u8) -> Lsn {
+        self.wal += u64::from(bytes);
+        Lsn::new(self.wal)
     }
 
     fn end_put(&mut self, how: u8) {
@@ -258,14 +265,14 @@ impl World {
     fn end_command(&mut self, how: u8) {
         let Some(command) = self.postgres.take() else { return };
         if how < 50 {
-            let (running, database) = (how % 2 == 0, None);
+            let (running, database) = (how.is_multiple_of(2), None);
             let problem = "no".to_owned();
             return self.tell(Event::PgFailed(ApplyError { problem, running, database }));
         }
         let outcome = match command {
             PgCommand::Prepare => PgOutcome::Prepared,
             PgCommand::Apply(_) => {
-                let position = Lsn::new(100 + u64::from(how));
+                let position = self.write_wal(how);
                 PgOutcome::Applied { position, timeline: Some(1) }
             }
             PgCommand::Seed(_) | PgCommand::Rebuild(_) => PgOutcome::Copied,
@@ -302,7 +309,7 @@ fn active(how: u8) -> Vec<PeerIdent> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1024, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 4096, ..ProptestConfig::default() })]
 
     #[test]
     fn no_order_of_events_breaks_a_rule(

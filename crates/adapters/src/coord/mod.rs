@@ -17,11 +17,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-/// The version of the stored state that a conditional put names: ZooKeeper's znode version, etcd's
-/// revision, a counter in SQLite. Only equality means anything.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Version(pub i64);
+pub use cluster::Version;
 
 /// The cluster state as it is stored; whether it can be acted on is for the reader to find out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -64,10 +64,7 @@ mod tests {
             (Ok(path), Ok(expected)) => assert_eq!(path, expected, "{url}"),
             (Err(error), Err(part)) => {
                 let message = error.to_string();
-                assert!(
-                    message.contains(part),
-                    "{url}: {message:?} without {part:?}"
-                );
+                assert!(message.contains(part), "{url}: {message:?} without {part:?}");
             }
             _ => panic!("{url}: {got:?} instead of {expected:?}"),
         }
@@ -82,17 +79,11 @@ mod tests {
         check("sqlite://run/shard.db", Err("not an absolute path"));
         check("sqlite:/", Err("not an absolute path"));
         check("sqlite:", Err("not an absolute path"));
-        check(
-            "zk://10.0.0.1:2181/manatee",
-            Err("no ZooKeeper backend yet"),
-        );
+        check("zk://10.0.0.1:2181/manatee", Err("no ZooKeeper backend yet"));
         check("etcd://10.0.0.1:2379", Err("no etcd backend yet"));
         check("consul://10.0.0.1", Err("sqlite:/path/of/the/file"));
         check("/run/shard.db", Err("sqlite:/path/of/the/file"));
         check("", Err("sqlite:/path/of/the/file"));
-        assert_eq!(
-            address("sqlite:/run/shard.db", ""),
-            Err(AddressError::NoShard)
-        );
+        assert_eq!(address("sqlite:/run/shard.db", ""), Err(AddressError::NoShard));
     }
 }

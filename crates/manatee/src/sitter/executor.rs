@@ -232,9 +232,8 @@ impl World {
     }
 
     async fn put(&self, expected: Option<Version>, state: &ClusterState) {
-        let expected = expected.map(|version| coord::Version(version.0));
         let outcome = match self.coordination.put(expected, state).await {
-            coord::PutOutcome::Committed(version) => PutOutcome::Committed(Version(version.0)),
+            coord::PutOutcome::Committed(version) => PutOutcome::Committed(version),
             coord::PutOutcome::Conflict => PutOutcome::Conflict,
             coord::PutOutcome::Unknown(error) => PutOutcome::Unknown(whole(&error)),
         };

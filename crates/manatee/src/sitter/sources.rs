@@ -4,7 +4,7 @@ use adapters::{
     coord::{CoordEvent, Coordination, Membership, StoredState},
     postgres::Postgres,
 };
-use cluster::{ClusterState, Event, Millis, PeerIdent, StateSeen, Version};
+use cluster::{ClusterState, Event, Millis, PeerIdent, StateSeen};
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 
@@ -21,7 +21,7 @@ pub(super) fn whole(error: &dyn std::error::Error) -> String {
 
 /// A stored state as the machine takes it: parsed once, here.
 pub(super) fn seen(stored: &StoredState) -> StateSeen {
-    StateSeen { version: Version(stored.version.0), state: ClusterState::parse(&stored.json) }
+    StateSeen { version: stored.version, state: ClusterState::parse(&stored.json) }
 }
 
 /// Holds a session until it expires or `leave` comes, and tells what it tells.

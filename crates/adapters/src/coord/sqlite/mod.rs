@@ -71,11 +71,7 @@ impl SqliteCoord {
             Ok((place, worker))
         };
         match open() {
-            Ok((place, worker)) => Ok(SqliteCoord {
-                place,
-                terms,
-                worker,
-            }),
+            Ok((place, worker)) => Ok(SqliteCoord { place, terms, worker }),
             Err(failure) => Err(terms.error("open", failure)),
         }
     }
@@ -164,12 +160,7 @@ impl Membership for SqliteMembership {
     }
 
     async fn leave(self: Box<Self>) -> Result<(), CoordError> {
-        let SqliteMembership {
-            worker,
-            terms,
-            sequence,
-            inbox,
-        } = *self;
+        let SqliteMembership { worker, terms, sequence, inbox } = *self;
         // The heartbeats end first, so that there is nobody left to be told of an expiry.
         drop(inbox);
         let leave = move |store: &mut Store| store.leave(sequence);

@@ -46,27 +46,20 @@ fn flags() -> OpenFlags {
 
 /// Makes the database unless something is there already.
 pub(super) fn create_unless_there(path: &Path) -> Result<(), Failure> {
-    let io = |action| {
-        move |source| Failure::Io {
-            action,
-            path: path.to_owned(),
-            source,
-        }
-    };
+    let io = |action| move |source| Failure::Io { action, path: path.to_owned(), source };
     if path.try_exists().map_err(io("look for"))? {
         return Ok(());
     }
     let mut draft = path.as_os_str().to_owned();
     draft.push(format!(".new-{}", uuid::Uuid::new_v4()));
     let draft = Path::new(&draft);
-    let made = build(draft)
-        .map_err(io("create"))
-        .and_then(|()| fill(draft))
-        .and_then(|()| match fs::hard_link(draft, path) {
+    let made = build(draft).map_err(io("create")).and_then(|()| fill(draft)).and_then(|()| {
+        match fs::hard_link(draft, path) {
             // Somebody else was faster; theirs is used.
             Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
             done => done.map_err(io("create")),
-        });
+        }
+    });
     match fs::remove_file(draft) {
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         removed => removed.map_err(io("remove the draft of"))?,
@@ -107,12 +100,12 @@ pub(super) fn open(path: &Path, patience: Duration) -> Result<Connection, Failur
     // is the log of the new one. So the log stays; it is used again.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     let number = |pragma| {
-        connection
-            .pragma_query_value(None, pragma, |row| row.get::<_, i64>(0))
-            .map_err(|error| match error.sqlite_error_code() {
+        connection.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0)).map_err(|error| {
+            match error.sqlite_error_code() {
                 Some(ErrorCode::NotADatabase) => Failure::NotADatabase(owned()),
                 _ => error.into(),
-            })
+            }
+        })
     };
     let application_id = number("application_id")?;
     if number("page_count")? == 0 {
@@ -120,18 +113,11 @@ pub(super) fn open(path: &Path, patience: Duration) -> Result<Connection, Failur
     }
     if application_id != APPLICATION_ID {
         let path = owned();
-        return Err(Failure::Foreign {
-            path,
-            application_id,
-        });
+        return Err(Failure::Foreign { path, application_id });
     }
     let found = number("user_version")?;
     if found > SCHEMA_VERSION {
-        return Err(Failure::Newer {
-            path: owned(),
-            found,
-            known: SCHEMA_VERSION,
-        });
+        return Err(Failure::Newer { path: owned(), found, known: SCHEMA_VERSION });
     }
     // SQLite opens what it may not write without a word.
     if connection.is_readonly(MAIN_DB)? {

@@ -80,11 +80,7 @@ impl Store {
     }
 
     fn check_deadline(&self) -> Result<(), Failure> {
-        if clock::now() < self.deadline {
-            Ok(())
-        } else {
-            Err(Failure::TooLate)
-        }
+        if clock::now() < self.deadline { Ok(()) } else { Err(Failure::TooLate) }
     }
 
     /// A connection to the file that has the name now.
@@ -152,14 +148,8 @@ impl Store {
     /// becomes visible in shared memory, of which nobody is notified. The file is touched by name,
     /// because opening and closing it would drop the locks that this process has on it.
     pub(super) fn announce(&self) {
-        let now = Timespec {
-            tv_sec: 0,
-            tv_nsec: UTIME_NOW,
-        };
-        let times = Timestamps {
-            last_access: now,
-            last_modification: now,
-        };
+        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+        let times = Timestamps { last_access: now, last_modification: now };
         // The change is stored all the same, and those who follow look once a second anyway.
         if let Err(error) = utimensat(CWD, &self.place.path, &times, AtFlags::empty()) {
             let path = self.place.path.display();
@@ -172,10 +162,6 @@ fn identity(path: &Path) -> Result<Identity, Failure> {
     match std::fs::metadata(path) {
         Ok(metadata) => Ok((metadata.dev(), metadata.ino())),
         Err(error) if error.kind() == ErrorKind::NotFound => Err(Failure::Missing(path.to_owned())),
-        Err(source) => Err(Failure::Io {
-            action: "look at",
-            path: path.to_owned(),
-            source,
-        }),
+        Err(source) => Err(Failure::Io { action: "look at", path: path.to_owned(), source }),
     }
 }

@@ -39,11 +39,7 @@ impl Worker {
                     job(&mut store);
                 }
             })
-            .map_err(|source| Failure::Io {
-                action: "start a thread for",
-                path,
-                source,
-            })?;
+            .map_err(|source| Failure::Io { action: "start a thread for", path, source })?;
         Ok(Worker { jobs })
     }
 
