@@ -48,19 +48,8 @@ impl OsUser {
     pub fn find(name: &str) -> Result<OsUser, ExecError> {
         let id = |flag: &str| -> Result<u32, ExecError> {
             let exec = Exec::new("id").arg(flag).arg("--").arg(name);
-            let output = exec
-                .command()
-                .as_std_mut()
-                .stdin(Stdio::null())
-                .output()
-                .map_err(|source| exec.error(ExecCause::Spawn(source)))?;
-            if !output.status.success() {
-                return Err(exec.error(ExecCause::Failed {
-                    status: output.status,
-                    output: exec.tail(&output.stderr),
-                }));
-            }
-            let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+            let output = exec.run_briefly()?;
+            let text = String::from_utf8_lossy(&output).trim().to_owned();
             text.parse().map_err(|_| exec.error(ExecCause::Answer(text)))
         };
         Ok(OsUser { name: name.to_owned(), uid: id("-u")?, gid: id("-g")? })
@@ -206,6 +195,25 @@ impl Exec {
     pub fn directory(mut self, directory: impl Into<PathBuf>) -> Self {
         self.directory = directory.into();
         self
+    }
+
+    /// Runs a command that is known to be quick and to print little, without a runtime and without
+    /// a time limit; gives its standard output.
+    ///
+    /// # Errors
+    /// When it cannot be started or fails.
+    pub fn run_briefly(&self) -> Result<Vec<u8>, ExecError> {
+        let output = self
+            .command()
+            .as_std_mut()
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|source| self.error(ExecCause::Spawn(source)))?;
+        if output.status.success() {
+            return Ok(output.stdout);
+        }
+        Err(self
+            .error(ExecCause::Failed { status: output.status, output: self.tail(&output.stderr) }))
     }
 
     /// Runs it to its end.
@@ -361,7 +369,7 @@ async fn read(
     let Some(mut from) = from else {
         return Ok(());
     };
-    let mut buffer = [0; 8192];
+    let mut buffer = vec![0; 8192];
     loop {
         match from.read(&mut buffer).await? {
             0 => return Ok(()),
