@@ -2,6 +2,14 @@
 //!
 //! Every backend passes the same conformance suite (`tests/coord_conformance.rs`).
 
+mod follow;
+mod mailbox;
+pub mod memory;
+pub mod sqlite;
+mod url;
+
+pub use url::open;
+
 use async_trait::async_trait;
 use cluster::{ClusterState, PeerIdent};
 use cluster::{Generation, Millis, Monotonic};

@@ -1,0 +1,222 @@
+//! What is asked of the database, each as one transaction.
+
+use super::failure::Failure;
+use super::store::{Place, Store};
+use crate::clock;
+use crate::coord::follow::{Beat, Member, Seen, Session};
+use crate::coord::{HistoryEntry, Registration, StoredState, Version};
+use cluster::{ClusterState, Generation, Millis, Monotonic, PeerIdent};
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension, params};
+
+impl Store {
+    /// State and live sessions.
+    pub(super) fn look(&mut self) -> Result<Seen, Failure> {
+        let (cached, incarnation) = (self.cached.take(), self.incarnation);
+        let seen =
+            self.reading(|transaction, place| Scope(place).seen(transaction, cached, incarnation))?;
+        self.cached.clone_from(&seen.state);
+        Ok(seen)
+    }
+
+    /// Registers a peer, at the end of the order.
+    pub(super) fn join(
+        &mut self,
+        peer: &PeerIdent,
+        timeout: Millis,
+    ) -> Result<(Member, Seen), Failure> {
+        if timeout.0 == 0 {
+            return Err(Failure::NoTimeout);
+        }
+        let json = serde_json::to_string(peer).map_err(|error| Failure::content("peer", error))?;
+        let (cached, incarnation) = (self.cached.take(), self.incarnation);
+        let joined = self.writing(|transaction, place| {
+            let scope = Scope(place);
+            scope.bury(transaction)?;
+            let deadline = clock::now() + timeout;
+            transaction
+                .prepare_cached(
+                    "INSERT INTO session (shard, peer, boot, deadline) VALUES (?1, ?2, ?3, ?4)",
+                )?
+                .execute(params![place.shard, json, place.boot, deadline.0])?;
+            let sequence = u64::try_from(transaction.last_insert_rowid())
+                .map_err(|error| Failure::content("sequence", error))?;
+            let member = Member {
+                sequence,
+                timeout,
+                deadline,
+            };
+            Ok((member, scope.seen(transaction, cached, incarnation)?))
+        })?;
+        self.announce();
+        Ok(joined)
+    }
+
+    /// Moves the deadline of a session, if it has not passed before this is committed.
+    pub(super) fn beat(&mut self, sequence: u64, deadline: Monotonic) -> Result<Beat, Failure> {
+        let (cached, incarnation) = (self.cached.take(), self.incarnation);
+        let alive = self.writing(|transaction, place| {
+            let scope = Scope(place);
+            scope.bury(transaction)?;
+            let before: Option<u64> = transaction
+                .prepare_cached("SELECT deadline FROM session WHERE sequence = ?1 AND shard = ?2")?
+                .query_row(params![sequence, place.shard], |row| row.get(0))
+                .optional()?;
+            let Some(before) = before else {
+                return Ok(None);
+            };
+            transaction
+                .prepare_cached("UPDATE session SET deadline = ?2 WHERE sequence = ?1")?
+                .execute(params![sequence, deadline.0])?;
+            let seen = scope.seen(transaction, cached, incarnation)?;
+            Ok(Some((Monotonic(before), seen)))
+        })?;
+        match alive {
+            None => Ok(Beat::Gone),
+            // The commit took so long (or this process was stopped in it) that others may have
+            // seen the session dead. Then it is.
+            Some((before, _)) if clock::now() >= before => {
+                self.leave(sequence)?;
+                Ok(Beat::Gone)
+            }
+            Some((_, seen)) => {
+                self.cached.clone_from(&seen.state);
+                Ok(Beat::Alive(seen))
+            }
+        }
+    }
+
+    /// Takes a session away.
+    pub(super) fn leave(&mut self, sequence: u64) -> Result<(), Failure> {
+        self.writing(|transaction, place| {
+            transaction
+                .prepare_cached("DELETE FROM session WHERE sequence = ?1 AND shard = ?2")?
+                .execute(params![sequence, place.shard])?;
+            Ok(())
+        })?;
+        self.announce();
+        Ok(())
+    }
+
+    /// Stores a state if the stored version is the expected one. `None` is a conflict.
+    pub(super) fn put(
+        &mut self,
+        expected: Option<Version>,
+        generation: Generation,
+        json: &str,
+    ) -> Result<Option<Version>, Failure> {
+        let stored = self.writing(|transaction, place| {
+            let current = current_version(transaction, &place.shard)?;
+            if current != expected {
+                return Ok(None);
+            }
+            let version = Version(current.map_or(0, |version| version.0) + 1);
+            transaction
+                .prepare_cached(
+                    "INSERT INTO history (shard, version, time, generation, json)
+                     VALUES (?1, ?2, ?3, ?4, ?5)",
+                )?
+                .execute(params![
+                    place.shard,
+                    version.0,
+                    Timestamp::now().to_string(),
+                    generation.0,
+                    json
+                ])?;
+            Ok(Some(version))
+        })?;
+        if stored.is_some() {
+            self.announce();
+        }
+        Ok(stored)
+    }
+
+    /// Every write of the shard, oldest first.
+    pub(super) fn history(&mut self) -> Result<Vec<HistoryEntry>, Failure> {
+        self.reading(|transaction, place| {
+            let mut statement = transaction.prepare_cached(
+                "SELECT version, time, generation, json FROM history WHERE shard = ?1
+                 ORDER BY version",
+            )?;
+            let mut rows = statement.query([&place.shard])?;
+            let mut entries = Vec::new();
+            while let Some(row) = rows.next()? {
+                let time: String = row.get(1)?;
+                entries.push(HistoryEntry {
+                    sequence: row.get(0)?,
+                    time: time
+                        .parse()
+                        .map_err(|error| Failure::content("time", error))?,
+                    generation: Generation(row.get(2)?),
+                    json: row.get(3)?,
+                });
+            }
+            Ok(entries)
+        })
+    }
+}
+
+/// The part of the database that is ours.
+struct Scope<'a>(&'a Place);
+
+impl Scope<'_> {
+    /// Takes the dead away, of all shards; writes nothing when there are none.
+    fn bury(&self, transaction: &Connection) -> Result<(), Failure> {
+        transaction
+            .prepare_cached("DELETE FROM session WHERE boot <> ?1 OR deadline <= ?2")?
+            .execute(params![self.0.boot, clock::now().0])?;
+        Ok(())
+    }
+
+    fn seen(
+        &self,
+        transaction: &Connection,
+        cached: Option<StoredState>,
+        incarnation: u64,
+    ) -> Result<Seen, Failure> {
+        let state = match (current_version(transaction, &self.0.shard)?, cached) {
+            (None, _) => None,
+            (Some(version), Some(cached)) if cached.version == version => Some(cached),
+            (Some(version), _) => Some(StoredState {
+                version,
+                json: transaction
+                    .prepare_cached("SELECT json FROM history WHERE shard = ?1 AND version = ?2")?
+                    .query_row(params![self.0.shard, version.0], |row| row.get(0))?,
+            }),
+        };
+        Ok(Seen {
+            incarnation,
+            state,
+            sessions: self.sessions(transaction)?,
+        })
+    }
+
+    /// The live ones, in order. Whoever is dead by the clock is dead, buried or not.
+    fn sessions(&self, transaction: &Connection) -> Result<Vec<Session>, Failure> {
+        let mut statement = transaction.prepare_cached(
+            "SELECT sequence, peer, deadline FROM session
+             WHERE shard = ?1 AND boot = ?2 AND deadline > ?3 ORDER BY sequence",
+        )?;
+        let mut rows = statement.query(params![self.0.shard, self.0.boot, clock::now().0])?;
+        let mut sessions = Vec::new();
+        while let Some(row) = rows.next()? {
+            let peer: String = row.get(1)?;
+            sessions.push(Session {
+                registration: Registration {
+                    sequence: row.get(0)?,
+                    peer: serde_json::from_str(&peer)
+                        .map_err(|error| Failure::content("peer", error))?,
+                },
+                deadline: Monotonic(row.get(2)?),
+            });
+        }
+        Ok(sessions)
+    }
+}
+
+fn current_version(transaction: &Connection, shard: &str) -> Result<Option<Version>, Failure> {
+    let version: Option<i64> = transaction
+        .prepare_cached("SELECT max(version) FROM history WHERE shard = ?1")?
+        .query_row([shard], |row| row.get(0))?;
+    Ok(version.map(Version))
+}
