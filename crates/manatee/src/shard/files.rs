@@ -1,0 +1,247 @@
+//! The directory of a shard, the ports and the files of its peers.
+
+use super::{Peer, ShardOptions, peer::Place};
+use anyhow::{Context, Result, bail, ensure};
+use std::{
+    fs::{self, OpenOptions},
+    io::Write,
+    net::{Ipv4Addr, TcpListener},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+/// The name of the shard.
+pub(super) const SHARD: &str = "demo";
+
+/// Trees, in the order of the alphabet, so that who is who can be remembered.
+const ZONES: [&str; 9] =
+    ["amber", "birch", "cedar", "durian", "elm", "fir", "ginkgo", "hazel", "ilex"];
+
+/// Ports are taken from here: above what services use, below what the kernel gives to outgoing
+/// connections, which could take the port of a peer while it is down.
+const PORTS: std::ops::Range<u16> = 12_000..32_000;
+
+/// What a socket's path may be long, in bytes, on every system.
+const SOCKET_PATH: usize = 103;
+
+/// Where the peers of a shard in this directory meet.
+pub(super) fn coordination(directory: &Path) -> String {
+    format!("sqlite:{}", directory.join("shard.db").display())
+}
+
+/// Makes the directory, for the user that PostgreSQL runs as to enter.
+pub(super) fn make_directory(directory: &Path) -> Result<PathBuf> {
+    let name = directory.display();
+    fs::create_dir_all(directory).with_context(|| format!("cannot make the directory {name}"))?;
+    let directory = directory.canonicalize().with_context(|| format!("cannot resolve {name}"))?;
+    let name = directory.display();
+    let mut entries = fs::read_dir(&directory).with_context(|| format!("cannot read {name}"))?;
+    ensure!(
+        entries.next().is_none(),
+        "{name} is not empty: give a directory that is, or one that does not exist"
+    );
+    let socket = directory.join(ZONES[3]).join("dataset/run/.s.PGSQL.65535");
+    let length = socket.as_os_str().len();
+    ensure!(
+        length <= SOCKET_PATH,
+        "{name} is too long a path: a socket in it would need {length} bytes, {SOCKET_PATH} are \
+         possible; give a shorter one"
+    );
+    fs::set_permissions(&directory, fs::Permissions::from_mode(0o755))
+        .with_context(|| format!("cannot open {name} to others"))?;
+    if rustix::process::geteuid().is_root() {
+        for ancestor in directory.ancestors() {
+            let metadata = fs::metadata(ancestor)
+                .with_context(|| format!("cannot look at {}", ancestor.display()))?;
+            ensure!(
+                metadata.permissions().mode() & 0o001 != 0,
+                "{name} is no place for PostgreSQL, which does not run as root: others cannot enter \
+                 {}; give a directory that everybody can reach, such as one in /tmp or /var/tmp",
+                ancestor.display()
+            );
+        }
+    }
+    Ok(directory)
+}
+
+/// Makes the peers and writes their files.
+pub(super) fn make_peers(options: &ShardOptions, directory: &Path) -> Result<Vec<Peer>> {
+    ensure!(
+        (1..=ZONES.len()).contains(&options.peers),
+        "{} peers: give 1 to {}",
+        options.peers,
+        ZONES.len()
+    );
+    let ports = free_ports(3 * options.peers)?;
+    let password = uuid::Uuid::new_v4().simple().to_string();
+    let mut peers = Vec::new();
+    for (zone, ports) in ZONES.iter().zip(ports.chunks(3)).take(options.peers) {
+        let place = Place {
+            zone: (*zone).to_owned(),
+            directory: directory.join(zone),
+            ip: Ipv4Addr::LOCALHOST.into(),
+            postgres_port: ports[0],
+            backup_port: ports[1],
+            status_port: ports[2],
+        };
+        let made = fs::create_dir(&place.directory);
+        made.with_context(|| format!("cannot make {}", place.directory.display()))?;
+        let mut table = sitter_file(options, directory, &place, &password)?;
+        merge(&mut table, &options.overrides);
+        write_private(&place.config_file(), &toml::to_string(&table)?)?;
+        peers.push(Peer::new(place, options.binary.clone()));
+    }
+    Ok(peers)
+}
+
+/// A sitter's file that suits a small machine and a short attention.
+fn sitter_file(
+    options: &ShardOptions,
+    directory: &Path,
+    place: &Place,
+    replication_password: &str,
+) -> Result<toml::Table> {
+    let utf8 = |path: &Path| -> Result<String> {
+        let text = path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))?;
+        Ok(text.to_owned())
+    };
+    let (dataset, coordination) = (utf8(&place.dataset())?, coordination(directory));
+    utf8(directory)?;
+    let (zone, ip) = (place.zone.clone(), place.ip.to_string());
+    let (postgres, backup, status) = (place.postgres_port, place.backup_port, place.status_port);
+    let session_timeout = options.session_timeout;
+    Ok(toml::toml! {
+        shard = SHARD
+        coordination = coordination
+        dataset = dataset
+        zone = zone
+        ip = ip
+        session_timeout = session_timeout
+        coordination_timeout = 2.0
+
+        [postgres]
+        port = postgres
+        client_access = ["host all all samehost scram-sha-256"]
+        wal_keep_mib = 128
+        slot_keep_mib = 1024
+
+        [postgres.settings]
+        shared_buffers = "32MB"
+        max_connections = 50
+
+        [replication]
+        password = replication_password
+
+        [backup]
+        port = backup
+
+        [status]
+        port = status
+
+        [health]
+        interval = 0.5
+        give_up = 10.0
+        retry_min = 0.2
+        retry_max = 2.0
+    })
+}
+
+fn merge(table: &mut toml::Table, overrides: &toml::Table) {
+    for (key, value) in overrides {
+        match (table.get_mut(key), value) {
+            (Some(toml::Value::Table(inner)), toml::Value::Table(value)) => merge(inner, value),
+            _ => drop(table.insert(key.clone(), value.clone())),
+        }
+    }
+}
+
+/// Writes a file that only we can read: it holds a password.
+fn write_private(path: &Path, text: &str) -> Result<()> {
+    let open = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    open.and_then(|mut file| file.write_all(text.as_bytes()))
+        .with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Ports that nobody listens on now. All are held until the last is found, so that none comes twice;
+/// the search begins anywhere, so that two shards that start together hardly meet.
+fn free_ports(count: usize) -> Result<Vec<u16>> {
+    let span = u128::from(PORTS.end - PORTS.start);
+    let start = u16::try_from(uuid::Uuid::new_v4().as_u128() % span)?;
+    let mut held = Vec::new();
+    for offset in 0..PORTS.end - PORTS.start {
+        if held.len() == count {
+            break;
+        }
+        let port = PORTS.start + (start + offset) % (PORTS.end - PORTS.start);
+        // One that cannot be had is somebody else's.
+        if let Ok(listener) = TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
+            held.push((port, listener));
+        }
+    }
+    if held.len() < count {
+        bail!("no {count} free ports between {} and {} on 127.0.0.1", PORTS.start, PORTS.end);
+    }
+    Ok(held.into_iter().map(|(port, _)| port).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sitter::config::Config;
+
+    fn place(directory: &Path) -> Place {
+        Place {
+            zone: "amber".to_owned(),
+            directory: directory.join("amber"),
+            ip: Ipv4Addr::LOCALHOST.into(),
+            postgres_port: 20_001,
+            backup_port: 20_002,
+            status_port: 20_003,
+        }
+    }
+
+    #[test]
+    fn the_sitter_takes_the_file_that_we_write() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut options = ShardOptions::new("manatee", directory.path());
+        options.overrides = toml::toml! {
+            deposed = "manual"
+            [health]
+            give_up = 4.0
+        };
+        let place = place(directory.path());
+        fs::create_dir(&place.directory).expect("a directory");
+        let mut table = sitter_file(&options, directory.path(), &place, "secret").expect("a file");
+        merge(&mut table, &options.overrides);
+        write_private(&place.config_file(), &toml::to_string(&table).expect("TOML")).expect("room");
+        let config = Config::load(&place.config_file()).expect("a sitter's file");
+        assert_eq!(config.zone.as_deref(), Some("amber"));
+        assert_eq!(config.status_port(), 20_003);
+        assert_eq!(config.session_timeout.get_ref().millis().0, 3000);
+        assert_eq!(config.health.give_up.millis().0, 4000);
+        assert_eq!(config.health.interval.millis().0, 500);
+        assert!(matches!(config.deposed, crate::sitter::config::Deposed::Manual));
+    }
+
+    #[test]
+    fn ports_are_free_and_distinct() {
+        let mut ports = free_ports(12).expect("ports");
+        ports.sort_unstable();
+        ports.dedup();
+        assert_eq!(ports.len(), 12);
+        assert!(ports.iter().all(|port| PORTS.contains(port)));
+    }
+
+    fn refusal(directory: &Path, expected: &str) {
+        let error = make_directory(directory).expect_err("must be refused").to_string();
+        assert!(error.contains(expected), "{error:?} does not say {expected:?}");
+    }
+
+    #[test]
+    fn a_directory_that_will_not_do_is_refused() {
+        let directory = tempfile::tempdir().expect("a directory");
+        refusal(&directory.path().join("x".repeat(90)), "is too long a path");
+        fs::write(directory.path().join("file"), "").expect("a file");
+        refusal(directory.path(), "is not empty");
+    }
+}

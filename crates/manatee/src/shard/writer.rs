@@ -1,0 +1,318 @@
+//! A client that writes one numbered row after another and keeps a ledger of those that were
+//! acknowledged, through every change of primary.
+//!
+//! It is what a well-behaved client is: it waits a bounded time for each commit, connects anew after
+//! any error, and takes a row that was not acknowledged for one whose outcome it does not know: it
+//! never tries that number again. It asks all peers at once for who takes writes, where libpq asks
+//! one after the other: a frozen host would else be part of what is measured.
+
+use super::{Gap, Ledger, Shard, gaps::Gaps, locked};
+use adapters::clock;
+use anyhow::{Context, Result, anyhow, bail};
+use cluster::{Millis, Monotonic};
+use std::{
+    fs::{File, OpenOptions},
+    io::Write,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+use tokio::{
+    task::JoinSet,
+    time::{MissedTickBehavior, interval, timeout},
+};
+use tokio_postgres::{Client, Config, NoTls, Statement, config::TargetSessionAttrs};
+
+/// Between the starts of two rows.
+const PACE: Duration = Duration::from_millis(10);
+/// How long one peer may take to let the writer in.
+const CONNECT_LIMIT: Duration = Duration::from_secs(1);
+/// How long one commit may take. A longer limit would not shorten an outage; a shorter one leaves
+/// more rows of unknown outcome behind.
+const COMMIT_LIMIT: Duration = Duration::from_secs(2);
+/// How long the making of the table may take, a change of primary included.
+const SETUP_LIMIT: Millis = Millis(30_000);
+
+/// How far a writer is.
+#[derive(Debug, Clone)]
+pub struct Progress {
+    /// Rows acknowledged.
+    pub acknowledged: u64,
+    /// Rows that were tried and not acknowledged.
+    pub unacknowledged: u64,
+    /// The number and the moment of the newest acknowledgement.
+    pub newest: Option<(i64, Monotonic)>,
+    /// The zone that it writes to.
+    pub connected_to: Option<String>,
+    /// The newest error, while nothing has been acknowledged since.
+    pub error: Option<String>,
+}
+
+/// A running writer. Dropping it stops it.
+#[derive(Debug)]
+pub struct Writer {
+    handle: WriterHandle,
+    thread: Option<JoinHandle<Result<()>>>,
+}
+
+/// What others may look at while it runs.
+#[derive(Debug, Clone)]
+pub struct WriterHandle {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    stop: AtomicBool,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    ledger: Ledger,
+    gaps: Gaps,
+    /// The newest acknowledgement, or number 0 at the start.
+    newest: (i64, Monotonic),
+    unacknowledged: u64,
+    connected_to: Option<String>,
+    error: Option<String>,
+}
+
+impl Writer {
+    /// Makes the role and the table on the primary, and starts to write to `ledger` in the shard's
+    /// directory and to the database.
+    ///
+    /// # Errors
+    /// When there is no primary that takes writes, or the file cannot be written.
+    pub fn start(shard: &Shard) -> Result<Writer> {
+        let setup = setup(shard.client());
+        shard.wait_until(SETUP_LIMIT, "the ledger's table to be made", |view| {
+            let primary = view.primary().ok_or("no primary is open for writes")?;
+            let made = shard.peer_of(&primary.zone).psql(&setup);
+            made.map(drop).map_err(|error| format!("{error:#}"))
+        })?;
+        let path = shard.directory().join("ledger");
+        let file = OpenOptions::new().create(true).append(true).open(&path);
+        let file = file.with_context(|| format!("cannot write {}", path.display()))?;
+        let state = State {
+            ledger: Ledger::default(),
+            gaps: Gaps::default(),
+            newest: (0, clock::now()),
+            unacknowledged: 0,
+            connected_to: None,
+            error: None,
+        };
+        let shared = Arc::new(Shared { stop: false.into(), state: Mutex::new(state) });
+        let routes = routes(shard);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let inner = shared.clone();
+        let thread = std::thread::spawn(move || runtime.block_on(inner.write(&routes, file)));
+        Ok(Writer { handle: WriterHandle { shared }, thread: Some(thread) })
+    }
+
+    /// What others may look at.
+    pub fn handle(&self) -> &WriterHandle {
+        &self.handle
+    }
+
+    /// How many rows were acknowledged.
+    pub fn acknowledged(&self) -> u64 {
+        self.handle.ledger().acknowledged()
+    }
+
+    /// See [`WriterHandle::longest_gap_since`].
+    pub fn longest_gap_since(&self, mark: Monotonic) -> Gap {
+        self.handle.longest_gap_since(mark)
+    }
+
+    /// Stops it, and returns its ledger.
+    ///
+    /// # Errors
+    /// When it had ended before: the ledger's file could not be written.
+    pub fn stop(mut self) -> Result<Ledger> {
+        self.end()?;
+        Ok(self.handle.ledger())
+    }
+
+    fn end(&mut self) -> Result<()> {
+        self.handle.shared.stop.store(true, Ordering::Relaxed);
+        match self.thread.take().map(JoinHandle::join) {
+            None => Ok(()),
+            Some(Ok(result)) => result.context("the writer ended"),
+            Some(Err(_)) => bail!("the writer panicked"),
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        if let Err(error) = self.end() {
+            eprintln!("manatee: {error:#}");
+        }
+    }
+}
+
+impl WriterHandle {
+    /// What was acknowledged so far.
+    pub fn ledger(&self) -> Ledger {
+        locked(&self.shared.state).ledger.clone()
+    }
+
+    /// How far it is.
+    pub fn progress(&self) -> Progress {
+        let state = locked(&self.shared.state);
+        Progress {
+            acknowledged: state.ledger.acknowledged(),
+            unacknowledged: state.unacknowledged,
+            newest: (state.newest.0 > 0).then_some(state.newest),
+            connected_to: state.connected_to.clone(),
+            error: state.error.clone(),
+        }
+    }
+
+    /// The longest time without an acknowledgement that ended after `mark`; the one that goes on now
+    /// counts, too.
+    pub fn longest_gap_since(&self, mark: Monotonic) -> Gap {
+        let state = locked(&self.shared.state);
+        let (before, from) = state.newest;
+        let open = Gap { before, from, after: 0, to: clock::now() };
+        let ended = state.gaps.longest_since(mark);
+        ended.filter(|gap| gap.length() >= open.length()).unwrap_or(open)
+    }
+}
+
+/// The statements that make what a writer needs; harmless a second time.
+fn setup((role, password): (&str, &str)) -> String {
+    format!(
+        "set password_encryption = 'scram-sha-256';
+         do $$ begin
+             if not exists (select from pg_roles where rolname = '{role}') then
+                 create role {role} login password '{password}';
+             end if;
+         end $$;
+         create table if not exists ledger (
+             n bigint primary key, peer text not null, at timestamptz not null default now());
+         grant all on ledger to {role};
+         grant create on schema public to {role};"
+    )
+}
+
+/// How to reach each peer, by its zone.
+fn routes(shard: &Shard) -> Vec<(String, Config)> {
+    let (role, password) = shard.client();
+    let route = |peer: &super::Peer| {
+        let (ip, port) = peer.host();
+        let mut config = Config::new();
+        config.host(ip.to_string()).port(port).user(role).password(password).dbname("postgres");
+        config.target_session_attrs(TargetSessionAttrs::ReadWrite);
+        config.application_name("manatee demo writer");
+        (peer.zone().to_owned(), config)
+    };
+    shard.peers().iter().map(route).collect()
+}
+
+/// An open way to the primary.
+struct Session {
+    zone: String,
+    client: Client,
+    insert: Statement,
+}
+
+impl Shared {
+    async fn write(&self, routes: &[(String, Config)], mut file: File) -> Result<()> {
+        let mut pace = interval(PACE);
+        pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut session = None;
+        while !self.stop.load(Ordering::Relaxed) {
+            pace.tick().await;
+            let open = match session.take() {
+                Some(open) => open,
+                None => match connect(routes).await {
+                    Ok(open) => self.connected(open),
+                    Err(error) => {
+                        self.failed(&error);
+                        continue;
+                    }
+                },
+            };
+            let number = locked(&self.state).ledger.try_next();
+            match insert(&open, number).await {
+                Ok(()) => {
+                    let at = clock::now();
+                    writeln!(file, "{number}").context("cannot write the ledger's file")?;
+                    self.acknowledged(number, at);
+                    session = Some(open);
+                }
+                Err(error) => {
+                    locked(&self.state).unacknowledged += 1;
+                    self.failed(&error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn connected(&self, session: Session) -> Session {
+        locked(&self.state).connected_to = Some(session.zone.clone());
+        session
+    }
+
+    fn acknowledged(&self, number: i64, at: Monotonic) {
+        let mut state = locked(&self.state);
+        state.ledger.acknowledge();
+        let (before, from) = state.newest;
+        state.gaps.push(Gap { before, from, after: number, to: at });
+        state.newest = (number, at);
+        state.error = None;
+    }
+
+    fn failed(&self, error: &anyhow::Error) {
+        let mut state = locked(&self.state);
+        state.connected_to = None;
+        state.error = Some(format!("{error:#}"));
+    }
+}
+
+/// Connects to whoever first says that it takes writes.
+async fn connect(routes: &[(String, Config)]) -> Result<Session> {
+    let mut attempts = JoinSet::new();
+    for (zone, config) in routes {
+        let (zone, config) = (zone.clone(), config.clone());
+        attempts.spawn(async move {
+            let opened = timeout(CONNECT_LIMIT, open(&zone, &config)).await;
+            opened.unwrap_or_else(|_| Err(anyhow!("no answer")).context(zone))
+        });
+    }
+    let mut problems = Vec::new();
+    while let Some(attempt) = attempts.join_next().await {
+        // The others are dropped, and closed with that.
+        match attempt.context("a connection attempt panicked")? {
+            Ok(session) => return Ok(session),
+            Err(error) => problems.push(format!("{error:#}")),
+        }
+    }
+    bail!("nobody takes writes: {}", problems.join("; "))
+}
+
+async fn open(zone: &str, config: &Config) -> Result<Session> {
+    let (client, connection) = config.connect(NoTls).await.with_context(|| zone.to_owned())?;
+    // How it ends is told to whoever uses the client.
+    tokio::spawn(async move { drop(connection.await) });
+    let insert = client.prepare("insert into ledger (n, peer) values ($1, $2)").await;
+    Ok(Session { zone: zone.to_owned(), insert: insert.with_context(|| zone.to_owned())?, client })
+}
+
+/// One row, its commit acknowledged.
+///
+/// A timeout only gives up the connection. To cancel the statement would be wrong: PostgreSQL answers
+/// a cancelled wait for the sync with a warning and success.
+async fn insert(session: &Session, number: i64) -> Result<()> {
+    let Session { zone, client, insert } = session;
+    let done = timeout(COMMIT_LIMIT, client.execute(insert, &[&number, zone])).await;
+    done.with_context(|| format!("{zone}: row {number}: not acknowledged in time"))?
+        .with_context(|| format!("{zone}: row {number}"))?;
+    Ok(())
+}
