@@ -48,27 +48,11 @@ impl OsUser {
     pub fn find(name: &str) -> Result<OsUser, ExecError> {
         let id = |flag: &str| -> Result<u32, ExecError> {
             let exec = Exec::new("id").arg(flag).arg("--").arg(name);
-            let output = exec
-                .command()
-                .as_std_mut()
-                .stdin(Stdio::null())
-                .output()
-                .map_err(|source| exec.error(ExecCause::Spawn(source)))?;
-            if !output.status.success() {
-                return Err(exec.error(ExecCause::Failed {
-                    status: output.status,
-                    output: exec.tail(&output.stderr),
-                }));
-            }
-            let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-            text.parse()
-                .map_err(|_| exec.error(ExecCause::Answer(text)))
+            let output = exec.run_briefly()?;
+            let text = String::from_utf8_lossy(&output).trim().to_owned();
+            text.parse().map_err(|_| exec.error(ExecCause::Answer(text)))
         };
-        Ok(OsUser {
-            name: name.to_owned(),
-            uid: id("-u")?,
-            gid: id("-g")?,
-        })
+        Ok(OsUser { name: name.to_owned(), uid: id("-u")?, gid: id("-g")? })
     }
 }
 
@@ -164,16 +148,14 @@ impl Exec {
     /// With more arguments.
     #[must_use]
     pub fn args<A: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
-        self.args
-            .extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        self.args.extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
         self
     }
 
     /// With this environment variable; nothing is inherited.
     #[must_use]
     pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
-        self.env
-            .insert(name.as_ref().to_owned(), value.as_ref().to_owned());
+        self.env.insert(name.as_ref().to_owned(), value.as_ref().to_owned());
         self
     }
 
@@ -215,6 +197,25 @@ impl Exec {
         self
     }
 
+    /// Runs a command that is known to be quick and to print little, without a runtime and without
+    /// a time limit; gives its standard output.
+    ///
+    /// # Errors
+    /// When it cannot be started or fails.
+    pub fn run_briefly(&self) -> Result<Vec<u8>, ExecError> {
+        let output = self
+            .command()
+            .as_std_mut()
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|source| self.error(ExecCause::Spawn(source)))?;
+        if output.status.success() {
+            return Ok(output.stdout);
+        }
+        Err(self
+            .error(ExecCause::Failed { status: output.status, output: self.tail(&output.stderr) }))
+    }
+
     /// Runs it to its end.
     ///
     /// # Errors
@@ -230,13 +231,8 @@ impl Exec {
     /// As [`Exec::run`].
     pub async fn run_with(self, on_line: impl FnMut(&str) + Send) -> Result<Output, ExecError> {
         let mut command = self.command();
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let mut child = command
-            .spawn()
-            .map_err(|source| self.error(ExecCause::Spawn(source)))?;
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().map_err(|source| self.error(ExecCause::Spawn(source)))?;
         let mut group = Group::of(&child);
         let mut stdout = Kept::default();
         let mut stderr = Kept::default();
@@ -313,9 +309,7 @@ impl Exec {
     }
 
     fn hide(&self, text: &str) -> String {
-        self.secrets
-            .iter()
-            .fold(text.to_owned(), |text, secret| text.replace(secret, "***"))
+        self.secrets.iter().fold(text.to_owned(), |text, secret| text.replace(secret, "***"))
     }
 
     fn tail(&self, output: &[u8]) -> String {
@@ -328,10 +322,7 @@ impl Exec {
             .chain(self.args.iter().map(OsString::as_os_str))
             .map(|word| word.to_string_lossy())
             .collect();
-        ExecError {
-            command: self.hide(&words.join(" ")),
-            cause,
-        }
+        ExecError { command: self.hide(&words.join(" ")), cause }
     }
 }
 
@@ -378,7 +369,7 @@ async fn read(
     let Some(mut from) = from else {
         return Ok(());
     };
-    let mut buffer = [0; 8192];
+    let mut buffer = vec![0; 8192];
     loop {
         match from.read(&mut buffer).await? {
             0 => return Ok(()),
@@ -475,11 +466,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let fifo = directory.path().join("alive");
         let script = format!("mkfifo {0}; sleep 600 >{0} & cat {0}; wait", fifo.display());
-        let error = shell(&script)
-            .limit(Millis(300))
-            .run()
-            .await
-            .expect_err("too late");
+        let error = shell(&script).limit(Millis(300)).run().await.expect_err("too late");
         assert!(matches!(error.cause, ExecCause::Timeout { .. }), "{error}");
         // The pipe ends when the last writer is gone.
         let read = tokio::task::spawn_blocking(move || {

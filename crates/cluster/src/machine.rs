@@ -103,6 +103,7 @@ pub struct Machine {
     database: Option<Database>,
     server: Server,
     applied: Option<Applied>,
+    stale: bool,
     started_at: Monotonic,
     wal: Option<Lsn>,
     timeline: Option<u32>,
@@ -119,6 +120,9 @@ pub struct Machine {
     /// Newest proof that this peer may serve as primary (rule F1).
     proof: Option<Monotonic>,
     fenced: bool,
+    /// Whether PostgreSQL serves, or may serve for all that is known, as a primary that another may
+    /// supersede. A failed command leaves it so: what it did is not known.
+    exposed: bool,
 
     decision: Decision,
 }
@@ -142,6 +146,7 @@ impl Machine {
             database: None,
             server: Server::Unknown,
             applied: None,
+            stale: false,
             started_at: start,
             wal: None,
             timeline: None,
@@ -156,6 +161,7 @@ impl Machine {
             failure: None,
             proof: None,
             fenced: false,
+            exposed: false,
             decision: Decision {
                 role: Role::Unknown,
                 postgres: PgTarget::Hold,
@@ -201,10 +207,12 @@ impl Machine {
         }
     }
 
-    /// What follows when the configuration of the sitter was read again.
+    /// Takes a new configuration of the sitter. What PostgreSQL was brought to is brought to it once
+    /// more, because its own settings may have changed too.
     pub fn reconfigure(&mut self, config: MachineConfig) {
         assert_eq!(config.me.id, self.config.me.id, "a peer does not change its name");
         self.config = config;
+        self.stale = self.applied.is_some();
     }
 
     fn pending(&self) -> Vec<String> {

@@ -124,6 +124,10 @@ reasons! {
     DatabaseMissing = "X3",
         "primary by the state, but there is no database here: never creating an empty one in its place; leaving so that the sync can take over";
 
+    /// This primary has less WAL than when it was declared: its database is not the one it was.
+    PrimaryBehind { wal: Lsn, needed: Lsn } = "D3",
+        "the sync is gone, but the WAL here ends at {wal}, before {needed} where this generation began: this database lost writes, so no generation is declared from it";
+
     /// Alone by configuration.
     Alone = "O1", "one-node-write mode: serving alone";
     /// To leave one-node-write mode, somebody else must be there.

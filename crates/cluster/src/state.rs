@@ -303,3 +303,91 @@ fn check_peer(peer: Option<&Value>, field: &str) -> Result<(), StateError> {
     check_field::<Option<String>>(peer, "backupUrl", Presence::Optional)
         .map_err(|error| StateError::new(format!("{field}.backupUrl"), error.problem))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn peer(number: u8) -> Value {
+        json!(PeerIdent::new(&format!("10.0.0.{number}"), 5432, 12345, &format!("zone{number}")))
+    }
+
+    /// A legal state with this field replaced, or removed when the value is null.
+    fn state_with(field: &str, value: Value) -> Value {
+        let mut state = json!({
+            "generation": 3, "primary": peer(1), "sync": peer(2), "async": [peer(3)],
+            "deposed": [peer(4)], "initWal": "0/17B7188",
+        });
+        let object = state.as_object_mut().expect("an object");
+        match value {
+            Value::Null => drop(object.remove(field)),
+            value => drop(object.insert(field.to_owned(), value)),
+        }
+        state
+    }
+
+    fn check_refused(state: &Value, field: &str, problem: &str) {
+        let error = ClusterState::parse(&state.to_string()).expect_err("a refused state");
+        assert_eq!(error.field, field, "{error}");
+        assert!(error.problem.contains(problem), "{error}");
+    }
+
+    #[test]
+    fn what_is_malformed_or_illegal_is_refused_with_field_and_reason() {
+        let mut no_url = peer(3);
+        no_url.as_object_mut().expect("a peer").remove("pgUrl");
+        for (field, value, named, problem) in [
+            ("generation", Value::Null, "generation", "is missing"),
+            ("generation", json!(-1), "generation", "invalid value"),
+            ("generation", json!("3"), "generation", "invalid type"),
+            ("primary", Value::Null, "primary", "is missing"),
+            ("primary", json!("10.0.0.1:5432:12345"), "primary", "is not a peer"),
+            ("sync", Value::Null, "sync", "is missing"),
+            ("async", Value::Null, "async", "is missing"),
+            ("async", peer(3), "async", "is not a list"),
+            ("async", json!([peer(3), 7]), "async[1]", "is not a peer"),
+            ("async", json!([no_url]), "async[0].pgUrl", "is missing"),
+            ("async", json!([peer(2)]), "async[0]", "already stands at sync"),
+            ("async", json!([peer(3), peer(3)]), "async[1]", "already stands at async[0]"),
+            ("deposed", json!([peer(1)]), "deposed[0]", "already stands at primary"),
+            ("sync", peer(1), "sync", "already stands at primary"),
+            ("initWal", json!("17B7188"), "initWal", "no WAL position"),
+            ("initWal", Value::Null, "initWal", "is missing"),
+            ("freeze", json!("yes"), "freeze", "neither a boolean"),
+            ("freeze", json!({"reason": "no date"}), "freeze", "neither a boolean"),
+            ("oneNodeWriteMode", json!(1), "oneNodeWriteMode", "invalid type"),
+            ("oneNodeWriteMode", json!(true), "sync", "although the shard is in one-node-write"),
+            ("promote", json!({"id": "x"}), "promote", "missing field"),
+        ] {
+            check_refused(&state_with(field, value), named, problem);
+        }
+        let mut state = state_with("x", json!(1));
+        state["sync"] = Value::Null;
+        check_refused(&state, "sync", "null outside one-node-write mode");
+        let error = ClusterState::parse("{\"generation\": 1,").expect_err("no JSON");
+        assert_eq!(error.field, "JSON");
+        check_refused(&json!([1]), "JSON", "not an object");
+    }
+
+    #[test]
+    fn a_round_trip_keeps_what_is_not_ours() {
+        let mut state = state_with("ours", json!({"not": ["at", "all"]}));
+        state["primary"]["hb"] = json!(7);
+        state["freeze"] = json!({"date": "2015-03-18T18:40:11.095Z", "reason": "r", "who": "me"});
+        let parsed = ClusterState::parse(&state.to_string()).expect("a legal state");
+        let again: Value = serde_json::from_str(&parsed.to_json()).expect("JSON");
+        assert_eq!(again, state);
+    }
+
+    #[test]
+    fn what_old_states_lack_or_have_otherwise_is_read() {
+        let parse = |state: Value| ClusterState::parse(&state.to_string()).expect("a legal state");
+        assert_eq!(parse(state_with("deposed", Value::Null)).deposed, []);
+        assert!(parse(state_with("freeze", json!(true))).is_frozen());
+        assert!(!parse(state_with("freeze", json!(false))).is_frozen());
+        let mut alone = state_with("oneNodeWriteMode", json!(true));
+        alone["sync"] = Value::Null;
+        assert!(parse(alone).is_one_node_write_mode());
+    }
+}

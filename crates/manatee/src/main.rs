@@ -1,12 +1,8 @@
 //! `manatee`: the sitter, the operator's commands, the simulator and the demonstration in one
 //! binary. Started as `manatee-adm` it is `manatee adm`.
 
-mod adm;
-mod sim_cmd;
-mod sitter;
-mod status;
-
 use clap::{Parser, Subcommand};
+use manatee::{adm, sim_cmd, sitter};
 use std::{
     ffi::OsString,
     path::{Path, PathBuf},
@@ -34,7 +30,7 @@ enum Command {
         config: PathBuf,
     },
     /// Look at a shard and administer it by hand. Started as `manatee-adm`, this program is this.
-    Adm(adm::Adm),
+    Adm(Box<adm::Adm>),
     /// The simulator: the rules of a shard in a modelled world.
     #[command(subcommand)]
     Sim(sim_cmd::SimCommand),
@@ -43,7 +39,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse_from(arguments(std::env::args_os())).command {
         Command::Sitter { config } => sitter::run(&config),
-        Command::Adm(adm) => adm::run(adm),
+        Command::Adm(adm) => adm::run(*adm),
         Command::Sim(command) => sim_cmd::run(&command),
     };
     result.unwrap_or_else(|error| {

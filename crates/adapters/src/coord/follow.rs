@@ -49,9 +49,7 @@ impl From<Seen> for View {
 
 impl Seen {
     fn holds(&self, sequence: u64) -> bool {
-        self.sessions
-            .iter()
-            .any(|session| session.registration.sequence == sequence)
+        self.sessions.iter().any(|session| session.registration.sequence == sequence)
     }
 }
 
@@ -105,13 +103,9 @@ impl Member {
     }
 }
 
-/// Tells `first` and then everything that follows, until the reader is gone or the session dead.
-pub(super) fn spawn(source: impl Source + 'static, outbox: Sender, first: Seen) {
-    spawn_member(source, outbox, first, None);
-}
-
-/// As [`spawn`], and keeps a session alive meanwhile.
-pub(super) fn spawn_member(
+/// Tells `first` and then everything that follows, until the reader is gone; keeps `member`'s
+/// session alive meanwhile, if there is one, and ends with it.
+pub(super) fn spawn(
     source: impl Source + 'static,
     outbox: Sender,
     first: Seen,
@@ -172,11 +166,7 @@ impl<S: Source> Follower<S> {
         // one more timeout; it dies by itself then, if it cannot be taken away now.
         if let Err(error) = self.source.forget(sequence).await {
             let error = describe(&error);
-            tracing::debug!(
-                sequence,
-                error,
-                "an expired registration runs out by itself"
-            );
+            tracing::debug!(sequence, error, "an expired registration runs out by itself");
         }
     }
 
@@ -204,9 +194,7 @@ impl<S: Source> Follower<S> {
     }
 
     async fn look(&mut self, now: Monotonic) -> bool {
-        let limit = self
-            .member
-            .map_or(Millis(u64::MAX), |member| member.deadline - now);
+        let limit = self.member.map_or(Millis(u64::MAX), |member| member.deadline - now);
         match (self.source.look(limit).await, self.member) {
             (Ok(seen), Some(member)) if !seen.holds(member.sequence) => {
                 self.outbox.push(CoordEvent::Expired);
@@ -239,19 +227,10 @@ impl<S: Source> Follower<S> {
 
     /// The next moment at which something is to be done or somebody may have died.
     fn next_wake(&self) -> Monotonic {
-        let own = self
-            .member
-            .map(|member| self.next_beat.min(member.deadline));
+        let own = self.member.map(|member| self.next_beat.min(member.deadline));
         // While the service does not answer, deadlines of others tell nothing.
-        let others = self
-            .told
-            .next_deadline
-            .filter(|_| self.unreachable.is_none());
-        [Some(self.next_look), own, others]
-            .into_iter()
-            .flatten()
-            .min()
-            .unwrap_or(self.next_look)
+        let others = self.told.next_deadline.filter(|_| self.unreachable.is_none());
+        [Some(self.next_look), own, others].into_iter().flatten().min().unwrap_or(self.next_look)
     }
 }
 
@@ -297,11 +276,7 @@ impl Told {
     /// one that is neither new nor was there the last time is such a dead one.
     fn drop_resurrected(&mut self, seen: &mut Seen) {
         if self.incarnation != seen.incarnation {
-            *self = Told {
-                incarnation: seen.incarnation,
-                highest: 0,
-                ..std::mem::take(self)
-            };
+            *self = Told { incarnation: seen.incarnation, highest: 0, ..std::mem::take(self) };
         } else if let Some(active) = &self.active {
             let highest = self.highest;
             seen.sessions.retain(|session| {
@@ -310,9 +285,7 @@ impl Told {
             });
         }
         let latest = seen.sessions.last();
-        self.highest = self
-            .highest
-            .max(latest.map_or(0, |session| session.registration.sequence));
+        self.highest = self.highest.max(latest.map_or(0, |session| session.registration.sequence));
     }
 }
 
@@ -333,10 +306,7 @@ mod tests {
         let json = String::new();
         Seen {
             incarnation,
-            state: Some(StoredState {
-                version: Version(version),
-                json,
-            }),
+            state: Some(StoredState { version: Version(version), json }),
             sessions: sequences.iter().map(session).collect(),
         }
     }
@@ -350,10 +320,9 @@ mod tests {
             for event in told.news(seen(incarnation, version, sequences)) {
                 news.push(match event {
                     CoordEvent::State(Some(state)) => format!("v{}", state.version.0),
-                    CoordEvent::Active(active) => format!(
-                        "{:?}",
-                        active.iter().map(|one| one.sequence).collect::<Vec<_>>()
-                    ),
+                    CoordEvent::Active(active) => {
+                        format!("{:?}", active.iter().map(|one| one.sequence).collect::<Vec<_>>())
+                    }
                     other => format!("{other:?}"),
                 });
             }

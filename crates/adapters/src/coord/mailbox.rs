@@ -137,10 +137,7 @@ mod tests {
 
     fn state(version: i64) -> CoordEvent {
         let json = String::new();
-        CoordEvent::State(Some(StoredState {
-            version: Version(version),
-            json,
-        }))
+        CoordEvent::State(Some(StoredState { version: Version(version), json }))
     }
 
     fn confirmed(sent: u64) -> CoordEvent {
@@ -163,10 +160,7 @@ mod tests {
             &[state(2), active, confirmed(1)],
         );
         check(&[confirmed(1), state(2)], &[confirmed(1), state(2)]);
-        check(
-            &[confirmed(1), state(2), confirmed(2)],
-            &[state(2), confirmed(2)],
-        );
+        check(&[confirmed(1), state(2), confirmed(2)], &[state(2), confirmed(2)]);
         let cut = |reason: &str| CoordEvent::Unreachable(reason.to_owned());
         check(
             &[cut("a"), confirmed(1), cut("b"), CoordEvent::Expired],

@@ -65,18 +65,13 @@ impl Model {
     fn seen(&mut self) -> Seen {
         let now = clock::now();
         self.sessions.retain(|session| now < session.deadline);
-        Seen {
-            incarnation: 0,
-            state: self.state(),
-            sessions: self.sessions.clone(),
-        }
+        Seen { incarnation: 0, state: self.state(), sessions: self.sessions.clone() }
     }
 
     fn state(&self) -> Option<StoredState> {
-        self.history.last().map(|last| StoredState {
-            version: self.version(),
-            json: last.json.clone(),
-        })
+        self.history
+            .last()
+            .map(|last| StoredState { version: self.version(), json: last.json.clone() })
     }
 
     fn version(&self) -> Version {
@@ -107,28 +102,19 @@ impl MemoryService {
             model: Mutex::default(),
             changes: watch::Sender::new(()),
         };
-        MemoryService {
-            shared: Arc::new(shared),
-        }
+        MemoryService { shared: Arc::new(shared) }
     }
 
     /// Another client, with a line of its own to the service.
     pub fn client(&self) -> MemoryCoord {
-        MemoryCoord {
-            line: Line {
-                shared: Arc::clone(&self.shared),
-                cut: Arc::default(),
-            },
-        }
+        MemoryCoord { line: Line { shared: Arc::clone(&self.shared), cut: Arc::default() } }
     }
 
     /// Ends all sessions of this peer now, as if their timeouts had passed. How many there were.
     pub fn expire(&self, peer: &PeerId) -> usize {
         let mut model = self.shared.model();
         let before = model.sessions.len();
-        model
-            .sessions
-            .retain(|session| session.registration.peer.id != *peer);
+        model.sessions.retain(|session| session.registration.peer.id != *peer);
         let ended = before - model.sessions.len();
         drop(model);
         self.shared.changes.send_replace(());
@@ -181,11 +167,7 @@ impl Line {
     }
 
     fn error(&self, operation: &'static str, cause: Lost) -> CoordError {
-        CoordError {
-            target: self.target(),
-            operation,
-            cause: cause.into(),
-        }
+        CoordError { target: self.target(), operation, cause: cause.into() }
     }
 
     fn reach(&self, operation: &'static str) -> Result<MutexGuard<'_, Model>, CoordError> {
@@ -198,10 +180,7 @@ impl Line {
     }
 
     fn source(&self) -> MemorySource {
-        MemorySource {
-            line: self.clone(),
-            changes: self.shared.changes.subscribe(),
-        }
+        MemorySource { line: self.clone(), changes: self.shared.changes.subscribe() }
     }
 }
 
@@ -225,34 +204,23 @@ impl Coordination for MemoryCoord {
             model.last_sequence += 1;
             let (sequence, deadline) = (model.last_sequence, clock::now() + timeout);
             model.sessions.push(Session {
-                registration: Registration {
-                    sequence,
-                    peer: peer.clone(),
-                },
+                registration: Registration { sequence, peer: peer.clone() },
                 deadline,
             });
-            let member = Member {
-                sequence,
-                timeout,
-                deadline,
-            };
+            let member = Member { sequence, timeout, deadline };
             (member, model.seen())
         };
         self.line.shared.changes.send_replace(());
         let (outbox, inbox) = mailbox();
-        follow::spawn_member(source, outbox, first, Some(member));
-        Ok(Box::new(MemoryMembership {
-            line: self.line.clone(),
-            sequence: member.sequence,
-            inbox,
-        }))
+        follow::spawn(source, outbox, first, Some(member));
+        Ok(Box::new(MemoryMembership { line: self.line.clone(), sequence: member.sequence, inbox }))
     }
 
     async fn watch(&self) -> Result<Watch, CoordError> {
         let source = self.line.source();
         let first = self.line.reach("watch")?.seen();
         let (outbox, inbox) = mailbox();
-        follow::spawn(source, outbox, first);
+        follow::spawn(source, outbox, first, None);
         Ok(inbox.into_channel())
     }
 
@@ -298,11 +266,7 @@ impl Membership for MemoryMembership {
     }
 
     async fn leave(self: Box<Self>) -> Result<(), CoordError> {
-        let MemoryMembership {
-            line,
-            sequence,
-            inbox,
-        } = *self;
+        let MemoryMembership { line, sequence, inbox } = *self;
         // The heartbeats end first, so that there is nobody left to be told of an expiry.
         drop(inbox);
         line.forget(sequence)
@@ -311,9 +275,7 @@ impl Membership for MemoryMembership {
 
 impl Line {
     fn forget(&self, sequence: u64) -> Result<(), CoordError> {
-        self.reach("leave")?
-            .sessions
-            .retain(|session| session.registration.sequence != sequence);
+        self.reach("leave")?.sessions.retain(|session| session.registration.sequence != sequence);
         self.shared.changes.send_replace(());
         Ok(())
     }
@@ -360,5 +322,58 @@ impl Source for MemorySource {
         if self.changes.changed().await.is_err() {
             std::future::pending().await
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    /// Reads on until this event, which is neither of the kinds that carry what is there.
+    async fn until(member: &mut Box<dyn Membership>, wanted: fn(&CoordEvent) -> bool) {
+        let reading = async {
+            while let Some(event) = member.next().await {
+                if wanted(&event) {
+                    return;
+                }
+            }
+            panic!("ended before the event came");
+        };
+        tokio::time::timeout(Duration::from_secs(20), reading).await.expect("the event in time");
+    }
+
+    /// The hand that breaks the service takes one peer's session and leaves the other's.
+    #[tokio::test]
+    async fn a_session_can_be_expired_at_will() {
+        let service = MemoryService::new("1.example");
+        let coord = service.client();
+        let peer = |ip| PeerIdent::new(ip, 5432, 12345, "zone");
+        let (one, two) = (peer("10.0.0.1"), peer("10.0.0.2"));
+        let long = Millis(60_000);
+        let mut member = coord.join(&one, long).await.expect("to join");
+        let _other = coord.join(&two, long).await.expect("to join");
+        assert_eq!(service.expire(&one.id), 1);
+        assert_eq!(service.expire(&one.id), 0);
+        until(&mut member, |event| *event == CoordEvent::Expired).await;
+        let active = coord.read().await.expect("to read").active;
+        assert_eq!(active.len(), 1);
+        assert_eq!(active[0].peer, two);
+    }
+
+    /// One client's line can be cut, or everybody's.
+    #[tokio::test]
+    async fn a_cut_is_of_one_client_or_of_the_service() {
+        let service = MemoryService::new("1.example");
+        let (here, there) = (service.client(), service.client());
+        here.set_reachable(false);
+        assert!(here.read().await.is_err());
+        assert!(there.read().await.is_ok());
+        here.set_reachable(true);
+        service.set_reachable(false);
+        assert!(here.read().await.is_err());
+        assert!(there.read().await.is_err());
+        service.set_reachable(true);
+        assert!(here.read().await.is_ok());
     }
 }

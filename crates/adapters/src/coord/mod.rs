@@ -17,11 +17,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-/// The version of the stored state that a conditional put names: ZooKeeper's znode version, etcd's
-/// revision, a counter in SQLite. Only equality means anything.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Version(pub i64);
+pub use cluster::Version;
 
 /// The cluster state as it is stored; whether it can be acted on is for the reader to find out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,11 +106,13 @@ pub trait Membership: Send {
     /// sees the latest `State` and `Active`, not every one of them. Cancel-safe.
     async fn next(&mut self) -> Option<CoordEvent>;
 
-    /// Deletes the registration and ends the session, so that others learn of it at once.
+    /// Deletes the registration and ends the session, so that others learn of it at once. When that
+    /// fails, the session expires as after a crash.
     async fn leave(self: Box<Self>) -> Result<(), CoordError>;
 }
 
-/// A stream of `State` and `Active` without a registration of one's own.
+/// A stream of `State`, `Active` and `Unreachable` without a registration of one's own. As bounded
+/// as [`Membership::next`], but for one event that may be older than the latest.
 pub type Watch = mpsc::Receiver<CoordEvent>;
 
 /// What `read` sees, at one moment.
@@ -135,21 +133,24 @@ pub trait Coordination: Send + Sync {
 
     /// Opens a session that expires after `timeout` without contact, and registers `peer` at the
     /// end of the order. A registration that an earlier session of the same peer left behind is
-    /// not taken away: it stands until that session expires.
+    /// not taken away: it stands until that session expires. A join that failed may have left one,
+    /// too.
     async fn join(
         &self,
         peer: &PeerIdent,
         timeout: Millis,
     ) -> Result<Box<dyn Membership>, CoordError>;
 
-    /// Follows state and registrations without joining. Ends when the receiver is dropped.
+    /// Follows state and registrations without joining, in the order that [`CoordEvent`] promises.
+    /// Ends when the receiver is dropped. The service has to be reachable when it begins.
     async fn watch(&self) -> Result<Watch, CoordError>;
 
     /// State and registrations as they are now.
     async fn read(&self) -> Result<View, CoordError>;
 
     /// Stores `state` if the stored version is still `expected` (`None`: if nothing is stored), and
-    /// appends it to the history, in one transaction.
+    /// appends it to the history, in one transaction. Every failure is `Unknown`, also one that
+    /// surely came before anything was stored: the caller has to read again either way.
     async fn put(&self, expected: Option<Version>, state: &ClusterState) -> PutOutcome;
 
     /// Every write so far, oldest first.

@@ -43,20 +43,14 @@ fn address<'a>(url: &'a str, shard: &str) -> Result<&'a Path, AddressError> {
         Some(("etcd", _)) => return Err(AddressError::NotYet("etcd")),
         _ => return Err(AddressError::Unknown),
     };
-    // `sqlite://dir/file` looks like a host; the empty host of `sqlite:///dir/file` is harmless.
-    let path =
-        path.strip_prefix("//").map_or(
-            path,
-            |after| {
-                if after.starts_with('/') { after } else { "" }
-            },
-        );
-    if !path.starts_with('/') || path.ends_with('/') {
+    // An empty host, as in `sqlite:///dir/file`, is harmless; `sqlite://dir/file` names one.
+    let plain = path.strip_prefix("//").unwrap_or(path);
+    if !plain.starts_with('/') || plain.starts_with("//") || plain.ends_with('/') {
         Err(AddressError::NotAbsolute(path.to_owned()))
     } else if shard.is_empty() {
         Err(AddressError::NoShard)
     } else {
-        Ok(Path::new(path))
+        Ok(Path::new(plain))
     }
 }
 
@@ -70,10 +64,7 @@ mod tests {
             (Ok(path), Ok(expected)) => assert_eq!(path, expected, "{url}"),
             (Err(error), Err(part)) => {
                 let message = error.to_string();
-                assert!(
-                    message.contains(part),
-                    "{url}: {message:?} without {part:?}"
-                );
+                assert!(message.contains(part), "{url}: {message:?} without {part:?}");
             }
             _ => panic!("{url}: {got:?} instead of {expected:?}"),
         }
@@ -88,17 +79,11 @@ mod tests {
         check("sqlite://run/shard.db", Err("not an absolute path"));
         check("sqlite:/", Err("not an absolute path"));
         check("sqlite:", Err("not an absolute path"));
-        check(
-            "zk://10.0.0.1:2181/manatee",
-            Err("no ZooKeeper backend yet"),
-        );
+        check("zk://10.0.0.1:2181/manatee", Err("no ZooKeeper backend yet"));
         check("etcd://10.0.0.1:2379", Err("no etcd backend yet"));
         check("consul://10.0.0.1", Err("sqlite:/path/of/the/file"));
         check("/run/shard.db", Err("sqlite:/path/of/the/file"));
         check("", Err("sqlite:/path/of/the/file"));
-        assert_eq!(
-            address("sqlite:/run/shard.db", ""),
-            Err(AddressError::NoShard)
-        );
+        assert_eq!(address("sqlite:/run/shard.db", ""), Err(AddressError::NoShard));
     }
 }

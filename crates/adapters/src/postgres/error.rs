@@ -159,18 +159,15 @@ impl PgCause {
     pub(crate) fn file(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> PgCause {
         let path = path.into();
         move |source| match source.raw_os_error() {
-            Some(code) if code == rustix::io::Errno::NOSPC.raw_os_error() => PgCause::NoSpace {
-                log: format!("writing {}", path.display()),
-            },
+            Some(code) if code == rustix::io::Errno::NOSPC.raw_os_error() => {
+                PgCause::NoSpace { log: format!("writing {}", path.display()) }
+            }
             _ => PgCause::File { path, source },
         }
     }
 
     /// A setting that is wrong, and the remedy.
     pub(crate) fn settings(what: impl Into<String>, remedy: impl Into<String>) -> PgCause {
-        PgCause::Settings {
-            what: what.into(),
-            remedy: remedy.into(),
-        }
+        PgCause::Settings { what: what.into(), remedy: remedy.into() }
     }
 }

@@ -5,21 +5,42 @@
 //! [`cluster::Counts::Alone`], can a commit be acknowledged by this server by itself.
 //! [`Postgres::fence`] waits for nothing and nobody.
 
+mod apply;
+mod binaries;
+mod create;
 mod error;
+pub(crate) mod files;
+mod force;
 mod probe;
+pub(crate) mod process;
+mod render;
+#[cfg(test)]
+mod render_tests;
+mod server;
+mod session;
+mod slots;
 
 pub use error::{PgCause, PgError};
 pub use probe::{Probe, Receiver, Sender};
 
 use crate::exec::OsUser;
 use crate::storage::{SeedRequest, SeedSource};
+use binaries::Binaries;
 use cluster::{Lsn, Millis, PeerId, PgConfig};
+use files::{Marker, Served};
+use server::Server;
+use session::Session;
 use std::{
     collections::BTreeMap,
-    future::Future,
+    fmt, fs,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 use tokio::sync::watch;
+
+/// How often a condition is looked at for which PostgreSQL has no event.
+const POLL: Duration = Duration::from_millis(10);
 
 /// How PostgreSQL is run on this host.
 #[derive(Debug, Clone)]
@@ -113,56 +134,260 @@ pub struct ServerExit {
     pub log: String,
 }
 
-/// The PostgreSQL of one dataset.
+/// The PostgreSQL of one dataset. Dropping it leaves the server running.
 pub struct Postgres {
-    settings: Settings,
+    inner: Arc<Inner>,
 }
 
-#[expect(
-    clippy::unused_async,
-    clippy::missing_errors_doc,
-    missing_docs,
-    unused_variables,
-    clippy::todo
-)]
+impl fmt::Debug for Postgres {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Postgres({})", self.inner.data.display())
+    }
+}
+
+/// What the operations share.
+struct Inner {
+    settings: Settings,
+    bin: Binaries,
+    /// Who runs the server, when that is not us.
+    user: Option<OsUser>,
+    data: PathBuf,
+    /// Raised by each fence; what began under an earlier one starts no server.
+    epoch: watch::Sender<u64>,
+    process: Mutex<Option<Arc<Server>>>,
+    exits: watch::Sender<Option<ServerExit>>,
+    /// The session of `probe`.
+    kept: tokio::sync::Mutex<Option<Session>>,
+    /// `synchronous_standby_names` as we made it.
+    names: Mutex<Option<String>>,
+    /// Held while the server is being changed.
+    changing: tokio::sync::Mutex<()>,
+}
+
 impl Postgres {
+    /// Finds the server programs and checks all that can be checked without a database.
+    ///
+    /// # Errors
+    /// When there are no programs of version 13 or later, no such user, no dataset, or a setting
+    /// would break a rule of the shard.
     pub fn open(settings: Settings) -> Result<Postgres, PgError> {
-        todo!()
+        let data = settings.dataset.join("data");
+        Inner::open(settings).map(|inner| Postgres { inner }).map_err(|cause| PgError {
+            data,
+            operation: "use it as configured",
+            cause,
+        })
     }
+
+    /// As given to [`Postgres::open`].
     pub fn settings(&self) -> &Settings {
-        &self.settings
+        &self.inner.settings
     }
+
+    /// The data directory.
     pub fn data(&self) -> &Path {
-        todo!()
+        &self.inner.data
     }
+
+    /// The directory of the server programs.
+    pub fn bin_dir(&self) -> &Path {
+        self.inner.bin.directory()
+    }
+
+    /// Who runs the server, when that is not us.
     pub fn os_user(&self) -> Option<&OsUser> {
-        todo!()
+        self.inner.user.as_ref()
     }
+
+    /// The log of the server.
+    pub fn log_path(&self) -> PathBuf {
+        self.inner.log_path()
+    }
+
+    /// Looks at the dataset, and takes a server that runs in it for ours, whoever started it.
+    ///
+    /// # Errors
+    /// When the dataset or its files cannot be read.
     pub async fn inspect(&self) -> Result<Found, PgError> {
-        todo!()
+        let inner = &self.inner;
+        inner.guarded("look at it", inner.epoch(), async { inner.look() }).await
     }
+
+    /// Makes an empty database.
+    ///
+    /// # Errors
+    /// When there is one already, or anything else in its place; when a program fails.
     pub async fn create_database(&self) -> Result<(), PgError> {
-        todo!()
+        let inner = &self.inner;
+        inner.guarded("create a database", inner.epoch(), Box::pin(inner.create())).await
     }
+
+    /// Brings the server to this configuration, from whatever it is; when this returns, it is in
+    /// force. Doing it again changes nothing and disturbs nobody.
+    ///
+    /// A primary is started with its clients kept out until it is certain that commits wait.
+    /// A configuration that cannot be had by a reload is had by a restart.
+    ///
+    /// # Errors
+    /// When the server cannot be started, does not take the configuration in time, or
+    /// [`PgCause::Fenced`]. Nothing unsafe is left in force then; try again.
     pub async fn apply(&self, config: &PgConfig) -> Result<Applied, PgError> {
-        todo!()
+        let inner = &self.inner;
+        let epoch = inner.epoch();
+        inner.guarded("apply a configuration", epoch, Box::pin(inner.bring(config, epoch))).await
     }
+
+    /// Stops the server and waits for its end. Not running is no error.
+    ///
+    /// # Errors
+    /// When it takes longer than `stop_timeout` (an immediate stop: 10 s), or a fence comes.
     pub async fn stop(&self, mode: StopMode) -> Result<(), PgError> {
-        todo!()
+        let inner = &self.inner;
+        inner.guarded("stop the server", inner.epoch(), inner.halt(mode)).await
     }
-    /// The synchronous part (no apply goes on, SIGQUIT sent) is done when this returns; the future
-    /// resolves when no process of the server is left.
-    pub fn fence(&self) -> impl Future<Output = Result<(), PgError>> + Send + 'static {
-        async { todo!() }
+
+    /// Ends the server at once, whatever else is going on. When this function has returned, every
+    /// operation in progress fails with [`PgCause::Fenced`] and starts nothing any more, and the
+    /// server has been told to end; the future kills what has not ended after a second and
+    /// resolves when no process of the server is left. Operations called later are not affected.
+    ///
+    /// # Errors
+    /// When the operating system refuses to signal or list processes.
+    #[must_use = "the server may be running until the future has resolved"]
+    pub fn fence(&self) -> impl Future<Output = Result<(), PgError>> + Send + use<> {
+        let told = self.inner.fence_now();
+        let inner = self.inner.clone();
+        async move {
+            // Even when it could not be told: killing may succeed.
+            let known = told.as_ref().ok().cloned().flatten();
+            let through = inner.fence_through(known).await;
+            through.and(told.map(drop)).map_err(|cause| inner.error("fence the server", cause))
+        }
     }
+
+    /// What the server says of itself, over one kept connection, within `query_timeout`.
+    ///
+    /// # Errors
+    /// When it does not run or does not answer in time.
     pub async fn probe(&self) -> Result<Probe, PgError> {
-        todo!()
+        let inner = &self.inner;
+        inner.ask().await.map_err(|cause| inner.error("ask the server", cause))
     }
+
+    /// Tells of each end of the server that nobody asked for here, the latest. An end during a
+    /// start is an error of [`Postgres::apply`] instead. A server that was started elsewhere is
+    /// watched from the first `inspect`, `apply` or `stop` on.
     pub fn exits(&self) -> watch::Receiver<Option<ServerExit>> {
-        todo!()
+        self.inner.exits.subscribe()
     }
-    /// What a storage backend needs to seed this dataset from these.
+
+    /// What a storage backend needs to fill this dataset from these.
     pub fn seed_request(&self, sources: Vec<SeedSource>) -> SeedRequest {
-        todo!()
+        let settings = &self.inner.settings;
+        SeedRequest {
+            sources,
+            user: settings.replication_user.clone(),
+            password: settings.replication_password.clone(),
+            pg_basebackup: self.inner.bin.path("pg_basebackup"),
+            os_user: self.inner.user.clone(),
+        }
+    }
+}
+
+impl Inner {
+    fn open(mut settings: Settings) -> Result<Arc<Inner>, PgCause> {
+        render::check(&settings)?;
+        let bin = Binaries::find(settings.bin_dir.as_deref())?;
+        settings.dataset =
+            fs::canonicalize(&settings.dataset).map_err(PgCause::file(&settings.dataset))?;
+        let data = settings.dataset.join("data");
+        let user = if rustix::process::geteuid().is_root() {
+            let name = settings.os_user.get_or_insert_with(|| "postgres".to_owned());
+            let user = OsUser::find(name)?;
+            if user.uid == 0 {
+                let remedy = "PostgreSQL refuses to run as root: name another user";
+                return Err(PgCause::settings(format!("user {name:?} is root"), remedy));
+            }
+            Some(user)
+        } else {
+            None
+        };
+        Ok(Arc::new(Inner {
+            settings,
+            bin,
+            user,
+            data,
+            epoch: watch::Sender::new(0),
+            process: Mutex::default(),
+            exits: watch::Sender::new(None),
+            kept: tokio::sync::Mutex::default(),
+            names: Mutex::default(),
+            changing: tokio::sync::Mutex::default(),
+        }))
+    }
+
+    fn error(&self, operation: &'static str, cause: PgCause) -> PgError {
+        PgError { data: self.data.clone(), operation, cause }
+    }
+
+    fn epoch(&self) -> u64 {
+        *self.epoch.borrow()
+    }
+
+    /// Does one thing at a time, and gives it up when a fence comes after `epoch`.
+    async fn guarded<T>(
+        &self,
+        operation: &'static str,
+        epoch: u64,
+        work: impl Future<Output = Result<T, PgCause>>,
+    ) -> Result<T, PgError> {
+        let mut epochs = self.epoch.subscribe();
+        // The operations are long and nested: on the heap they burden no caller's future.
+        let alone = Box::pin(async {
+            let _changing = self.changing.lock().await;
+            work.await
+        });
+        let outcome = tokio::select! {
+            biased;
+            // The sender lives in `self`: this ends only with a fence.
+            _ = epochs.wait_for(|now| *now != epoch) => Err(PgCause::Fenced),
+            outcome = alone => outcome,
+        };
+        outcome.map_err(|cause| self.error(operation, cause))
+    }
+
+    fn look(&self) -> Result<Found, PgCause> {
+        let server = self.find()?;
+        let record = match &server {
+            Some(server) => self.record_of(server)?,
+            None => None,
+        };
+        *self.names.lock().unwrap_or_else(PoisonError::into_inner) =
+            record.as_ref().map(|record| record.names.clone());
+        Ok(Found {
+            database: self.database()?,
+            running: server.is_some(),
+            applied: record.and_then(|record| record.config),
+        })
+    }
+
+    fn database(&self) -> Result<Database, PgCause> {
+        let entries = match fs::read_dir(&self.data) {
+            Ok(mut entries) => entries.next().is_some(),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
+            Err(error) => return Err(PgCause::file(&self.data)(error)),
+        };
+        if !entries {
+            return Ok(Database::None);
+        }
+        let path = self.settings.dataset.join(files::MARKER);
+        let marker: Option<Marker> = files::read_json(&path)?;
+        let prepared = match marker {
+            Some(marker) if marker.database == Served::Prepared => {
+                files::system_identifier(&self.data)? == marker.system_identifier
+            }
+            _ => false,
+        };
+        Ok(if prepared { Database::Prepared } else { Database::Established })
     }
 }

@@ -1,7 +1,132 @@
 //! What PostgreSQL tells about itself, in one round trip.
 
+use super::{
+    Inner, PgCause,
+    session::{Row, parse, within},
+};
 use cluster::Lsn;
 use jiff::Timestamp;
+use std::sync::PoisonError;
+
+/// The state of the server, a row; and its senders, a row each. Functions that fail on the other
+/// kind of server are behind a `case`.
+const STATE: &str = "select pg_is_in_recovery(), \
+    (select system_identifier from pg_control_system()), \
+    case when pg_is_in_recovery() then null \
+      else pg_walfile_name(pg_current_wal_lsn()) end, \
+    (select timeline_id from pg_control_checkpoint()), \
+    (select min_recovery_end_timeline from pg_control_recovery()), \
+    case when pg_is_in_recovery() \
+      then coalesce(greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()), '0/0') \
+      else pg_current_wal_flush_lsn() end, \
+    case when pg_is_in_recovery() then pg_last_wal_replay_lsn() end, \
+    (extract(epoch from pg_last_xact_replay_timestamp()) * 1000000)::bigint, \
+    current_setting('synchronous_standby_names'); \
+    select status, sender_host, sender_port, received_tli, pg_last_wal_receive_lsn(), \
+    (extract(epoch from last_msg_receipt_time) * 1000000)::bigint, \
+    (extract(epoch from latest_end_time) * 1000000)::bigint from pg_stat_wal_receiver; \
+    select pid, application_name, host(client_addr), state, sync_state, sync_priority, sent_lsn, \
+    write_lsn, flush_lsn, replay_lsn, (extract(epoch from reply_time) * 1000000)::bigint \
+    from pg_stat_replication";
+
+impl Inner {
+    /// Asks for all of it over the connection that is kept for this.
+    pub async fn ask(&self) -> Result<Probe, PgCause> {
+        let asked = async {
+            let mut kept = self.kept.lock().await;
+            let session = match kept.take() {
+                Some(session) => session,
+                None => self.session().await?,
+            };
+            // Put back only after an answer: a broken or overtaken session is not used again.
+            let sets = session.sets(STATE).await?;
+            *kept = Some(session);
+            Ok::<_, PgCause>(sets)
+        };
+        let sets = within(self.settings.query_timeout, "an answer of the server", asked).await??;
+        let [state, receivers, senders, ..] = sets.as_slice() else {
+            return Err(PgCause::Answer(format!("{} results", sets.len())));
+        };
+        let state = Fields(state.first().ok_or_else(|| PgCause::Answer("no row".to_owned()))?);
+        let receiver = receivers.first().map(Fields);
+        let expected = self.names.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Ok(Probe {
+            in_recovery: state.text(0) == Some("t"),
+            system_identifier: state.parse::<i64>(1)?.unwrap_or_default().cast_unsigned(),
+            timeline: state.timeline(receiver.as_ref())?,
+            wal: state.parse(5)?.unwrap_or_default(),
+            replay: state.parse(6)?,
+            replayed_commit: state.time(7)?,
+            receiver: receiver.map(|fields| fields.receiver()).transpose()?,
+            senders: senders.iter().map(|row| Fields(row).sender()).collect::<Result<_, _>>()?,
+            names_in_force: expected.map(|expected| state.text(8) == Some(&expected)),
+        })
+    }
+}
+
+/// The fields of a row.
+struct Fields<'a>(&'a Row);
+
+impl Fields<'_> {
+    fn text(&self, index: usize) -> Option<&str> {
+        self.0.get(index).and_then(Option::as_deref)
+    }
+
+    fn owned(&self, index: usize) -> String {
+        self.text(index).unwrap_or_default().to_owned()
+    }
+
+    fn parse<T: std::str::FromStr>(&self, index: usize) -> Result<Option<T>, PgCause> {
+        parse(self.text(index))
+    }
+
+    /// A time given in microseconds since 1970.
+    fn time(&self, index: usize) -> Result<Option<Timestamp>, PgCause> {
+        self.parse(index)?
+            .map(Timestamp::from_microsecond)
+            .transpose()
+            .map_err(|error| PgCause::Answer(error.to_string()))
+    }
+
+    /// A primary's timeline is that of the WAL file it writes: the control file learns of a
+    /// promotion only at the next checkpoint. A standby's is the newest that it knows to follow.
+    fn timeline(&self, receiver: Option<&Fields<'_>>) -> Result<u32, PgCause> {
+        if let Some(file) = self.text(2) {
+            let digits = file.get(..8).unwrap_or(file);
+            return u32::from_str_radix(digits, 16).map_err(|_| PgCause::Answer(file.to_owned()));
+        }
+        let received = receiver.map_or(Ok(None), |fields| fields.parse(3))?;
+        let known = [self.parse(3)?, self.parse(4)?, received];
+        Ok(known.into_iter().flatten().max().unwrap_or_default())
+    }
+
+    fn receiver(&self) -> Result<Receiver, PgCause> {
+        Ok(Receiver {
+            status: self.owned(0),
+            host: self.text(1).map(str::to_owned),
+            port: self.parse(2)?,
+            flushed: self.parse(4)?,
+            last_message: self.time(5)?,
+            latest_end_time: self.time(6)?,
+        })
+    }
+
+    fn sender(&self) -> Result<Sender, PgCause> {
+        Ok(Sender {
+            pid: self.parse(0)?.unwrap_or_default(),
+            application_name: self.owned(1),
+            client_addr: self.text(2).map(str::to_owned),
+            state: self.owned(3),
+            sync_state: self.owned(4),
+            sync_priority: self.parse(5)?.unwrap_or_default(),
+            sent: self.parse(6)?,
+            write: self.parse(7)?,
+            flush: self.parse(8)?,
+            replay: self.parse(9)?,
+            reply_time: self.time(10)?,
+        })
+    }
+}
 
 /// A PostgreSQL as it is at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,6 +6,7 @@ mod dir;
 pub use dir::Dir;
 
 use crate::exec::{ExecError, OsUser};
+use crate::postgres::PgCause;
 use async_trait::async_trait;
 use cluster::PeerId;
 use std::{
@@ -135,9 +136,20 @@ pub enum StorageCause {
     /// A reason that cannot be part of a file name.
     #[error("{0:?} cannot be part of a file name: use letters, digits and dashes")]
     BadReason(String),
+    /// A server runs in it.
+    #[error("a PostgreSQL server runs in {} (process {pid}): stop it first", path.display())]
+    InUse {
+        /// The database.
+        path: PathBuf,
+        /// One of its processes.
+        pid: u32,
+    },
     /// A command failed.
     #[error(transparent)]
     Command(#[from] ExecError),
+    /// A file of the database.
+    #[error(transparent)]
+    Database(#[from] PgCause),
     /// A file.
     #[error("{}", path.display())]
     File {

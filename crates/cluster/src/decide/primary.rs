@@ -78,6 +78,11 @@ fn replace_sync(
         let reason = Reason::QuiescingToReplace { sync: old.id.clone() };
         return Decision::stay(Role::Primary, PgTarget::run(quiesced), reason);
     };
+    if position < state.init_wal {
+        let needed = state.init_wal;
+        let reason = Reason::PrimaryBehind { wal: position, needed };
+        return Decision::stay(Role::Primary, PgTarget::run(quiesced), reason);
+    }
     let state = ClusterState {
         sync: Some(new.clone()),
         asyncs,

@@ -34,10 +34,12 @@ impl Machine {
                 self.join_at = now + self.delay(self.join_attempts);
                 self.join_attempts += 1;
             }
-            Event::Left => {
+            // A session that is being given up may expire instead: either ends it.
+            Event::Left | Event::Expired if self.session == Session::Leaving => {
                 self.lose_session("it was given up so that others can act");
                 self.join_at = now + self.config.give_up;
             }
+            Event::Left => {}
             Event::Expired => self.lose_session("it expired"),
             Event::Unreachable(problem) => self.session_problem = Some(problem),
             Event::State(seen) => self.take_state(seen),
@@ -105,9 +107,10 @@ impl Machine {
         self.applied = applied.filter(|_| running);
         self.failure = None;
         self.attempts = 0;
-        // A sitter that restarts knows nothing of the proofs before: an adopted primary gets one
-        // lease to find the next one (rule F2).
-        if self.applied.as_ref().is_some_and(|applied| needs_proof(&applied.config)) {
+        // A sitter that restarts knows nothing of the proofs before: what it adopts gets one lease
+        // to find the next one (rule F2).
+        if running && self.applied.as_ref().is_none_or(|applied| needs_proof(&applied.config)) {
+            self.exposed = true;
             self.prove(now);
         }
     }
@@ -196,8 +199,10 @@ impl Machine {
                 if config.is_primary() {
                     self.database = Some(Database::Established);
                 }
+                self.exposed = needs_proof(&config);
                 self.applied = Some(Applied { config, position });
                 self.fenced = false;
+                self.stale = false;
             }
             (PgOutcome::Prepared, PgCommand::Prepare) => self.database = Some(Database::Prepared),
             (PgOutcome::Copied, PgCommand::Seed(_)) => self.take_copy(),
@@ -224,6 +229,7 @@ impl Machine {
 
     fn stopped(&mut self) {
         self.server = Server::Stopped;
+        self.exposed = false;
         self.applied = None;
         self.caught_up = None;
     }
@@ -235,9 +241,12 @@ impl Machine {
             self.database = Some(database);
         }
         // Which configuration is in force after a failure is not known: it is applied anew.
-        self.stopped();
         if error.running {
             self.server = Server::Running;
+            self.applied = None;
+            self.caught_up = None;
+        } else {
+            self.stopped();
         }
         if !operation.cancelled && !self.fencing {
             self.failure = Some(error.problem);

@@ -7,7 +7,7 @@
 //! latest; that it cannot acknowledge anything in that time is the doing of rule D2, not of the
 //! fence.
 
-use super::{Action, Machine, PgCommand};
+use super::{Action, Machine};
 use crate::{Counts, Monotonic, PgConfig};
 
 impl Machine {
@@ -25,20 +25,9 @@ impl Machine {
         self.serve_until().is_some_and(|until| now < until)
     }
 
-    /// Whether PostgreSQL serves, or is being brought to serve, as a primary that another may
-    /// supersede. In one-node-write mode nobody can (rule O1).
-    pub(super) fn serves_as_primary(&self) -> bool {
-        let running = self.applied.as_ref().map(|applied| &applied.config);
-        let coming = self.postgres.as_ref().and_then(|operation| match &operation.command {
-            PgCommand::Apply(config) => Some(config),
-            _ => None,
-        });
-        running.into_iter().chain(coming).any(needs_proof)
-    }
-
     /// Stops PostgreSQL at once if it runs or is being started as a primary.
     pub(super) fn fence(&mut self, now: Monotonic, actions: &mut Vec<Action>) {
-        if self.serves_as_primary() && !self.fencing && now >= self.fence_at {
+        if self.exposed && !self.fencing && now >= self.fence_at {
             self.fencing = true;
             actions.push(Action::Fence);
         }
@@ -46,13 +35,15 @@ impl Machine {
 
     /// Stops a primary whose proofs have run out.
     pub(super) fn check_fence(&mut self, now: Monotonic, actions: &mut Vec<Action>) {
-        if self.serves_as_primary() && !self.may_serve(now) {
+        if self.exposed && !self.may_serve(now) {
             self.fenced = true;
             self.fence(now, actions);
         }
     }
 }
 
+/// Whether a primary with this configuration may be superseded by another. In one-node-write mode
+/// nobody can (rule O1).
 pub(super) fn needs_proof(config: &PgConfig) -> bool {
     match config {
         PgConfig::Primary { counts: Counts::Alone, .. } | PgConfig::Standby { .. } => false,

@@ -149,11 +149,15 @@ impl Machine {
     /// Whether a declaration of this peer may still be stored, so that its old pair must acknowledge
     /// nothing more (rule D5).
     fn declaration_unsettled(&self) -> bool {
-        match &self.writing {
-            Writing::Nothing => false,
-            Writing::Putting(put) | Writing::Limbo(put) => put.declares,
-            Writing::Reading { unsettled } => unsettled.as_ref().is_some_and(|put| put.declares),
-        }
+        let put = match &self.writing {
+            Writing::Nothing => None,
+            Writing::Putting(put) | Writing::Limbo(put) => Some(put),
+            Writing::Reading { unsettled } => unsettled.as_ref(),
+        };
+        // Another version than the expected one settles it: it was stored, or can only fail.
+        put.is_some_and(|put| {
+            put.declares && (!self.is_informed() || put.expected == self.version())
+        })
     }
 
     fn drive_postgres(&mut self, now: Monotonic, actions: &mut Vec<Action>) {
@@ -190,6 +194,9 @@ impl Machine {
         }
         let generation = self.state().map(|state| state.generation);
         let operation = InFlight { command: command.clone(), generation, cancelled: false };
+        if matches!(&command, PgCommand::Apply(config) if needs_proof(config)) {
+            self.exposed = true;
+        }
         self.postgres = Some(operation);
         actions.push(Action::Postgres(command));
     }
@@ -209,10 +216,20 @@ impl Machine {
                 stop().or_else(|| Some(PgCommand::Rebuild(sources.clone())))
             }
             PgTarget::Run { config, sources } => {
-                if self.database == Some(Database::None) {
-                    return (!sources.is_empty()).then(|| PgCommand::Seed(sources.clone()));
+                // A database that was created here for a setup that another peer then did is none
+                // of the shard's.
+                let foreign = self.database == Some(Database::Prepared) && !config.is_primary();
+                match (self.database, sources.is_empty()) {
+                    (Some(Database::None), true) => return None,
+                    (Some(Database::None), false) => return Some(PgCommand::Seed(sources.clone())),
+                    (_, false) if foreign => {
+                        return stop().or_else(|| Some(PgCommand::Rebuild(sources.clone())));
+                    }
+                    _ => {}
                 }
-                if self.applied.as_ref().is_some_and(|applied| applied.config == *config) {
+                let in_force =
+                    self.applied.as_ref().is_some_and(|applied| applied.config == *config);
+                if in_force && !self.stale {
                     return None;
                 }
                 if self.declaration_unsettled() && !config.is_quiesced() {
@@ -232,8 +249,8 @@ impl Machine {
         let put = (self.writing != Writing::Nothing || self.decision.write.is_some())
             .then_some(self.put_at);
         let retry = self.postgres.is_none().then_some(self.retry_at);
-        let fence = if self.serves_as_primary() { self.serve_until() } else { None };
-        let fence_again = self.serves_as_primary().then_some(self.fence_at);
+        let fence = if self.exposed { self.serve_until() } else { None };
+        let fence_again = self.exposed.then_some(self.fence_at);
         let give_up = self.failing_since.map(|since| since + self.config.give_up);
         [join, put, retry, fence, fence_again, give_up]
             .into_iter()

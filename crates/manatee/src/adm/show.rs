@@ -82,7 +82,7 @@ fn sitters(view: &ShardView) -> String {
     for peer in &view.peers {
         let says = match &peer.status {
             Ok(status) => {
-                let copying = status.copying.as_ref().map(|copying| progress(copying));
+                let copying = status.copying.as_ref().map(progress);
                 let more = copying.map(|copying| format!("; {copying}")).unwrap_or_default();
                 format!("{} (rule {}){more}", status.reason.text, status.reason.rule)
             }

@@ -1,12 +1,183 @@
-//! `manatee sitter`.
+//! `manatee sitter`: the daemon of one peer.
+//!
+//! A coordination backend and PostgreSQL turn what happens into events ([`sources`]); the driver,
+//! one task with one queue, hands each to the machine and its actions to the executor, which
+//! answers every operation with exactly one event. Nobody here decides anything.
 
 pub mod config;
+mod driver;
+mod executor;
+mod probe;
+mod server;
+mod sources;
+mod trace;
 
-use anyhow::Result;
-use std::{path::Path, process::ExitCode};
+use adapters::{coord, storage::Dir};
+use anyhow::{Context, Result, bail};
+use cluster::{Machine, MachineConfig};
+use config::Config;
+use driver::{Control, Driver};
+use executor::Executor;
+use rustix::fs::{FlockOperation, flock};
+use std::{
+    fs::{self, File},
+    io::IsTerminal,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    process::ExitCode,
+    sync::Arc,
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
+use tracing_subscriber::EnvFilter;
+
+/// Events waiting for the driver; whoever has more waits. Far above what a peer ever has in flight.
+const QUEUE: usize = 256;
 
 /// Runs the sitter until it is told to stop.
+///
+/// # Errors
+/// When it cannot start: a bad file, a taken port, a dataset that another sitter uses.
 pub fn run(path: &Path) -> Result<ExitCode> {
-    let config = config::Config::load(path)?;
-    anyhow::bail!("{}: not yet: {}", path.display(), config.shard)
+    let config = Config::load(path)?;
+    log_to_stderr(&config)?;
+    die_of_any_panic();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(16)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(serve(path, config))
+}
+
+fn log_to_stderr(config: &Config) -> Result<()> {
+    let filter = EnvFilter::builder()
+        .parse(&config.log.level)
+        .with_context(|| format!("log.level {:?} is no level and no filter", config.log.level))?;
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
+    if config.log.json {
+        log.json().init()
+    } else {
+        log.with_target(false).init()
+    }
+    Ok(())
+}
+
+/// A task that panics would leave a sitter that looks alive and does not act: corrupt state ends the
+/// process. PostgreSQL goes on and is adopted by the next sitter.
+fn die_of_any_panic() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        print(panic);
+        std::process::abort();
+    }));
+}
+
+async fn serve(path: &Path, config: Config) -> Result<ExitCode> {
+    let me = config.ident()?;
+    let _lock = lock_dataset(&config)?;
+    let call_limit = config.coordination_timeout.millis();
+    let coordination = coord::open(&config.coordination, &config.shard, call_limit)?;
+    let (events, queue) = mpsc::channel(QUEUE);
+    let machine_config = machine_config(&config)?;
+    let (machine, first) = Machine::new(machine_config.clone());
+    let shared = server::Shared::new(&config, me.clone(), &machine);
+    let server = server::start(&config, shared.clone()).await?;
+    let executor = Executor::new(
+        executor::settings(&config, &me)?,
+        Arc::new(Dir::new(&config.dataset)),
+        coordination,
+        events,
+        shared.clone(),
+        &config,
+        me.clone(),
+    );
+    tracing::info!(peer = %me.id, shard = config.shard, "sitter {} starts", crate::VERSION);
+    let trace = trace::Trace::open(&config, &machine_config)?;
+    let (control, controls) = mpsc::channel(4);
+    let driver = Driver::new(machine, executor, queue, controls, trace, shared);
+    let driver = tokio::spawn(driver.run(first));
+    tokio::pin!(driver);
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => control.send(Control::Stop).await?,
+            _ = interrupt.recv() => control.send(Control::Stop).await?,
+            _ = hangup.recv() => match reload(path, &config) {
+                Ok(reloaded) => control.send(Control::Reload(Box::new(reloaded))).await?,
+                Err(error) => tracing::error!("the file was not taken: {error:#}"),
+            },
+            ended = &mut driver => {
+                server.abort();
+                ended.context("the driver failed")??;
+                tracing::info!("sitter stopped");
+                return Ok(ExitCode::SUCCESS);
+            }
+        }
+    }
+}
+
+/// What of a file that was read again may differ from the one that the sitter started with.
+fn reload(path: &Path, old: &Config) -> Result<driver::Reloaded> {
+    let new = Config::load(path)?;
+    let me = new.ident()?;
+    let fixed = [
+        ("ip, postgres.port or backup.port", me.id != old.ident()?.id),
+        ("shard", new.shard != old.shard),
+        ("coordination", new.coordination != old.coordination),
+        ("dataset", new.dataset != old.dataset),
+        ("session_timeout", new.session_timeout.get_ref() != old.session_timeout.get_ref()),
+        (
+            "status",
+            new.status_port() != old.status_port() || new.status.listen != old.status.listen,
+        ),
+    ];
+    if let Some((field, _)) = fixed.iter().find(|(_, changed)| *changed) {
+        bail!("{}: {field} differs from what this sitter runs with: restart it", path.display());
+    }
+    Ok(driver::Reloaded {
+        machine: machine_config(&new)?,
+        settings: executor::settings(&new, &me)?,
+    })
+}
+
+fn machine_config(config: &Config) -> Result<MachineConfig> {
+    Ok(MachineConfig {
+        me: config.ident()?,
+        one_node_write_mode: config.one_node_write_mode,
+        deposed: config.deposed_policy(),
+        lease: config.lease(),
+        retry_min: config.health.retry_min.millis(),
+        retry_max: config.health.retry_max.millis(),
+        give_up: config.health.give_up.millis(),
+    })
+}
+
+/// One sitter a dataset: two would run two servers over one database.
+fn lock_dataset(config: &Config) -> Result<File> {
+    let dataset = &config.dataset;
+    let name = dataset.display();
+    if !dataset.exists() {
+        fs::create_dir_all(dataset).with_context(|| format!("cannot create the dataset {name}"))?;
+        fs::set_permissions(dataset, fs::Permissions::from_mode(0o755))?;
+    }
+    let path = dataset.join("sitter.lock");
+    let lock = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .with_context(|| format!("cannot open {}", path.display()))?;
+    flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
+        anyhow::anyhow!("dataset {name}: another sitter runs on it: stop that first")
+    })?;
+    Ok(lock)
 }

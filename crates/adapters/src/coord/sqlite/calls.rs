@@ -5,7 +5,7 @@ use super::store::{Place, Store};
 use crate::clock;
 use crate::coord::follow::{Beat, Member, Seen, Session};
 use crate::coord::{HistoryEntry, Registration, StoredState, Version};
-use cluster::{ClusterState, Generation, Millis, Monotonic, PeerIdent};
+use cluster::{Generation, Millis, Monotonic, PeerIdent};
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -41,11 +41,7 @@ impl Store {
                 .execute(params![place.shard, json, place.boot, deadline.0])?;
             let sequence = u64::try_from(transaction.last_insert_rowid())
                 .map_err(|error| Failure::content("sequence", error))?;
-            let member = Member {
-                sequence,
-                timeout,
-                deadline,
-            };
+            let member = Member { sequence, timeout, deadline };
             Ok((member, scope.seen(transaction, cached, incarnation)?))
         })?;
         self.announce();
@@ -144,9 +140,7 @@ impl Store {
                 let time: String = row.get(1)?;
                 entries.push(HistoryEntry {
                     sequence: row.get(0)?,
-                    time: time
-                        .parse()
-                        .map_err(|error| Failure::content("time", error))?,
+                    time: time.parse().map_err(|error| Failure::content("time", error))?,
                     generation: Generation(row.get(2)?),
                     json: row.get(3)?,
                 });
@@ -184,11 +178,7 @@ impl Scope<'_> {
                     .query_row(params![self.0.shard, version.0], |row| row.get(0))?,
             }),
         };
-        Ok(Seen {
-            incarnation,
-            state,
-            sessions: self.sessions(transaction)?,
-        })
+        Ok(Seen { incarnation, state, sessions: self.sessions(transaction)? })
     }
 
     /// The live ones, in order. Whoever is dead by the clock is dead, buried or not.
@@ -219,4 +209,70 @@ fn current_version(transaction: &Connection, shard: &str) -> Result<Option<Versi
         .prepare_cached("SELECT max(version) FROM history WHERE shard = ?1")?
         .query_row([shard], |row| row.get(0))?;
     Ok(version.map(Version))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::coord::sqlite::store::Durability;
+
+    const AMPLE: Millis = Millis(20_000);
+
+    fn store(directory: &tempfile::TempDir) -> Store {
+        let place = Place {
+            path: directory.path().join("shard.db"),
+            shard: "1.example".to_owned(),
+            boot: "this one".to_owned(),
+        };
+        Store::new(place, Durability::PowerLoss, true)
+    }
+
+    fn wait_until(moment: Monotonic) {
+        while clock::now() < moment {
+            std::thread::yield_now();
+        }
+    }
+
+    /// Nobody has buried it, and yet it is dead: to its holder, to readers and for good.
+    #[test]
+    fn a_heartbeat_after_the_deadline_does_not_resurrect() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut store = store(&directory);
+        let peer = PeerIdent::new("10.0.0.1", 5432, 12345, "zone");
+        let limit = clock::now() + AMPLE;
+        let (member, _) =
+            store.within(limit, |store| store.join(&peer, Millis(20))).expect("to join");
+        wait_until(member.deadline);
+        let sessions = store.within(limit, Store::look).expect("to look").sessions;
+        assert_eq!(sessions, []);
+        let beat = store.within(limit, |store| store.beat(member.sequence, clock::now() + AMPLE));
+        assert!(matches!(beat, Ok(Beat::Gone)), "{beat:?}");
+        let (next, seen) = store.within(limit, |store| store.join(&peer, AMPLE)).expect("to join");
+        assert!(next.sequence > member.sequence);
+        assert_eq!(seen.sessions.len(), 1);
+    }
+
+    /// What the caller has given up on is not stored behind its back.
+    #[test]
+    fn a_write_that_is_too_late_is_undone() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut store = store(&directory);
+        let limit = clock::now() + AMPLE;
+        store.within(limit, Store::look).expect("to look");
+        let soon = clock::now() + Millis(200);
+        let late = store.within(soon, |store| {
+            store.writing(|transaction, _| {
+                transaction.execute_batch(
+                    "INSERT INTO history VALUES ('1.example', 1, '2020-01-01T00:00:00Z', 1, '{}')",
+                )?;
+                wait_until(soon);
+                Ok(())
+            })
+        });
+        assert!(matches!(late, Err(Failure::TooLate)), "{late:?}");
+        let history = store.within(limit, Store::history).expect("to read");
+        assert_eq!(history, []);
+        let put = store.within(limit, |store| store.put(None, Generation(1), "{}"));
+        assert!(matches!(put, Ok(Some(Version(1)))), "{put:?}");
+    }
 }

@@ -8,6 +8,8 @@ use std::path::PathBuf;
 pub(super) enum Failure {
     #[error("no answer within {0} ms")]
     TimedOut(u64),
+    #[error("it could not be begun or committed before its time was up; nothing was stored")]
+    TooLate,
     #[error("the thread that works on the database has ended")]
     Ended,
     #[error("a session needs a timeout of at least 1 ms")]
@@ -18,11 +20,7 @@ pub(super) enum Failure {
     )]
     Missing(PathBuf),
     #[error("cannot {action} {path}")]
-    Io {
-        action: &'static str,
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    Io { action: &'static str, path: PathBuf, source: std::io::Error },
     #[error("{0} is empty: if nothing was ever kept in it, delete it and start again")]
     Empty(PathBuf),
     #[error("{0} is no SQLite database: give the path of a new file or of a shard database")]
@@ -36,11 +34,7 @@ pub(super) enum Failure {
         "{path} has schema {found}, this version knows up to {known}: run the version that wrote \
          it, or a newer one"
     )]
-    Newer {
-        path: PathBuf,
-        found: i64,
-        known: i64,
-    },
+    Newer { path: PathBuf, found: i64, known: i64 },
     #[error("{0} can only be read by this user: run as its owner, on a writable file system")]
     ReadOnly(PathBuf),
     #[error("{path} cannot keep a write-ahead log (journal mode {mode}): use a local file system")]
@@ -50,24 +44,15 @@ pub(super) enum Failure {
     #[error("SQLite gave an error")]
     Sqlite(#[source] rusqlite::Error),
     #[error("a stored {what} cannot be read")]
-    Content {
-        what: &'static str,
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
+    Content { what: &'static str, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("cannot watch {path} for changes (are the inotify limits of this user used up?)")]
-    Inotify {
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    Inotify { path: PathBuf, source: std::io::Error },
 }
 
 impl Failure {
     /// Whether the connection is as good as before. After any other failure it is opened anew.
     pub(super) fn leaves_connection_sound(&self) -> bool {
-        matches!(
-            self,
-            Failure::TimedOut(_) | Failure::Missing(_) | Failure::Locked(_)
-        )
+        matches!(self, Failure::TooLate | Failure::Missing(_) | Failure::Locked(_))
     }
 
     pub(super) fn content(

@@ -71,11 +71,7 @@ impl SqliteCoord {
             Ok((place, worker))
         };
         match open() {
-            Ok((place, worker)) => Ok(SqliteCoord {
-                place,
-                terms,
-                worker,
-            }),
+            Ok((place, worker)) => Ok(SqliteCoord { place, terms, worker }),
             Err(failure) => Err(terms.error("open", failure)),
         }
     }
@@ -113,7 +109,7 @@ impl Coordination for SqliteCoord {
         let join = move |store: &mut Store| store.join(&peer, timeout);
         let (member, first) = self.call("join", join).await?;
         let (outbox, inbox) = mailbox();
-        follow::spawn_member(source, outbox, first, Some(member));
+        follow::spawn(source, outbox, first, Some(member));
         Ok(Box::new(SqliteMembership {
             worker: self.worker.clone(),
             terms: self.terms.clone(),
@@ -127,7 +123,7 @@ impl Coordination for SqliteCoord {
         let source = source.map_err(|failure| self.terms.error("watch", failure))?;
         let first = self.call("watch", Store::look).await?;
         let (outbox, inbox) = mailbox();
-        follow::spawn(source, outbox, first);
+        follow::spawn(source, outbox, first, None);
         Ok(inbox.into_channel())
     }
 
@@ -164,12 +160,7 @@ impl Membership for SqliteMembership {
     }
 
     async fn leave(self: Box<Self>) -> Result<(), CoordError> {
-        let SqliteMembership {
-            worker,
-            terms,
-            sequence,
-            inbox,
-        } = *self;
+        let SqliteMembership { worker, terms, sequence, inbox } = *self;
         // The heartbeats end first, so that there is nobody left to be told of an expiry.
         drop(inbox);
         let leave = move |store: &mut Store| store.leave(sequence);

@@ -4,11 +4,13 @@
 //! of one, and of two sitters that start at the same time one makes it and the other uses it.
 
 use super::failure::Failure;
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, MAIN_DB, OpenFlags};
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::time::Duration;
 
 /// "MNTE", in the header of the file: it is one of ours.
 pub(super) const APPLICATION_ID: i64 = 0x4d4e_5445;
@@ -44,27 +46,20 @@ fn flags() -> OpenFlags {
 
 /// Makes the database unless something is there already.
 pub(super) fn create_unless_there(path: &Path) -> Result<(), Failure> {
-    let io = |action| {
-        move |source| Failure::Io {
-            action,
-            path: path.to_owned(),
-            source,
-        }
-    };
+    let io = |action| move |source| Failure::Io { action, path: path.to_owned(), source };
     if path.try_exists().map_err(io("look for"))? {
         return Ok(());
     }
     let mut draft = path.as_os_str().to_owned();
     draft.push(format!(".new-{}", uuid::Uuid::new_v4()));
     let draft = Path::new(&draft);
-    let made = build(draft)
-        .map_err(io("create"))
-        .and_then(|()| fill(draft))
-        .and_then(|()| match fs::hard_link(draft, path) {
+    let made = build(draft).map_err(io("create")).and_then(|()| fill(draft)).and_then(|()| {
+        match fs::hard_link(draft, path) {
             // Somebody else was faster; theirs is used.
             Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
             done => done.map_err(io("create")),
-        });
+        }
+    });
     match fs::remove_file(draft) {
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         removed => removed.map_err(io("remove the draft of"))?,
@@ -96,16 +91,21 @@ fn fill(draft: &Path) -> Result<(), Failure> {
 }
 
 /// Opens a database that is there, if it is one of ours.
-pub(super) fn open(path: &Path) -> Result<Connection, Failure> {
+pub(super) fn open(path: &Path, patience: Duration) -> Result<Connection, Failure> {
     let owned = || path.to_owned();
     let connection = Connection::open_with_flags(path, flags())?;
+    connection.busy_timeout(patience)?;
+    // The last connection to close would move the log into the file and remove it *by name*. What
+    // is refused below is left as it is; and if the file was replaced while it was open, that name
+    // is the log of the new one. So the log stays; it is used again.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     let number = |pragma| {
-        connection
-            .pragma_query_value(None, pragma, |row| row.get::<_, i64>(0))
-            .map_err(|error| match error.sqlite_error_code() {
+        connection.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0)).map_err(|error| {
+            match error.sqlite_error_code() {
                 Some(ErrorCode::NotADatabase) => Failure::NotADatabase(owned()),
                 _ => error.into(),
-            })
+            }
+        })
     };
     let application_id = number("application_id")?;
     if number("page_count")? == 0 {
@@ -113,29 +113,16 @@ pub(super) fn open(path: &Path) -> Result<Connection, Failure> {
     }
     if application_id != APPLICATION_ID {
         let path = owned();
-        return Err(Failure::Foreign {
-            path,
-            application_id,
-        });
+        return Err(Failure::Foreign { path, application_id });
     }
     let found = number("user_version")?;
     if found > SCHEMA_VERSION {
-        return Err(Failure::Newer {
-            path: owned(),
-            found,
-            known: SCHEMA_VERSION,
-        });
+        return Err(Failure::Newer { path: owned(), found, known: SCHEMA_VERSION });
     }
     // SQLite opens what it may not write without a word.
     if connection.is_readonly(MAIN_DB)? {
         return Err(Failure::ReadOnly(owned()));
     }
-    // The last connection to close would remove the log *by name*. If the file was replaced
-    // meanwhile, that name is the log of the new one. So the log stays; it is used again.
-    connection.set_db_config(
-        rusqlite::config::DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE,
-        true,
-    )?;
     require_wal(&connection, path)?;
     Ok(connection)
 }

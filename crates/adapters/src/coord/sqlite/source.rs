@@ -24,11 +24,7 @@ pub(super) struct Terms {
 
 impl Terms {
     pub(super) fn error(&self, operation: &'static str, failure: Failure) -> CoordError {
-        CoordError {
-            target: self.target.clone(),
-            operation,
-            cause: failure.into(),
-        }
+        CoordError { target: self.target.clone(), operation, cause: failure.into() }
     }
 }
 
@@ -48,10 +44,7 @@ impl SqliteSource {
         let mut source = SqliteSource {
             worker,
             terms,
-            events: events.map_err(|source| Failure::Inotify {
-                path: path.clone(),
-                source,
-            })?,
+            events: events.map_err(|source| Failure::Inotify { path: path.clone(), source })?,
             path,
             incarnation: 0,
         };
@@ -63,10 +56,7 @@ impl SqliteSource {
     /// while it has its name: the writes of heartbeats wake nobody up.
     fn watch_file(&mut self) -> Result<(), Failure> {
         let added = self.events.watches().add(&self.path, WatchMask::ATTRIB);
-        added.map(drop).map_err(|source| Failure::Inotify {
-            path: self.path.clone(),
-            source,
-        })
+        added.map(drop).map_err(|source| Failure::Inotify { path: self.path.clone(), source })
     }
 
     async fn ask<T: Send + 'static>(

@@ -80,11 +80,7 @@ impl Store {
     }
 
     fn check_deadline(&self) -> Result<(), Failure> {
-        if clock::now() < self.deadline {
-            Ok(())
-        } else {
-            Err(Failure::TimedOut(0))
-        }
+        if clock::now() < self.deadline { Ok(()) } else { Err(Failure::TooLate) }
     }
 
     /// A connection to the file that has the name now.
@@ -92,11 +88,14 @@ impl Store {
         if self.creates && self.incarnation == 0 {
             schema::create_unless_there(&self.place.path)?;
         }
+        // A little less than there is, so that the caller gets this answer and not a bare timeout.
+        let rest = self.deadline - clock::now();
+        let patience = Duration::from_millis(rest.0 - (rest.0 / 5).min(100));
         let there = identity(&self.place.path)?;
         if self.connection.as_ref().map(|(_, opened)| *opened) != Some(there) {
             self.connection = None;
             self.cached = None;
-            let connection = schema::open(&self.place.path)?;
+            let connection = schema::open(&self.place.path, patience)?;
             connection.execute_batch(match self.durability {
                 Durability::PowerLoss => "PRAGMA synchronous = FULL",
                 Durability::Crash => "PRAGMA synchronous = NORMAL",
@@ -104,9 +103,6 @@ impl Store {
             self.connection = Some((connection, there));
             self.incarnation += 1;
         }
-        // A little less than there is, so that the caller gets this answer and not a bare timeout.
-        let rest = self.deadline - clock::now();
-        let patience = Duration::from_millis(rest.0 - (rest.0 / 5).min(100));
         let (connection, _) = self.parts()?;
         connection.busy_timeout(patience)?;
         Ok(())
@@ -142,7 +138,7 @@ impl Store {
         let value = work(&transaction, place)?;
         // The caller has given up by now: it must not find later what it was told nothing of.
         if clock::now() >= deadline {
-            return Err(Failure::TimedOut(0));
+            return Err(Failure::TooLate);
         }
         transaction.commit()?;
         Ok(value)
@@ -152,14 +148,8 @@ impl Store {
     /// becomes visible in shared memory, of which nobody is notified. The file is touched by name,
     /// because opening and closing it would drop the locks that this process has on it.
     pub(super) fn announce(&self) {
-        let now = Timespec {
-            tv_sec: 0,
-            tv_nsec: UTIME_NOW,
-        };
-        let times = Timestamps {
-            last_access: now,
-            last_modification: now,
-        };
+        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+        let times = Timestamps { last_access: now, last_modification: now };
         // The change is stored all the same, and those who follow look once a second anyway.
         if let Err(error) = utimensat(CWD, &self.place.path, &times, AtFlags::empty()) {
             let path = self.place.path.display();
@@ -172,10 +162,6 @@ fn identity(path: &Path) -> Result<Identity, Failure> {
     match std::fs::metadata(path) {
         Ok(metadata) => Ok((metadata.dev(), metadata.ino())),
         Err(error) if error.kind() == ErrorKind::NotFound => Err(Failure::Missing(path.to_owned())),
-        Err(source) => Err(Failure::Io {
-            action: "look at",
-            path: path.to_owned(),
-            source,
-        }),
+        Err(source) => Err(Failure::Io { action: "look at", path: path.to_owned(), source }),
     }
 }

@@ -39,11 +39,7 @@ impl Worker {
                     job(&mut store);
                 }
             })
-            .map_err(|source| Failure::Io {
-                action: "start a thread for",
-                path,
-                source,
-            })?;
+            .map_err(|source| Failure::Io { action: "start a thread for", path, source })?;
         Ok(Worker { jobs })
     }
 
@@ -66,8 +62,8 @@ impl Worker {
         };
         let time = Duration::from_millis(limit.0);
         match tokio::time::timeout(time, exchange).await {
-            Ok(Err(Failure::TimedOut(_))) | Err(_) => Err(Failure::TimedOut(limit.0)),
             Ok(result) => result,
+            Err(_) => Err(Failure::TimedOut(limit.0)),
         }
     }
 

@@ -1,0 +1,320 @@
+//! From any state to one configuration.
+
+use super::{
+    Applied, Inner, PgCause,
+    files::{self, AppliedRecord, Marker, Served},
+    render::{self, Files, Shape},
+    server::Server,
+    session::{Session, identifier, literal, parse},
+};
+use cluster::{Counts, Gate, Lsn, PeerId, PgConfig};
+use std::sync::{Arc, PoisonError};
+
+/// A primary's configuration.
+struct Primary<'a> {
+    counts: &'a Counts,
+    gate: Gate,
+    downstream: &'a [PeerId],
+}
+
+impl Primary<'_> {
+    fn shape(&self) -> Shape {
+        Shape::Primary { names: render::names(self.counts), read_only: self.gate == Gate::Closed }
+    }
+
+    /// The same while nobody counts.
+    fn quiesced(&self) -> Shape {
+        Shape::Primary {
+            names: render::names(&Counts::Nobody),
+            read_only: self.gate == Gate::Closed,
+        }
+    }
+}
+
+impl Inner {
+    /// Brings the server to this configuration.
+    pub async fn bring(&self, config: &PgConfig, epoch: u64) -> Result<Applied, PgCause> {
+        self.check_database()?;
+        let position = match config {
+            PgConfig::Primary { counts, gate, downstream } => {
+                if let Counts::Sync(peer) = counts {
+                    render::check_name(peer)?;
+                }
+                let primary = Primary { counts, gate: *gate, downstream };
+                self.be_primary(config, &primary, epoch).await?
+            }
+            PgConfig::Standby { upstream, downstream, .. } => {
+                let upstream = match upstream {
+                    Some(peer) => Some(peer.pg_address().map_err(|error| {
+                        PgCause::settings(error.to_string(), "correct that peer's registration")
+                    })?),
+                    None => None,
+                };
+                let shape = Shape::Standby { upstream };
+                self.be_standby(config, &shape, downstream, epoch).await?
+            }
+        };
+        Ok(Applied { position })
+    }
+
+    /// That there is a database, and of our version.
+    fn check_database(&self) -> Result<(), PgCause> {
+        let Some(version) = files::read(&self.data.join("PG_VERSION"))? else {
+            return Err(PgCause::NoDatabase);
+        };
+        if version.trim().parse() == Ok(self.bin.major) {
+            return Ok(());
+        }
+        Err(PgCause::ForeignVersion {
+            found: version.trim().to_owned(),
+            binaries: self.bin.major,
+            bin: self.bin.directory().to_owned(),
+        })
+    }
+
+    fn render(&self, shape: &Shape, clients: bool) -> Files {
+        let data = self.data.display().to_string();
+        render::files(&self.settings, &data, self.bin.major, shape, clients)
+    }
+
+    /// The running server, ready.
+    async fn running(&self) -> Result<Option<Arc<Server>>, PgCause> {
+        let Some(server) = self.find()? else {
+            return Ok(None);
+        };
+        self.ready(&server, u64::MAX).await?;
+        Ok(Some(server))
+    }
+
+    /// Starts the server with clients kept out, and proves that commits wait if they are to.
+    async fn start_closed(&self, shape: &Shape, epoch: u64) -> Result<Arc<Server>, PgCause> {
+        let files = self.render(shape, false);
+        let server = self.start(&files, epoch).await?;
+        let session = self.confirm(&files).await?;
+        let waits = !files.names.is_empty();
+        if waits {
+            self.checkpointer_runs(&session).await?;
+        }
+        self.note(&server, None, waits, &files.names)?;
+        Ok(server)
+    }
+
+    /// Brings a running server to this shape by a reload, clients let in.
+    async fn reshape(&self, server: &Server, shape: &Shape) -> Result<Session, PgCause> {
+        let files = self.render(shape, true);
+        let before = self.record_of(server)?;
+        let waits = before.as_ref().is_some_and(|record| record.waits);
+        // Before the names can be empty, nothing must say that commits wait.
+        let settled = before.as_ref().is_some_and(|record| record.names == files.names);
+        if !settled {
+            self.note(server, None, waits && !files.names.is_empty(), &files.names)?;
+        }
+        self.reload(&files).await
+    }
+
+    async fn be_primary(
+        &self,
+        config: &PgConfig,
+        primary: &Primary<'_>,
+        epoch: u64,
+    ) -> Result<Lsn, PgCause> {
+        let mut server = match self.running().await? {
+            Some(server) => server,
+            None if self.data.join(files::STANDBY_SIGNAL).exists() => {
+                // Only a promotion begins a timeline of its own. Without the file the server would
+                // go on writing the one that another peer may be writing.
+                let detached = Shape::Standby { upstream: None };
+                self.start_closed(&detached, epoch).await?
+            }
+            None => self.start_closed(&primary.shape(), epoch).await?,
+        };
+        if self.first_session().await?.is("pg_is_in_recovery()").await? {
+            server = self.promote_with_names(server, primary, epoch).await?;
+        }
+        self.count(&server, primary).await?;
+        // Clients may have been kept out until here: it must be on disk that this database may
+        // hold their data before they can write any.
+        self.mark_established()?;
+        let mut session = self.reshape(&server, &primary.shape()).await?;
+        if self.needs_restart(&session).await? {
+            drop(session);
+            self.halt_for_restart().await?;
+            server = self.start_closed(&primary.shape(), epoch).await?;
+            session = self.reshape(&server, &primary.shape()).await?;
+        }
+        self.senders_agree(&session, primary.counts).await?;
+        self.ensure_replication_role(&session).await?;
+        self.set_slots(&session, primary.downstream).await?;
+        // An acknowledged commit is flushed here first, and after the proofs above no commit is
+        // acknowledged that the old names would have let through. So no such commit lies beyond.
+        let position = self.lsn(&session, "pg_current_wal_flush_lsn()").await?;
+        let waits = *primary.counts != Counts::Alone;
+        self.note(&server, Some(config), waits, &render::names(primary.counts))?;
+        Ok(position)
+    }
+
+    /// Promotes the running standby; the new names are in force before, and commits wait from the
+    /// first one on.
+    async fn promote_with_names(
+        &self,
+        mut server: Arc<Server>,
+        primary: &Primary<'_>,
+        epoch: u64,
+    ) -> Result<Arc<Server>, PgCause> {
+        let waits = self.record_of(&server)?.is_some_and(|record| record.waits);
+        if !waits && *primary.counts != Counts::Alone {
+            // A standby that we did not start, or started with no names: a commit that shows that
+            // it waits can be had only after the promotion, when others could commit as well.
+            self.halt_for_restart().await?;
+            server = self.start_closed(&Shape::Standby { upstream: None }, epoch).await?;
+        }
+        // Clients are not let in yet where they have been kept out.
+        let clients = self.clients_are_in()?;
+        let files = self.render(&primary.shape(), clients);
+        self.note(&server, None, !files.names.is_empty(), &files.names)?;
+        drop(self.reload(&files).await?);
+        self.promote().await?;
+        Ok(server)
+    }
+
+    /// Whether the files on disk let clients in.
+    fn clients_are_in(&self) -> Result<bool, PgCause> {
+        let open = self.render(&Shape::Standby { upstream: None }, true).hba;
+        Ok(files::read(&self.data.join(render::HBA))?.as_ref() == Some(&open))
+    }
+
+    /// Makes sure that commits wait on a running primary where they are to.
+    async fn count(&self, server: &Server, primary: &Primary<'_>) -> Result<(), PgCause> {
+        if *primary.counts == Counts::Alone || self.record_of(server)?.is_some_and(|r| r.waits) {
+            return Ok(());
+        }
+        let clients = self.clients_are_in()?;
+        let files = self.render(&primary.quiesced(), clients);
+        self.note(server, None, false, &files.names)?;
+        let session = self.reload(&files).await?;
+        self.senders_agree(&session, &Counts::Nobody).await?;
+        self.canary(&session).await?;
+        self.note(server, None, true, &files.names)
+    }
+
+    async fn be_standby(
+        &self,
+        config: &PgConfig,
+        shape: &Shape,
+        downstream: &[PeerId],
+        epoch: u64,
+    ) -> Result<Lsn, PgCause> {
+        let running = match self.running().await? {
+            Some(_) if !self.first_session().await?.is("pg_is_in_recovery()").await? => {
+                self.halt_for_restart().await?;
+                None
+            }
+            other => other,
+        };
+        let mut server = match running {
+            Some(server) => server,
+            None => self.start_as_standby(shape, epoch).await?,
+        };
+        let mut session = self.reshape(&server, shape).await?;
+        if self.needs_restart(&session).await? {
+            drop(session);
+            self.halt_for_restart().await?;
+            server = self.start_as_standby(shape, epoch).await?;
+            session = self.reshape(&server, shape).await?;
+        }
+        let position = if config.is_quiesced() {
+            self.drain(&session).await?
+        } else {
+            let sql = "greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())";
+            self.lsn(&session, sql).await?
+        };
+        self.set_slots(&session, downstream).await?;
+        let waits = self.record_of(&server)?.is_some_and(|record| record.waits);
+        self.note(&server, Some(config), waits, &shape.names())?;
+        Ok(position)
+    }
+
+    async fn start_as_standby(&self, shape: &Shape, epoch: u64) -> Result<Arc<Server>, PgCause> {
+        let signal = self.data.join(files::STANDBY_SIGNAL);
+        if !signal.exists() {
+            files::write(&signal, "", self.user.as_ref())?;
+        }
+        self.start_closed(shape, epoch).await
+    }
+
+    async fn lsn(&self, session: &Session, expression: &str) -> Result<Lsn, PgCause> {
+        let text = session.value(&format!("select {expression}")).await?;
+        parse(Some(&text))?.ok_or(PgCause::Answer(text))
+    }
+
+    /// An operator's database may lack the role that standbys connect as.
+    async fn ensure_replication_role(&self, session: &Session) -> Result<(), PgCause> {
+        let user = &self.settings.replication_user;
+        let found = session
+            .rows(&format!(
+                "select rolreplication and rolcanlogin, rolsuper from pg_roles where rolname = {}",
+                literal(user)
+            ))
+            .await?;
+        match found.first().map(Vec::as_slice) {
+            None => {
+                session.rows(&self.replication_role()).await?;
+                Ok(())
+            }
+            Some([Some(able), Some(superuser)]) if able == "t" && superuser == "f" => Ok(()),
+            Some(_) => Err(PgCause::settings(
+                format!("role {user:?} is a superuser, or lacks LOGIN or REPLICATION"),
+                "name another replication user, or alter the role",
+            )),
+        }
+    }
+
+    /// The statement that makes the role which standbys connect as.
+    pub fn replication_role(&self) -> String {
+        format!(
+            "create role {} login replication nosuperuser password {}",
+            identifier(&self.settings.replication_user),
+            literal(&self.settings.replication_password)
+        )
+    }
+
+    /// What is known of this very server.
+    pub fn record_of(&self, server: &Server) -> Result<Option<AppliedRecord>, PgCause> {
+        let path = self.settings.dataset.join(files::APPLIED);
+        let record: Option<AppliedRecord> = files::read_json(&path)?;
+        Ok(record.filter(|record| record.server == server.id()))
+    }
+
+    fn note(
+        &self,
+        server: &Server,
+        config: Option<&PgConfig>,
+        waits: bool,
+        names: &str,
+    ) -> Result<(), PgCause> {
+        let record = AppliedRecord {
+            server: server.id(),
+            config: config.cloned(),
+            waits,
+            names: names.to_owned(),
+        };
+        if self.record_of(server)?.as_ref() != Some(&record) {
+            let path = self.settings.dataset.join(files::APPLIED);
+            files::write_json(&path, &record, self.user.as_ref())?;
+        }
+        *self.names.lock().unwrap_or_else(PoisonError::into_inner) = Some(names.to_owned());
+        Ok(())
+    }
+
+    fn mark_established(&self) -> Result<(), PgCause> {
+        let path = self.settings.dataset.join(files::MARKER);
+        let marker = Marker {
+            database: Served::Established,
+            system_identifier: files::system_identifier(&self.data)?,
+        };
+        if files::read_json::<Marker>(&path)? != Some(marker) {
+            files::write_json(&path, &marker, self.user.as_ref())?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,159 @@
+//! The files that Manatee keeps beside and in a data directory.
+
+use super::{PgCause, process::ProcessId};
+use crate::exec::OsUser;
+use cluster::PgConfig;
+use rustix::fs::{Gid, Uid, chown};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::{
+    fs::{self, File},
+    io::{self, Read, Seek, SeekFrom, Write},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    path::Path,
+};
+
+/// Says whether the database in a dataset has ever served; lies beside `data`.
+pub(crate) const MARKER: &str = "manatee.json";
+/// Says what a running server was brought to; lies beside `data`.
+pub(super) const APPLIED: &str = "manatee-applied.json";
+/// Makes PostgreSQL start as a standby.
+pub(crate) const STANDBY_SIGNAL: &str = "standby.signal";
+
+/// What [`MARKER`] holds. Without it, or when it speaks of another database, the database counts
+/// as established: an operator may have put it there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Marker {
+    pub database: Served,
+    pub system_identifier: u64,
+}
+
+/// Whether a database has ever served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum Served {
+    Prepared,
+    Established,
+}
+
+/// What [`APPLIED`] holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct AppliedRecord {
+    /// The server that this speaks of.
+    pub server: ProcessId,
+    /// What it was brought to; `None` while it is being brought to something else.
+    pub config: Option<PgConfig>,
+    /// Whether it is proven that commits wait (see `force`).
+    pub waits: bool,
+    /// `synchronous_standby_names`.
+    pub names: String,
+}
+
+/// Writes a file as a whole: after a crash there is the old or the new one. Only its owner can
+/// read it.
+pub(crate) fn write(path: &Path, text: &str, owner: Option<&OsUser>) -> Result<(), PgCause> {
+    let beside = path.with_extension("manatee-new");
+    let result = (|| {
+        match fs::remove_file(&beside) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = File::options().write(true).create_new(true).mode(0o600).open(&beside)?;
+        give(&beside, owner)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&beside, path)?;
+        sync_parent(path)
+    })();
+    result.map_err(PgCause::file(path))
+}
+
+/// Makes a rename or removal in the directory of `path` durable.
+pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
+    File::open(path.parent().unwrap_or(path))?.sync_all()
+}
+
+/// Gives a file to the user that runs PostgreSQL.
+pub(crate) fn give(path: &Path, owner: Option<&OsUser>) -> io::Result<()> {
+    let Some(owner) = owner else {
+        return Ok(());
+    };
+    let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
+    chown(path, Some(uid), Some(gid)).map_err(io::Error::from)
+}
+
+/// Makes a directory of this mode for the user that runs PostgreSQL; one that exists is given to
+/// that user.
+pub(crate) fn directory(path: &Path, mode: u32, owner: Option<&OsUser>) -> Result<(), PgCause> {
+    let result = match fs::create_dir(path) {
+        Ok(()) => fs::set_permissions(path, fs::Permissions::from_mode(mode)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+    };
+    result.and_then(|()| give(path, owner)).map_err(PgCause::file(path))
+}
+
+/// The text of a file; `None` when it does not exist.
+pub(crate) fn read(path: &Path) -> Result<Option<String>, PgCause> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(PgCause::file(path)(error)),
+    }
+}
+
+/// Reads a file of ours; `None` when it does not exist.
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, PgCause> {
+    let parse = |text: String| {
+        serde_json::from_str(&text)
+            .map_err(|error| PgCause::Corrupt { path: path.to_owned(), problem: error.to_string() })
+    };
+    read(path)?.map(parse).transpose()
+}
+
+/// Writes a file of ours.
+pub(crate) fn write_json<T: Serialize>(
+    path: &Path,
+    value: &T,
+    owner: Option<&OsUser>,
+) -> Result<(), PgCause> {
+    let text = serde_json::to_string(value)
+        .map_err(|error| PgCause::Corrupt { path: path.to_owned(), problem: error.to_string() })?;
+    write(path, &text, owner)
+}
+
+/// Removes a file, durably; whether there was one.
+pub(crate) fn remove(path: &Path) -> Result<bool, PgCause> {
+    match fs::remove_file(path) {
+        Ok(()) => sync_parent(path).map(|()| true).map_err(PgCause::file(path)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(PgCause::file(path)(error)),
+    }
+}
+
+/// The identity of the database in this data directory: the first eight bytes of its control
+/// file, in every version.
+pub(crate) fn system_identifier(data: &Path) -> Result<u64, PgCause> {
+    let path = data.join("global/pg_control");
+    let mut bytes = [0; 8];
+    File::open(&path)
+        .and_then(|mut file| file.read_exact(&mut bytes))
+        .map_err(PgCause::file(&path))?;
+    Ok(u64::from_ne_bytes(bytes))
+}
+
+/// The last lines of a log, from this byte on, as one line; at most 3000 bytes of it.
+pub(super) fn log_tail(path: &Path, from: u64) -> String {
+    const LONGEST: u64 = 3000;
+    let read = || -> io::Result<String> {
+        let mut file = File::open(path)?;
+        let length = file.metadata()?.len();
+        let from = if from > length { 0 } else { from };
+        file.seek(SeekFrom::Start(from.max(length.saturating_sub(LONGEST))))?;
+        let mut bytes = Vec::new();
+        file.take(LONGEST).read_to_end(&mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).trim().replace('\n', " | "))
+    };
+    read().unwrap_or_else(|error| format!("({} cannot be read: {error})", path.display()))
+}

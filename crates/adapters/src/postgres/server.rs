@@ -1,0 +1,355 @@
+//! The server process: start, find, watch, stop, fence.
+
+use super::{
+    Inner, POLL, PgCause, ServerExit, StopMode, files,
+    process::{self, Process, ProcessId},
+    render::{self, Files},
+    session::within,
+};
+use cluster::Millis;
+use rustix::process::Signal;
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::OpenOptionsExt,
+    path::PathBuf,
+    sync::{
+        Arc, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{process::Child, sync::watch};
+
+/// How long an immediate stop may take before everything is killed. PostgreSQL itself would wait
+/// five seconds for a backend that does not react.
+const GRACE: Millis = Millis(1000);
+/// A log longer than this, in bytes, is put aside at the next start.
+const LOG_LIMIT: u64 = 64 << 20;
+
+/// A postmaster.
+#[derive(Debug)]
+pub(super) struct Server {
+    pub process: Process,
+    /// Somebody here asked it to end.
+    expected: AtomicBool,
+    /// It is not ready yet, and whoever starts it is told of its end.
+    starting: AtomicBool,
+    ended: watch::Sender<Option<String>>,
+}
+
+impl Server {
+    pub fn id(&self) -> ProcessId {
+        self.process.id
+    }
+
+    fn signal(&self, signal: Signal) -> Result<(), PgCause> {
+        self.expected.store(true, Ordering::SeqCst);
+        self.process.signal(signal).map_err(problem(self.id().pid))
+    }
+
+    /// Waits for its end; how it ended.
+    pub async fn ended(&self) -> String {
+        let mut ended = self.ended.subscribe();
+        // The sender lives in `self`, so this cannot fail.
+        match ended.wait_for(Option::is_some).await {
+            Ok(status) => status.clone().unwrap_or_default(),
+            Err(_) => String::new(),
+        }
+    }
+
+    fn has_ended(&self) -> bool {
+        self.ended.borrow().is_some()
+    }
+}
+
+struct Starting<'a>(&'a Server);
+
+impl Drop for Starting<'_> {
+    fn drop(&mut self) {
+        self.0.starting.store(false, Ordering::SeqCst);
+    }
+}
+
+fn problem(pid: u32) -> impl FnOnce(io::Error) -> PgCause {
+    move |source| PgCause::Process { pid, source }
+}
+
+/// What `postmaster.pid` says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct LockFile {
+    pub pid: u32,
+    pub port: u16,
+    pub socket_dir: PathBuf,
+    /// `starting`, `ready`, `standby`, `stopping`.
+    pub status: String,
+}
+
+impl Inner {
+    /// Reads `postmaster.pid`; `None` when there is none, or when it is still being written.
+    pub fn lock_file(&self) -> Result<Option<LockFile>, PgCause> {
+        let Some(text) = files::read(&self.data.join("postmaster.pid"))? else {
+            return Ok(None);
+        };
+        let lines: Vec<_> = text.lines().map(str::trim).collect();
+        let line = |number: usize| lines.get(number - 1).copied().unwrap_or_default();
+        let (Ok(pid), Ok(port)) = (line(1).parse(), line(4).parse()) else {
+            return Ok(None);
+        };
+        Ok(Some(LockFile { pid, port, socket_dir: line(5).into(), status: line(8).to_owned() }))
+    }
+
+    pub fn log_path(&self) -> PathBuf {
+        self.settings.dataset.join("log/postgresql.log")
+    }
+
+    /// The running postmaster, whoever started it.
+    pub fn find(&self) -> Result<Option<Arc<Server>>, PgCause> {
+        let mut known = self.process.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(server) = known.as_ref().filter(|server| !server.has_ended()) {
+            return Ok(Some(server.clone()));
+        }
+        *known = self.find_unknown()?.map(|process| self.watch(process, None));
+        Ok(known.clone())
+    }
+
+    /// A postmaster that this value did not start.
+    fn find_unknown(&self) -> Result<Option<Process>, PgCause> {
+        let path = self.data.join("postmaster.pid");
+        let Some(text) = files::read(&path)? else {
+            return Ok(None);
+        };
+        let Some(pid) = text.lines().next().and_then(|pid| pid.trim().parse().ok()) else {
+            return Ok(None);
+        };
+        let process = Process::open(pid).map_err(problem(pid))?;
+        // The file outlives a crash, and its number may be another process's by now.
+        Ok(process.filter(|_| process::is_of_server(pid, &self.data)))
+    }
+
+    fn watch(&self, process: Process, child: Option<Child>) -> Arc<Server> {
+        let server = Arc::new(Server {
+            process,
+            expected: AtomicBool::new(false),
+            starting: AtomicBool::new(child.is_some()),
+            ended: watch::Sender::new(None),
+        });
+        let (watched, exits, log) = (server.clone(), self.exits.clone(), self.log_path());
+        tokio::spawn(async move {
+            let status = match child {
+                Some(mut child) => child.wait().await.map(|status| Some(status.to_string())),
+                None => watched.process.ended().await.map(|()| None),
+            };
+            let status = status.unwrap_or_else(|error| Some(format!("cannot be watched: {error}")));
+            let told = status.clone().unwrap_or_else(|| "exit status unknown".to_owned());
+            watched.ended.send_replace(Some(told));
+            let told = [&watched.expected, &watched.starting];
+            if !told.iter().any(|flag| flag.load(Ordering::SeqCst)) {
+                exits.send_replace(Some(ServerExit {
+                    pid: watched.id().pid,
+                    status,
+                    log: files::log_tail(&log, 0),
+                }));
+            }
+        });
+        server
+    }
+
+    /// Starts the server with these files and waits until it takes connections.
+    pub async fn start(&self, files: &Files, epoch: u64) -> Result<Arc<Server>, PgCause> {
+        // Backends that outlived their postmaster hold on to its shared memory.
+        process::kill_all(&self.data).await.map_err(problem(0))?;
+        files::remove(&self.data.join("postmaster.pid"))?;
+        self.prepare(files)?;
+        let (server, log_start) = self.spawn(epoch)?;
+        self.ready(&server, log_start).await?;
+        Ok(server)
+    }
+
+    /// Writes the files and takes out of `postgresql.auto.conf` what is ours to set.
+    fn prepare(&self, files: &Files) -> Result<(), PgCause> {
+        self.write_files(files)?;
+        let auto_conf = self.data.join("postgresql.auto.conf");
+        if let Some((text, names)) =
+            files::read(&auto_conf)?.and_then(|text| render::stripped(&text))
+        {
+            tracing::warn!(settings = ?names, "taken out of postgresql.auto.conf: Manatee sets them");
+            files::write(&auto_conf, &text, self.user.as_ref())?;
+        }
+        files::directory(&self.settings.socket_dir, 0o755, self.user.as_ref())
+    }
+
+    /// Writes the configuration files that differ; whether any did.
+    pub fn write_files(&self, files: &Files) -> Result<bool, PgCause> {
+        let user = self.user.as_ref();
+        let mut changed = false;
+        // What allows connections goes first: `manatee.conf` carries the nonce of all.
+        for (name, text) in
+            [(render::HBA, &files.hba), (render::IDENT, &files.ident), (render::CONF, &files.conf)]
+        {
+            let path = self.data.join(name);
+            if files::read(&path)?.as_ref() != Some(text) {
+                files::write(&path, text, user)?;
+                changed = true;
+            }
+        }
+        let path = self.data.join("postgresql.conf");
+        if let Some(text) = render::included(&files::read(&path)?.unwrap_or_default()) {
+            files::write(&path, &text, user)?;
+            changed = true;
+        }
+        Ok(changed)
+    }
+
+    /// Starts the process, unless a fence came after `epoch`; where its log begins.
+    fn spawn(&self, epoch: u64) -> Result<(Arc<Server>, u64), PgCause> {
+        let (log, log_start) = self.open_log()?;
+        let exec = self
+            .bin
+            .exec("postgres", self.user.as_ref())
+            .arg("-D")
+            .arg(&self.data)
+            .directory(&self.data);
+        // The fence takes this lock to raise the epoch: it sees either no server and no start
+        // after it, or the server.
+        let mut known = self.process.lock().unwrap_or_else(PoisonError::into_inner);
+        if *self.epoch.borrow() != epoch {
+            return Err(PgCause::Fenced);
+        }
+        let child = exec.daemon(&log)?;
+        let pid = child.id().unwrap_or_default();
+        let process = Process::open(pid)
+            .and_then(|process| process.ok_or_else(|| io::Error::other("gone at once")))
+            .map_err(problem(pid))?;
+        let server = self.watch(process, Some(child));
+        *known = Some(server.clone());
+        Ok((server, log_start))
+    }
+
+    fn open_log(&self) -> Result<(File, u64), PgCause> {
+        let path = self.log_path();
+        let directory = self.settings.dataset.join("log");
+        files::directory(&directory, 0o750, self.user.as_ref())?;
+        let length = || match fs::metadata(&path) {
+            Ok(found) => Ok(found.len()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+            Err(error) => Err(error),
+        };
+        let open = || -> io::Result<(File, u64)> {
+            if length()? > LOG_LIMIT {
+                fs::rename(&path, path.with_extension("log.old"))?;
+            }
+            let file = File::options().append(true).create(true).mode(0o640).open(&path)?;
+            files::give(&path, self.user.as_ref())?;
+            Ok((file, length()?))
+        };
+        open().map_err(PgCause::file(&path))
+    }
+
+    /// Waits until a server that starts takes connections. When that takes too long it is left to
+    /// go on: recovery after a crash needs its time.
+    pub async fn ready(&self, server: &Arc<Server>, log_start: u64) -> Result<(), PgCause> {
+        let status = async {
+            loop {
+                let lock = self.lock_file()?;
+                if lock.is_some_and(|lock| {
+                    lock.pid == server.id().pid && matches!(&*lock.status, "ready" | "standby")
+                }) {
+                    return Ok(());
+                }
+                tokio::time::sleep(POLL).await;
+            }
+        };
+        let ready = async {
+            tokio::select! {
+                ready = status => ready,
+                status = server.ended() => Err(self.start_failure(status, log_start)),
+            }
+        };
+        // From the end of this wait on, however it ends, its end is news.
+        let _starting = Starting(server);
+        within(self.settings.start_timeout, "a start of the server", ready).await?
+    }
+
+    fn start_failure(&self, status: String, log_start: u64) -> PgCause {
+        let log = files::log_tail(&self.log_path(), log_start);
+        if log.contains("Address already in use")
+            || (log.contains("lock file") && log.contains(".s.PGSQL."))
+        {
+            let port = self.settings.port;
+            PgCause::PortInUse { port, log }
+        } else if log.contains("No space left on device") {
+            PgCause::NoSpace { log }
+        } else {
+            PgCause::CannotStart { status, log }
+        }
+    }
+
+    /// Stops the server, if it runs, and whatever is left of it.
+    pub async fn halt(&self, mode: StopMode) -> Result<(), PgCause> {
+        if let Some(server) = self.find()? {
+            let (signal, limit) = match mode {
+                StopMode::Fast => (Signal::INT, self.settings.stop_timeout),
+                StopMode::Immediate => (Signal::QUIT, Millis(10_000)),
+            };
+            server.signal(signal)?;
+            within(limit, "the end of the server", server.ended()).await?;
+        }
+        process::kill_all(&self.data).await.map_err(problem(0))
+    }
+
+    /// Stops the server for a restart: orderly if it can be.
+    pub async fn halt_for_restart(&self) -> Result<(), PgCause> {
+        match self.halt(StopMode::Fast).await {
+            Err(PgCause::Timeout { limit, .. }) => {
+                tracing::warn!(
+                    limit_ms = limit.0,
+                    "orderly shutdown took too long: stopping at once"
+                );
+                self.halt(StopMode::Immediate).await
+            }
+            other => other,
+        }
+    }
+
+    /// Forbids every start that was ordered before, and tells the server to end at once. Waits for
+    /// nothing but the shortest of locks.
+    pub fn fence_now(&self) -> Result<Option<Arc<Server>>, PgCause> {
+        let known = {
+            let known = self.process.lock().unwrap_or_else(PoisonError::into_inner);
+            self.epoch.send_modify(|epoch| *epoch += 1);
+            known.clone().filter(|server| !server.has_ended())
+        };
+        match &known {
+            Some(server) => server.signal(Signal::QUIT)?,
+            None => {
+                if let Some(process) = self.find_unknown()? {
+                    process.signal(Signal::QUIT).map_err(problem(process.id.pid))?;
+                }
+            }
+        }
+        Ok(known)
+    }
+
+    /// Waits for the end of a fenced server, and kills what does not end.
+    pub async fn fence_through(&self, known: Option<Arc<Server>>) -> Result<(), PgCause> {
+        let ends = async {
+            loop {
+                let left = process::of_server(&self.data).map_err(problem(0))?;
+                if left.is_empty() && known.as_ref().is_none_or(|server| server.has_ended()) {
+                    return Ok::<(), PgCause>(());
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        if let Ok(ended) = within(GRACE, "an immediate stop", ends).await {
+            return ended;
+        }
+        tracing::warn!(data = %self.data.display(), "the server does not stop: killing it");
+        if let Some(server) = known {
+            server.signal(Signal::KILL)?;
+            server.ended().await;
+        }
+        process::kill_all(&self.data).await.map_err(problem(0))
+    }
+}

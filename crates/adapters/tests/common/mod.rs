@@ -1,0 +1,255 @@
+//! What the tests of coordination share: the backends behind one harness, and waiting with a limit.
+
+#![allow(dead_code, reason = "each test binary uses a part")]
+
+use adapters::clock;
+use adapters::coord::memory::{LostPut, MemoryCoord, MemoryService};
+use adapters::coord::sqlite::SqliteCoord;
+use adapters::coord::{
+    CoordEvent, Coordination, Membership, PutOutcome, Registration, StoredState, Version, Watch,
+};
+use cluster::{ClusterState, Millis, PeerIdent};
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Nothing that is waited for takes this long unless it is broken.
+pub const LIMIT: Duration = Duration::from_secs(20);
+
+/// Of sessions that must not expire by accident, however loaded the machine is.
+pub const LONG: Millis = Millis(15_000);
+
+/// Of sessions that are to expire.
+pub const SHORT: Millis = Millis(400);
+
+/// Bounds each call, and how long a put waits that is to have no answer.
+pub const CALL: Millis = Millis(2000);
+
+/// One coordination service, two ways to it, and a hand that breaks the first.
+pub trait Backend: Send + Sync {
+    /// A service that holds nothing yet.
+    fn new() -> Self;
+    /// A client that can be cut off.
+    fn client(&self) -> Arc<dyn Coordination>;
+    /// A client that cannot.
+    fn outside(&self) -> Arc<dyn Coordination>;
+    /// Cuts off everyone but those outside.
+    fn cut(&self);
+    /// Ends the cut.
+    fn heal(&self);
+    /// Makes the next put end without an answer, until what is returned is dropped; `None` where
+    /// that cannot be brought about from outside.
+    fn lose_next_put(&self, fate: LostPut) -> Option<Box<dyn Send>>;
+}
+
+pub struct Memory {
+    service: MemoryService,
+    inside: MemoryCoord,
+}
+
+impl Backend for Memory {
+    fn new() -> Self {
+        let service = MemoryService::new("1.example");
+        let inside = service.client();
+        Memory { service, inside }
+    }
+    fn client(&self) -> Arc<dyn Coordination> {
+        Arc::new(self.inside.clone())
+    }
+    fn outside(&self) -> Arc<dyn Coordination> {
+        Arc::new(self.service.client())
+    }
+    fn cut(&self) {
+        self.inside.set_reachable(false);
+    }
+    fn heal(&self) {
+        self.inside.set_reachable(true);
+    }
+    fn lose_next_put(&self, fate: LostPut) -> Option<Box<dyn Send>> {
+        self.service.lose_next_put(fate);
+        Some(Box::new(()))
+    }
+}
+
+/// The file stands in `store/`; those inside go through the link `inside`, which a cut removes.
+pub struct Sqlite {
+    pub directory: tempfile::TempDir,
+}
+
+impl Sqlite {
+    pub fn path(&self) -> PathBuf {
+        self.directory.path().join("store/shard.db")
+    }
+    fn link(&self) -> PathBuf {
+        self.directory.path().join("inside")
+    }
+}
+
+impl Backend for Sqlite {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        std::fs::create_dir(directory.path().join("store")).expect("a directory");
+        let backend = Sqlite { directory };
+        backend.heal();
+        backend
+    }
+    fn client(&self) -> Arc<dyn Coordination> {
+        Arc::new(open(&self.link().join("shard.db")))
+    }
+    fn outside(&self) -> Arc<dyn Coordination> {
+        Arc::new(open(&self.path()))
+    }
+    fn cut(&self) {
+        std::fs::remove_file(self.link()).expect("the link");
+    }
+    fn heal(&self) {
+        std::os::unix::fs::symlink(self.directory.path().join("store"), self.link())
+            .expect("a link");
+    }
+    fn lose_next_put(&self, fate: LostPut) -> Option<Box<dyn Send>> {
+        (fate == LostPut::NotStored).then(|| {
+            let holder = rusqlite::Connection::open(self.path()).expect("the database");
+            holder.busy_timeout(LIMIT).expect("a limit");
+            holder.execute_batch("BEGIN IMMEDIATE").expect("the lock");
+            Box::new(holder) as Box<dyn Send>
+        })
+    }
+}
+
+pub fn open(path: &Path) -> SqliteCoord {
+    SqliteCoord::open(path, "1.example", CALL).expect("the database")
+}
+
+pub fn peer(number: u8) -> PeerIdent {
+    PeerIdent::new(&format!("10.0.0.{number}"), 5432, 12345, "zone")
+}
+
+/// A state with a field that is not ours.
+pub fn state(generation: u64) -> ClusterState {
+    let peer = |number| serde_json::to_string(&peer(number)).expect("JSON");
+    let (primary, sync) = (peer(1), peer(2));
+    ClusterState::parse(&format!(
+        r#"{{"generation":{generation},"primary":{primary},"sync":{sync},"async":[],
+            "deposed":[],"initWal":"0/1","colour":{{"of":["another","tool"]}}}}"#
+    ))
+    .expect("a state")
+}
+
+/// Either kind of stream.
+pub enum Stream {
+    Member(Box<dyn Membership>),
+    Watch(Watch),
+}
+
+impl Stream {
+    pub async fn next(&mut self) -> Option<CoordEvent> {
+        let next = async {
+            match self {
+                Stream::Member(member) => member.next().await,
+                Stream::Watch(watch) => watch.recv().await,
+            }
+        };
+        within("the next event", next).await
+    }
+
+    /// Reads on until an event is what is waited for.
+    pub async fn until<T>(
+        &mut self,
+        what: &str,
+        mut wanted: impl FnMut(&CoordEvent) -> Option<T>,
+    ) -> T {
+        let mut read = Vec::new();
+        let reading = async {
+            loop {
+                let event = match self {
+                    Stream::Member(member) => member.next().await,
+                    Stream::Watch(watch) => watch.recv().await,
+                };
+                let event = event.unwrap_or_else(|| panic!("{what}: ended after {read:?}"));
+                if let Some(value) = wanted(&event) {
+                    return value;
+                }
+                read.push(event);
+            }
+        };
+        within(what, reading).await
+    }
+
+    pub async fn until_active(&mut self, sequences: &[u64]) {
+        let what = format!("active to be {sequences:?}");
+        self.until(&what, |event| match event {
+            CoordEvent::Active(active) => (self::sequences(active) == sequences).then_some(()),
+            _ => None,
+        })
+        .await;
+    }
+
+    pub async fn until_version(&mut self, version: Version) {
+        let what = format!("{version:?}");
+        self.until(&what, |event| match event {
+            CoordEvent::State(Some(state)) => (state.version == version).then_some(()),
+            _ => None,
+        })
+        .await;
+    }
+
+    pub async fn until_unreachable(&mut self) {
+        self.until("unreachable", |event| {
+            matches!(event, CoordEvent::Unreachable(_)).then_some(())
+        })
+        .await;
+    }
+
+    /// A registration of this peer of its own, by the latest list.
+    pub async fn until_confirmed(&mut self) {
+        self.until("confirmed", |event| {
+            matches!(event, CoordEvent::Confirmed { .. }).then_some(())
+        })
+        .await;
+    }
+}
+
+pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(LIMIT, future)
+        .await
+        .unwrap_or_else(|_| panic!("waited {LIMIT:?} in vain for {what}"))
+}
+
+pub fn sequences(active: &[Registration]) -> Vec<u64> {
+    active.iter().map(|one| one.sequence).collect()
+}
+
+pub async fn join(coord: &Arc<dyn Coordination>, number: u8, timeout: Millis) -> (Stream, u64) {
+    let member = coord.join(&peer(number), timeout).await.expect("to join");
+    // The last one of this peer: it has just come.
+    let active = coord.read().await.expect("to read").active;
+    let own = active.iter().rfind(|one| one.peer == peer(number)).expect("our own registration");
+    (Stream::Member(member), own.sequence)
+}
+
+pub async fn watch(coord: &Arc<dyn Coordination>) -> Stream {
+    Stream::Watch(coord.watch().await.expect("to watch"))
+}
+
+pub async fn put(
+    coord: &Arc<dyn Coordination>,
+    expected: Option<Version>,
+    generation: u64,
+) -> Version {
+    match coord.put(expected, &state(generation)).await {
+        PutOutcome::Committed(version) => version,
+        other => panic!("put of generation {generation} at {expected:?}: {other:?}"),
+    }
+}
+
+pub async fn stored(coord: &Arc<dyn Coordination>) -> Option<StoredState> {
+    coord.read().await.expect("to read").state
+}
+
+/// Milliseconds of the boot clock that pass while this is awaited.
+pub async fn timed<T>(future: impl Future<Output = T>) -> (T, Millis) {
+    let begin = clock::now();
+    let value = future.await;
+    (value, clock::now() - begin)
+}

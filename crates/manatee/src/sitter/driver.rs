@@ -1,0 +1,137 @@
+//! The driver: one task, one queue. It stamps the time, lets the machine decide, writes the trace,
+//! publishes what is known and hands the actions to the executor. It waits for nothing but events,
+//! so that the fence is never late because something else is slow.
+
+use super::{executor::Executor, server::Shared, trace::Trace};
+use adapters::{clock, postgres::Settings};
+use anyhow::Result;
+use cluster::{Action, Event, Machine, MachineConfig, Monotonic, Now, Snapshot};
+use jiff::Timestamp;
+use std::{sync::Arc, time::Duration};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep_until},
+};
+
+/// A file that was read again.
+#[derive(Debug)]
+pub struct Reloaded {
+    /// For the machine.
+    pub machine: MachineConfig,
+    /// For PostgreSQL.
+    pub settings: Settings,
+}
+
+/// What the operator wants of a running sitter.
+#[derive(Debug)]
+pub enum Control {
+    /// Stop in an orderly way.
+    Stop,
+    /// Take what was read again.
+    Reload(Box<Reloaded>),
+}
+
+pub(super) struct Driver {
+    machine: Machine,
+    executor: Executor,
+    queue: mpsc::Receiver<Event>,
+    controls: mpsc::Receiver<Control>,
+    trace: Trace,
+    shared: Arc<Shared>,
+    wake: Option<Monotonic>,
+    told: Option<Snapshot>,
+}
+
+impl Driver {
+    pub(super) fn new(
+        machine: Machine,
+        executor: Executor,
+        queue: mpsc::Receiver<Event>,
+        controls: mpsc::Receiver<Control>,
+        trace: Trace,
+        shared: Arc<Shared>,
+    ) -> Self {
+        Driver { machine, executor, queue, controls, trace, shared, wake: None, told: None }
+    }
+
+    /// Runs until it is told to stop.
+    pub(super) async fn run(mut self, first: Vec<Action>) -> Result<()> {
+        self.perform(first);
+        loop {
+            let until = self.wake.map_or(Duration::from_secs(3600), |at| {
+                Duration::from_millis((at - clock::now()).0)
+            });
+            let event = tokio::select! {
+                biased;
+                () = sleep_until(Instant::now() + until), if self.wake.is_some() => {
+                    self.wake = None;
+                    Event::Wake
+                }
+                Some(control) = self.controls.recv() => match control {
+                    Control::Stop => return self.stop().await,
+                    Control::Reload(reloaded) => {
+                        let Reloaded { machine, settings } = *reloaded;
+                        if let Err(error) = self.executor.reload(settings).await {
+                            tracing::error!("the file was not taken: {error:#}");
+                            continue;
+                        }
+                        self.machine.reconfigure(machine);
+                        tracing::info!("the file was read again and taken");
+                        Event::Wake
+                    }
+                },
+                Some(event) = self.queue.recv() => event,
+            };
+            self.handle(event);
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        let now = Now { monotonic: clock::now(), wall: Timestamp::now() };
+        let actions = self.machine.handle(now, event.clone());
+        self.trace.append(now, &event, &actions);
+        self.publish();
+        self.perform(actions);
+    }
+
+    fn perform(&mut self, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::WakeAt(at) => self.wake = Some(at),
+                action => self.executor.start(action),
+            }
+        }
+    }
+
+    /// Tells what changed, to the log and to whoever asks.
+    fn publish(&mut self) {
+        let snapshot = self.machine.snapshot();
+        if self.told.as_ref() == Some(&snapshot) {
+            return;
+        }
+        let told = self.told.as_ref();
+        if told.is_none_or(|told| told.role != snapshot.role || told.reason != snapshot.reason) {
+            let rule = snapshot.reason.rule();
+            tracing::info!(role = %snapshot.role, rule, "{}", snapshot.reason);
+        }
+        if let Some(failure) = &snapshot.failure
+            && told.is_none_or(|told| told.failure.as_ref() != Some(failure))
+        {
+            tracing::warn!("{failure}");
+        }
+        if snapshot.fenced && told.is_none_or(|told| !told.fenced) {
+            tracing::error!(
+                "fenced: neither the session was confirmed nor the sync answered within the lease"
+            );
+        }
+        self.shared.publish(snapshot.clone());
+        self.told = Some(snapshot);
+    }
+
+    /// PostgreSQL first, so that its last WAL reaches the sync; then the session, so that the others
+    /// act at once.
+    async fn stop(self) -> Result<()> {
+        tracing::info!("stopping: PostgreSQL first, then the session");
+        self.executor.shut_down().await
+    }
+}

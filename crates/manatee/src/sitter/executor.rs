@@ -1,0 +1,343 @@
+//! The executor: performs the machine's actions, each in a task of its own, and answers every
+//! operation with exactly one event. It chooses nothing.
+
+use super::{
+    config::Config,
+    probe,
+    server::Shared,
+    sources::{hold_session, seen, send, watch_exits, whole},
+};
+use adapters::{
+    coord::{self, Coordination},
+    postgres::{self, Postgres, Settings, StopMode},
+    storage::{SeedProgress, SeedSource, Storage},
+};
+use anyhow::{Context, Result};
+use cluster::{
+    Action, Applied, ApplyError, ClusterState, Database, Event, Lsn, Millis, PeerIdent, PgCommand,
+    PgConfig, PgOutcome, PutOutcome, Version,
+};
+use std::{
+    sync::{Arc, RwLock},
+    time::Duration,
+};
+use tokio::{
+    sync::{Mutex, Notify, mpsc, oneshot, watch},
+    task::JoinHandle,
+    time::timeout,
+};
+
+/// How long an orderly stop waits for an operation in flight before it goes on without it.
+const STOP_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How PostgreSQL is to be run, from the sitter's file.
+pub(super) fn settings(config: &Config, me: &PeerIdent) -> Result<Settings> {
+    let postgres = &config.postgres;
+    let password = config.replication.password.clone().context("replication has no password")?;
+    Ok(Settings {
+        bin_dir: postgres.bin_dir.clone(),
+        dataset: config.dataset.clone(),
+        socket_dir: postgres.socket_dir.clone().unwrap_or_else(|| config.dataset.join("run")),
+        me: me.id.clone(),
+        listen: postgres.listen.clone().unwrap_or_else(|| config.ip.to_string()),
+        port: postgres.port,
+        os_user: rustix::process::geteuid().is_root().then(|| postgres.os_user.clone()),
+        superuser: postgres.superuser.clone(),
+        superuser_password: postgres.superuser_password.clone(),
+        replication_user: config.replication.user.clone(),
+        replication_password: password,
+        client_hba: postgres.client_access.clone(),
+        user_settings: config.user_settings()?,
+        slot_keep_size: postgres.slot_keep_mib,
+        wal_keep_size: postgres.wal_keep_mib,
+        // Often enough that an answer of the sync is always younger than a third of the lease.
+        status_interval: Millis(config.lease().0 / 3),
+        start_timeout: postgres.start_timeout.millis(),
+        stop_timeout: postgres.stop_timeout.millis(),
+        query_timeout: postgres.query_timeout.millis(),
+    })
+}
+
+/// What the tasks share.
+struct World {
+    coordination: Arc<dyn Coordination>,
+    storage: Arc<dyn Storage>,
+    settings: RwLock<Settings>,
+    /// Opened when the machine first looks, so that programs that are missing now may come later.
+    postgres: watch::Sender<Option<Arc<Postgres>>>,
+    /// Held by the one command to PostgreSQL in flight.
+    busy: Mutex<()>,
+    cancel: Notify,
+    events: mpsc::Sender<Event>,
+    shared: Arc<Shared>,
+    keep_aside: usize,
+    lease: Millis,
+    interval: Millis,
+}
+
+pub(super) struct Executor {
+    world: Arc<World>,
+    me: PeerIdent,
+    session_timeout: Millis,
+    session: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
+}
+
+impl Executor {
+    pub(super) fn new(
+        settings: Settings,
+        storage: Arc<dyn Storage>,
+        coordination: Arc<dyn Coordination>,
+        events: mpsc::Sender<Event>,
+        shared: Arc<Shared>,
+        config: &Config,
+        me: PeerIdent,
+    ) -> Self {
+        let world = Arc::new(World {
+            coordination,
+            storage,
+            settings: RwLock::new(settings),
+            postgres: watch::channel(None).0,
+            busy: Mutex::new(()),
+            cancel: Notify::new(),
+            events,
+            shared,
+            keep_aside: config.keep_aside,
+            lease: config.lease(),
+            interval: config.health.interval.millis(),
+        });
+        let session_timeout = config.session_timeout.get_ref().millis();
+        Executor { world, me, session_timeout, session: None }
+    }
+
+    /// Starts an action. Returns at once.
+    pub(super) fn start(&mut self, action: Action) {
+        let world = self.world.clone();
+        match action {
+            Action::Inspect => drop(tokio::spawn(async move { world.inspect().await })),
+            Action::Join => self.join(),
+            Action::Leave => {
+                let told = self.session.take().is_some_and(|(leave, _)| leave.send(()).is_ok());
+                if !told {
+                    // It ended by itself in the meantime.
+                    drop(tokio::spawn(async move { send(&world.events, Event::Left).await }));
+                }
+            }
+            Action::Put { expected, state } => {
+                drop(tokio::spawn(async move { world.put(expected, &state).await }));
+            }
+            Action::Read => drop(tokio::spawn(async move { world.read().await })),
+            Action::Postgres(command) => {
+                drop(tokio::spawn(async move { world.command(command).await }));
+            }
+            Action::CancelPostgres => world.cancel.notify_waiters(),
+            Action::Fence => fence(world),
+            Action::WakeAt(_) => unreachable!("the driver keeps the alarm"),
+        }
+    }
+
+    fn join(&mut self) {
+        let (leave, left) = oneshot::channel();
+        let world = &self.world;
+        let (coordination, events) = (world.coordination.clone(), world.events.clone());
+        let session =
+            hold_session(coordination, self.me.clone(), self.session_timeout, events, left);
+        self.session = Some((leave, tokio::spawn(session)));
+    }
+
+    /// Takes new settings of PostgreSQL; what is running is adopted under them.
+    pub(super) async fn reload(&self, settings: Settings) -> Result<()> {
+        let _busy = timeout(STOP_PATIENCE, self.world.busy.lock())
+            .await
+            .context("an operation on PostgreSQL is in flight: try again when it has ended")?;
+        let postgres = Postgres::open(settings.clone())?;
+        postgres.inspect().await?;
+        *self.world.settings.write().expect("no holder panics") = settings;
+        self.world.adopt(Arc::new(postgres));
+        Ok(())
+    }
+
+    /// Stops PostgreSQL in an orderly way, then ends the session.
+    pub(super) async fn shut_down(mut self) -> Result<()> {
+        self.world.cancel.notify_waiters();
+        let busy = timeout(STOP_PATIENCE, self.world.busy.lock()).await;
+        if busy.is_err() {
+            tracing::warn!("an operation on PostgreSQL did not end; stopping it all the same");
+        }
+        let postgres = self.world.postgres.borrow().clone();
+        let stopped = match postgres {
+            Some(postgres) => postgres.stop(StopMode::Fast).await.map_err(anyhow::Error::from),
+            None => Ok(()),
+        };
+        if let Some((leave, session)) = self.session.take()
+            && leave.send(()).is_ok()
+        {
+            session.await.context("the session's task failed")?;
+        }
+        stopped.context("PostgreSQL could not be stopped")
+    }
+}
+
+/// Nothing comes before this: what stops the server happens before this returns; only waiting for
+/// its processes to be gone does not.
+fn fence(world: Arc<World>) {
+    let postgres = world.postgres.borrow().clone();
+    let fenced = postgres.map(|postgres| postgres.fence());
+    tokio::spawn(async move {
+        let result = match fenced {
+            Some(fenced) => fenced.await.map_err(|error| whole(&error)),
+            None => Ok(()),
+        };
+        send(&world.events, Event::Fenced(result)).await;
+    });
+}
+
+impl World {
+    fn adopt(self: &Arc<Self>, postgres: Arc<Postgres>) {
+        self.postgres.send_replace(Some(postgres.clone()));
+        tokio::spawn(watch_exits(postgres.clone(), self.events.clone()));
+        let (events, shared) = (self.events.clone(), self.shared.clone());
+        let timing = probe::Timing { interval: self.interval, lease: self.lease };
+        let current = self.postgres.subscribe();
+        tokio::spawn(probe::watch(postgres, current, events, shared, timing));
+    }
+
+    async fn inspect(self: Arc<Self>) {
+        let event = match self.look().await {
+            Ok(event) => event,
+            Err(error) => Event::InspectFailed(format!("{error:#}")),
+        };
+        send(&self.events, event).await;
+    }
+
+    async fn look(self: &Arc<Self>) -> Result<Event> {
+        let postgres = match self.postgres.borrow().clone() {
+            Some(postgres) => postgres,
+            None => {
+                let settings = self.settings.read().expect("no holder panics").clone();
+                Arc::new(Postgres::open(settings)?)
+            }
+        };
+        let found = postgres.inspect().await?;
+        if self.postgres.borrow().is_none() {
+            self.adopt(postgres);
+        }
+        // The position that a quiesced configuration proved is not known any more: without it the
+        // machine quiesces again. For every other configuration it says nothing.
+        let applied = found
+            .applied
+            .filter(|config| !config.is_quiesced())
+            .map(|config| Applied { config, position: Lsn::ZERO });
+        let (database, running) = (database(found.database), found.running);
+        Ok(Event::Inspected { database, running, applied })
+    }
+
+    async fn put(&self, expected: Option<Version>, state: &ClusterState) {
+        let outcome = match self.coordination.put(expected, state).await {
+            coord::PutOutcome::Committed(version) => PutOutcome::Committed(version),
+            coord::PutOutcome::Conflict => PutOutcome::Conflict,
+            coord::PutOutcome::Unknown(error) => PutOutcome::Unknown(whole(&error)),
+        };
+        send(&self.events, Event::PutDone(outcome)).await;
+    }
+
+    async fn read(&self) {
+        let result = self.coordination.read().await;
+        let result =
+            result.map(|view| view.state.as_ref().map(seen)).map_err(|error| whole(&error));
+        send(&self.events, Event::ReadDone(result)).await;
+    }
+
+    async fn command(&self, command: PgCommand) {
+        let _busy = self.busy.lock().await;
+        let postgres = self.postgres.borrow().clone().expect("looked at before it is commanded");
+        let result = match &command {
+            PgCommand::Seed(_) | PgCommand::Rebuild(_) => tokio::select! {
+                result = self.perform(&postgres, &command) => result,
+                () = self.cancel.notified() => Err(anyhow::anyhow!("given up: {command}")),
+            },
+            _ => self.perform(&postgres, &command).await,
+        };
+        let event = match result {
+            Ok(outcome) => Event::PgDone(outcome),
+            Err(error) => Event::PgFailed(explain(&postgres, &command, &error).await),
+        };
+        send(&self.events, event).await;
+    }
+
+    async fn perform(&self, postgres: &Postgres, command: &PgCommand) -> Result<PgOutcome> {
+        Ok(match command {
+            PgCommand::Prepare => {
+                postgres.create_database().await?;
+                PgOutcome::Prepared
+            }
+            PgCommand::Apply(config) => {
+                let applied = postgres.apply(config).await?;
+                PgOutcome::Applied { position: applied.position, timeline: None }
+            }
+            PgCommand::Stop => {
+                postgres.stop(StopMode::Fast).await?;
+                PgOutcome::Stopped
+            }
+            PgCommand::Seed(sources) => {
+                self.copy(postgres, sources).await?;
+                PgOutcome::Copied
+            }
+            PgCommand::Rebuild(sources) => {
+                if postgres.data().exists() {
+                    let kept = self.storage.set_aside("replaced").await?;
+                    tracing::info!("the old database is kept in {}", kept.display());
+                }
+                self.copy(postgres, sources).await?;
+                for pruned in self.storage.prune_aside(self.keep_aside).await? {
+                    tracing::info!(
+                        "an older database that was kept is removed: {}",
+                        pruned.display()
+                    );
+                }
+                PgOutcome::Copied
+            }
+        })
+    }
+
+    async fn copy(&self, postgres: &Postgres, sources: &[PeerIdent]) -> Result<()> {
+        let sources = sources
+            .iter()
+            .map(|peer| {
+                let (host, port) = peer.pg_address()?;
+                Ok(SeedSource { peer: peer.id.clone(), host, port })
+            })
+            .collect::<Result<_>>()?;
+        let request = postgres.seed_request(sources);
+        let (progress, watched) = watch::channel(SeedProgress::default());
+        let _shown = self.shared.show_copy(watched);
+        let seeded = self.storage.seed(&request, &progress).await?;
+        tracing::info!(source = %seeded.source, timeline = seeded.timeline, "the database is copied");
+        Ok(())
+    }
+}
+
+/// A failure with what is true after it: whatever cannot be told counts as running.
+async fn explain(postgres: &Postgres, command: &PgCommand, error: &anyhow::Error) -> ApplyError {
+    let problem = format!("{command}: {error:#}");
+    match postgres.inspect().await {
+        Ok(found) => {
+            let database = Some(database(found.database));
+            ApplyError { problem, running: found.running, database }
+        }
+        Err(_) => ApplyError { problem, running: true, database: None },
+    }
+}
+
+fn database(found: postgres::Database) -> Database {
+    match found {
+        postgres::Database::None => Database::None,
+        postgres::Database::Prepared => Database::Prepared,
+        postgres::Database::Established => Database::Established,
+    }
+}
+
+/// Whether this configuration is a primary's that waits for something, so that it is looked at more
+/// often.
+pub(super) fn is_waiting(config: Option<&PgConfig>) -> bool {
+    matches!(config, Some(PgConfig::Primary { gate: cluster::Gate::Closed, .. }))
+}

@@ -1,0 +1,119 @@
+//! Looking at PostgreSQL: what it says goes to the machine as an event and to the status endpoint.
+//! PostgreSQL has no event for the state of a WAL sender, so this is a poll: often while something
+//! waits for it, else as configured.
+
+use super::{
+    executor::is_waiting,
+    server::{PgSeen, Shared},
+    sources::{send, whole},
+};
+use adapters::{
+    clock,
+    postgres::{Postgres, Probe, Sender},
+};
+use cluster::{Counts, Event, Lsn, Millis, Monotonic, PeerId, PgConfig, Snapshot};
+use jiff::Timestamp;
+use std::{sync::Arc, time::Duration};
+use tokio::{
+    sync::{mpsc, watch},
+    time::sleep,
+};
+
+/// How often it is looked at while the gate waits for the sync: the clients wait for this.
+const WHILE_WAITING: Millis = Millis(100);
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Timing {
+    pub(super) interval: Millis,
+    pub(super) lease: Millis,
+}
+
+/// Looks until another `Postgres` takes the place of this one.
+pub(super) async fn watch(
+    postgres: Arc<Postgres>,
+    current: watch::Receiver<Option<Arc<Postgres>>>,
+    events: mpsc::Sender<Event>,
+    shared: Arc<Shared>,
+    timing: Timing,
+) {
+    let mut snapshots = shared.snapshots();
+    let mut answers = Answers::default();
+    while current.borrow().as_ref().is_some_and(|now| Arc::ptr_eq(now, &postgres)) {
+        let snapshot = snapshots.borrow_and_update().clone();
+        if snapshot.running {
+            let began = clock::now();
+            match postgres.probe().await {
+                Ok(probe) => {
+                    let event = answers.read(began, &snapshot, &probe);
+                    shared.publish_postgres(PgSeen { at: began, probe: Ok(probe) });
+                    send(&events, event).await;
+                }
+                Err(error) => {
+                    let probe = Err(whole(&error));
+                    shared.publish_postgres(PgSeen { at: began, probe });
+                }
+            }
+        } else {
+            answers = Answers::default();
+        }
+        let pause = pause(timing, &snapshot);
+        let applied = snapshot.applied.as_ref();
+        let configured = snapshots
+            .wait_for(|new| new.applied.as_ref() != applied || new.running != snapshot.running);
+        tokio::select! {
+            () = sleep(pause) => {}
+            changed = configured => if changed.is_err() { return },
+        }
+    }
+}
+
+fn pause(timing: Timing, snapshot: &Snapshot) -> Duration {
+    let config = snapshot.applied.as_ref().map(|applied| &applied.config);
+    let interval = if is_waiting(config) {
+        timing.interval.min(WHILE_WAITING)
+    } else if config.is_some_and(PgConfig::is_primary) {
+        // Proofs of the sync's answers must not grow old between two looks.
+        timing.interval.min(Millis(timing.lease.0 / 6))
+    } else {
+        timing.interval
+    };
+    Duration::from_millis(interval.0)
+}
+
+/// What tells that the sync has answered: its reported positions and times, compared with those of
+/// the look before.
+#[derive(Default)]
+struct Answers {
+    before: Option<(Monotonic, PeerId, Option<Timestamp>, Option<Lsn>)>,
+}
+
+impl Answers {
+    /// What a look means for the machine.
+    fn read(&mut self, began: Monotonic, snapshot: &Snapshot, probe: &Probe) -> Event {
+        let counting = counting(snapshot, probe);
+        let now =
+            counting.map(|(peer, sender)| (began, peer.clone(), sender.reply_time, sender.flush));
+        // An answer that was not there at the look before came after that look began.
+        let sync_answered = match (&self.before, &now) {
+            (Some((at, old, time, flush)), Some((_, peer, new_time, new_flush)))
+                if old == peer && (time != new_time || flush != new_flush) =>
+            {
+                Some(*at)
+            }
+            _ => None,
+        };
+        self.before = now;
+        let caught_up = counting
+            .filter(|(_, sender)| sender.sync_state == "sync" && sender.state == "streaming")
+            .map(|(peer, _)| peer.clone());
+        Event::Probed { wal: probe.wal, timeline: Some(probe.timeline), caught_up, sync_answered }
+    }
+}
+
+/// The WAL sender of the peer whose flush counts.
+fn counting<'a>(snapshot: &'a Snapshot, probe: &'a Probe) -> Option<(&'a PeerId, &'a Sender)> {
+    let config = snapshot.applied.as_ref().map(|applied| &applied.config)?;
+    let PgConfig::Primary { counts: Counts::Sync(sync), .. } = config else { return None };
+    let sender = probe.senders.iter().find(|sender| sender.application_name == sync.as_str())?;
+    (sender.sync_priority > 0).then_some((sync, sender))
+}

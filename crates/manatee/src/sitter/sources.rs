@@ -1,0 +1,94 @@
+//! Where events come from by themselves: the coordination session and the end of PostgreSQL.
+
+use adapters::{
+    coord::{CoordEvent, Coordination, Membership, StoredState},
+    postgres::Postgres,
+};
+use cluster::{ClusterState, Event, Millis, PeerIdent, StateSeen};
+use std::sync::Arc;
+use tokio::sync::{mpsc, oneshot};
+
+/// An error with all its causes, in one line.
+pub(super) fn whole(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text += &format!(": {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// A stored state as the machine takes it: parsed once, here.
+pub(super) fn seen(stored: &StoredState) -> StateSeen {
+    StateSeen { version: stored.version, state: ClusterState::parse(&stored.json) }
+}
+
+/// Holds a session until it expires or `leave` comes, and tells what it tells.
+pub(super) async fn hold_session(
+    coordination: Arc<dyn Coordination>,
+    me: PeerIdent,
+    timeout: Millis,
+    events: mpsc::Sender<Event>,
+    mut leave: oneshot::Receiver<()>,
+) {
+    let mut session = match coordination.join(&me, timeout).await {
+        Ok(session) => session,
+        Err(error) => return send(&events, Event::JoinFailed(whole(&error))).await,
+    };
+    send(&events, Event::Joined).await;
+    loop {
+        let event = tokio::select! {
+            event = session.next() => event,
+            left = &mut leave => match left {
+                Ok(()) => return end_session(session, &events).await,
+                // The executor is gone: so is everything that this session was for.
+                Err(_) => return,
+            },
+        };
+        match event {
+            Some(CoordEvent::Expired) | None => return send(&events, Event::Expired).await,
+            Some(event) => send(&events, machine_event(event)).await,
+        }
+    }
+}
+
+async fn end_session(session: Box<dyn Membership>, events: &mpsc::Sender<Event>) {
+    if let Err(error) = session.leave().await {
+        tracing::warn!("the session could not be ended and will expire instead: {}", whole(&error));
+    }
+    send(events, Event::Left).await;
+}
+
+fn machine_event(event: CoordEvent) -> Event {
+    match event {
+        CoordEvent::State(stored) => Event::State(stored.as_ref().map(seen)),
+        CoordEvent::Active(list) => {
+            Event::Active(list.into_iter().map(|registration| registration.peer).collect())
+        }
+        CoordEvent::Confirmed { sent } => Event::Confirmed { sent },
+        CoordEvent::Expired => Event::Expired,
+        CoordEvent::Unreachable(problem) => Event::Unreachable(problem),
+    }
+}
+
+/// Tells when PostgreSQL ends by itself.
+pub(super) async fn watch_exits(postgres: Arc<Postgres>, events: mpsc::Sender<Event>) {
+    let mut exits = postgres.exits();
+    while exits.changed().await.is_ok() {
+        let exit = exits.borrow_and_update().clone();
+        if let Some(exit) = exit {
+            let status = exit.status.unwrap_or_else(|| "status unknown".to_owned());
+            let problem =
+                format!("PostgreSQL ended by itself ({status}); its log ends: {}", exit.log);
+            send(&events, Event::PgExited(problem)).await;
+        }
+    }
+}
+
+/// Hands an event to the driver. Without a driver the sitter is stopping, and nobody needs it.
+pub(super) async fn send(events: &mpsc::Sender<Event>, event: Event) {
+    if events.send(event).await.is_err() {
+        tracing::debug!("an event came after the driver ended");
+    }
+}

@@ -1,0 +1,116 @@
+#!/usr/bin/env bash
+# Sees to it that this machine has what is named:
+#
+#   tools/need.sh [build] [lint] [postgresql]
+#
+# What Debian packages hold is installed where we may (root, or sudo without a password); Rust is
+# never installed, because Debian's is too old and where to put it is not ours to choose. Says what
+# it installs; silent when nothing is missing. Otherwise says all that is missing and how to get it,
+# and fails.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+readonly oldest_postgresql=13
+packages=() # to install
+missing=()  # to tell: what, and how to get it
+
+# Whether version $1 is at least $2.
+at_least() {
+    [[ $(printf '%s\n%s\n' "$2" "$1" | sort --version-sort | head -n 1) == "$2" ]]
+}
+
+need_build() {
+    command -v cc >/dev/null || packages+=(gcc libc6-dev)
+    local wanted found
+    wanted=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' Cargo.toml)
+    if ! command -v cargo >/dev/null; then
+        missing+=("Rust $wanted or later (no cargo in PATH): install it with rustup, see https://rustup.rs; Debian's is too old")
+        return
+    fi
+    found=$(rustc --version | cut -d ' ' -f 2)
+    at_least "${found%%-*}" "$wanted" ||
+        missing+=("Rust $wanted or later ($(command -v rustc) is $found): run 'rustup update stable', or install rustup, see https://rustup.rs")
+}
+
+need_lint() {
+    command -v cargo >/dev/null || return 0 # already told
+    cargo fmt --version >/dev/null 2>&1 || missing+=("cargo fmt: run 'rustup component add rustfmt'")
+    cargo clippy --version >/dev/null 2>&1 || missing+=("cargo clippy: run 'rustup component add clippy'")
+}
+
+# The server's own programs, which Debian keeps out of PATH.
+need_postgresql() {
+    local initdb version
+    for initdb in /usr/lib/postgresql/*/bin/initdb /usr/pgsql-*/bin/initdb "$(command -v initdb || true)"; do
+        [[ -x $initdb && -x ${initdb%/*}/postgres && -x ${initdb%/*}/pg_basebackup ]] || continue
+        version=$("$initdb" --version | sed 's/^[^0-9]*\([0-9]*\).*/\1/')
+        at_least "$version" "$oldest_postgresql" && return
+    done
+    packages+=(postgresql)
+}
+
+# Runs a command as root.
+as_root() {
+    if [[ $(id -u) == 0 ]]; then "$@"; else sudo -n "$@"; fi
+}
+
+may_install() {
+    command -v apt-get >/dev/null || return 1
+    [[ $(id -u) == 0 ]] || { command -v sudo >/dev/null && sudo -n true 2>/dev/null; }
+}
+
+apt_install() {
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet=2 \
+        --option Dpkg::Use-Pty=0 --no-install-recommends "$@"
+}
+
+# Debian's server package creates a cluster of its own and starts it, which nobody asked for here. Its
+# configuration can forbid that, for as long as we install.
+install_postgresql() {
+    local config=/etc/postgresql-common/createcluster.conf
+    apt_install postgresql-common
+    as_root cp --preserve=all "$config" "$config.manatee"
+    echo 'create_main_cluster = false' | as_root tee --append "$config" >/dev/null
+    local status=0
+    apt_install postgresql || status=$?
+    as_root mv "$config.manatee" "$config"
+    return "$status"
+}
+
+install() {
+    echo "tools/need.sh: installing the Debian packages ${packages[*]}"
+    as_root apt-get update --quiet=2
+    local package others=()
+    for package in "${packages[@]}"; do
+        [[ $package == postgresql ]] || others+=("$package")
+    done
+    if ((${#others[@]})); then apt_install "${others[@]}"; fi
+    if [[ " ${packages[*]} " == *' postgresql '* ]]; then install_postgresql; fi
+}
+
+for what in "$@"; do
+    case $what in
+        build | lint | postgresql) "need_$what" ;;
+        *)
+            echo "tools/need.sh: $what: give any of build, lint, postgresql" >&2
+            exit 2
+            ;;
+    esac
+done
+if ((${#packages[@]})); then
+    if may_install; then
+        install >&2
+        if [[ " ${packages[*]} " == *' postgresql '* ]]; then
+            packages=()
+            need_postgresql
+            ((${#packages[@]} == 0)) || missing+=("PostgreSQL $oldest_postgresql or later: the package postgresql of this system is older")
+        fi
+    else
+        missing+=("the Debian packages ${packages[*]} (or what your system calls them): as root, run 'apt-get install ${packages[*]}'")
+    fi
+fi
+if ((${#missing[@]})); then
+    echo 'tools/need.sh: this machine lacks:' >&2
+    printf '  %s\n' "${missing[@]}" >&2
+    exit 1
+fi
