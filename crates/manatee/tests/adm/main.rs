@@ -99,7 +99,7 @@ fn what_is_wrong_is_told_everywhere() {
     let silent = format!("{async_url}/state: no answer within 2 s");
     let problems = format!(
         "error: peer \"peer-1-o\": downstream replication peer \"peer-2-o\" not connected\n\
-         error: sync \"peer-2-o\" is not active: {refused}\n\
+         error: sync \"peer-2-o\" is not active\n\
          error: cannot query postgres on sync: peer \"peer-2-o\": {refused}\n\
          warning: cannot query postgres on async: peer \"peer-3-o\": {silent}\n\
          warning: cluster has a deposed peer: \"peer-9-o\": {primary_url}/state: answered by peer \
