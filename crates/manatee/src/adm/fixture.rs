@@ -95,6 +95,8 @@ pub fn status(role: Role, ident: &PeerIdent, senders: Vec<SenderStatus>) -> Peer
             writable: role == Role::Primary,
             in_recovery: Some(standby),
             streaming: standby.then_some(true),
+            wal: Some(Lsn::new(0x1_2000_0080)),
+            replay: standby.then_some(Lsn::new(0x1_2000_0080)),
             senders,
             ..PgStatus::default()
         },

@@ -213,7 +213,7 @@ pub fn run(adm: Adm) -> Result<ExitCode> {
     };
     runtime.block_on(async {
         match command {
-            AdmCommand::Version => print(concat!(env!("CARGO_PKG_VERSION"), "\n")),
+            AdmCommand::Version => print(&format!("{}\n", crate::VERSION)),
             AdmCommand::Show { verbose, json, reach } => {
                 show(&open(reach)?, verbose, json.json).await
             }
@@ -246,10 +246,16 @@ pub fn run(adm: Adm) -> Result<ExitCode> {
 
 /// Prints to the standard output. That nobody reads it any more is no failure: `… | head`.
 fn print(text: &str) -> Result<()> {
+    print_if_read(text).map(|_| ())
+}
+
+/// As [`print`]; whether somebody still reads.
+fn print_if_read(text: &str) -> Result<bool> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
-        done => done.context("cannot write to the standard output"),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error).context("cannot write to the standard output"),
     }
 }
 
@@ -317,16 +323,18 @@ async fn pg_status(
         let (view, problems) = look(shard).await?;
         listable(&view)?;
         let rows = peers::rows(&view, options.role.map(Role::from));
-        if options.json {
-            print(&format!("{}\n", json!({"peers": rows, "problems": problems})))?;
+        let text = if options.json {
+            format!("{}\n", json!({"peers": rows, "problems": problems}))
         } else {
             let gap = if printed > 0 && !plain { "\n" } else { "" };
             let table = peers::render(&rows, &columns, !options.omit_header);
             let problems = if plain { String::new() } else { peers::render_problems(&problems) };
-            print(&format!("{gap}{table}{problems}"))?;
-        }
+            format!("{gap}{table}{problems}")
+        };
+        let read = print_if_read(&text)?;
         printed += 1;
         match again {
+            Some(_) if !read => return Ok(()),
             None => return Ok(()),
             Some((_, Some(count))) if printed >= count => return Ok(()),
             Some((period, _)) => tokio::time::sleep(period).await,

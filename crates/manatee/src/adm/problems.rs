@@ -138,11 +138,10 @@ impl Found {
         if view.registrations(&peer.ident.id) > 0 {
             return;
         }
-        let why = match &peer.status {
-            Ok(status) => format!("its sitter says: {}", status.reason.text),
-            Err(error) => error.clone(),
-        };
-        let text = format!("{} {} is not active: {why}", peer.role, quoted(peer));
+        // When its sitter does not answer either, that is told with its PostgreSQL.
+        let says = peer.status.as_ref().map(|status| status.reason.text.as_str());
+        let says = says.map(|text| format!(": its sitter says: {text}")).unwrap_or_default();
+        let text = format!("{} {} is not active{says}", peer.role, quoted(peer));
         self.add(needed(peer), Kind::NotActive, Some(peer), text);
     }
 
@@ -170,8 +169,7 @@ impl Found {
             self.add(needed(peer), Kind::SitterFailure, Some(peer), text);
         }
         if peer.role == Role::Primary && !status.postgres.writable && peer.postgres().is_ok() {
-            let text =
-                format!("primary {} is closed for writes: {}", quoted(peer), status.reason.text);
+            let text = format!("primary {} takes no writes: {}", quoted(peer), status.reason.text);
             self.add(Severity::Error, Kind::ClosedForWrites, Some(peer), text);
         }
     }

@@ -160,7 +160,7 @@ fn standbys_of_others_are_none_of_our_business() {
 fn what_sitters_report() {
     check(
         |view| status(view, 0).postgres.writable = false,
-        &["error: primary \"11111111\" is closed for writes: being primary"],
+        &["error: primary \"11111111\" takes no writes: being primary"],
     );
     check(
         |view| status(view, 2).failure = Some("cannot start PostgreSQL".to_owned()),

@@ -66,12 +66,13 @@ impl PeerView {
         senders.iter().find(|sender| sender.peer == downstream.as_str())
     }
 
-    /// How far its replay is behind, in ms; `None` when it is no standby that streams. A standby
-    /// that has replayed everything is not behind at all.
+    /// How far its replay is behind, in ms: nothing for a standby that streams and has replayed all
+    /// that it received; `None` when that is not known, or it is no standby.
     pub fn lag_ms(&self) -> Option<u64> {
         let postgres = &self.postgres().ok()?.postgres;
         let streams = postgres.in_recovery == Some(true) && postgres.streaming == Some(true);
-        postgres.lag_ms.or(streams.then_some(0))
+        let replayed = postgres.replay.is_some() && postgres.replay >= postgres.wal;
+        postgres.lag_ms.or((streams && replayed).then_some(0))
     }
 
     /// Its name in messages and tables.
