@@ -82,8 +82,9 @@ impl World {
         let report = ledger.check(primary)?;
         ensure!(report.is_good(), "on the primary {}: {report}", primary.zone());
         for peer in self.shard.peers() {
-            let replayed =
-                format!("select coalesce(pg_last_wal_replay_lsn() >= '{end}'::pg_lsn, true)::text");
+            let replayed = format!(
+                "select (not pg_is_in_recovery() or pg_last_wal_replay_lsn() >= '{end}')::text"
+            );
             self.shard.wait_for(LIMIT, "all to be replayed everywhere", |_| {
                 peer.psql(&replayed).is_ok_and(|rows| rows[0][0].as_deref() == Some("true"))
             })?;

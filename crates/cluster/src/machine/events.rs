@@ -64,9 +64,7 @@ impl Machine {
                     self.prove(at);
                 }
                 if self.postgres.is_none() && now - self.started_at >= STABLE {
-                    self.attempts = 0;
-                    self.failing_since = None;
-                    self.failure = None;
+                    self.mended();
                 }
             }
             Event::Wake => {}
@@ -214,9 +212,17 @@ impl Machine {
             (outcome, command) => unreachable!("{command:?} was answered by {outcome:?}"),
         }
         self.retry_at = now;
+        self.failure = None;
+        // A server that starts and ends again and again has not been mended by its last start.
         if now - self.started_at >= STABLE || self.server != Server::Running {
-            self.attempts = 0;
+            self.mended();
         }
+    }
+
+    fn mended(&mut self) {
+        self.attempts = 0;
+        self.failing_since = None;
+        self.failure = None;
     }
 
     /// What was known of the old data says nothing of a new copy.
