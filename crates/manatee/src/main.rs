@@ -2,7 +2,7 @@
 //! binary. Started as `manatee-adm` it is `manatee adm`.
 
 use clap::{Parser, Subcommand};
-use manatee::{sim_cmd, sitter};
+use manatee::{demo, sim_cmd, sitter};
 use std::{path::PathBuf, process::ExitCode};
 
 /// Keeps a PostgreSQL shard writable through the loss of any one host, without losing a write that
@@ -25,6 +25,9 @@ enum Command {
         #[arg(short, long, env = "MANATEE_SITTER_CONFIG")]
         config: PathBuf,
     },
+    /// Run a real shard on this machine, kill its primary's host under a writer, and check that no
+    /// acknowledged write was lost.
+    Demo(demo::DemoArgs),
     /// The simulator: the rules of a shard in a modelled world.
     #[command(subcommand)]
     Sim(sim_cmd::SimCommand),
@@ -33,6 +36,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Sitter { config } => sitter::run(&config),
+        Command::Demo(args) => demo::run(&args),
         Command::Sim(command) => sim_cmd::run(&command),
     };
     result.unwrap_or_else(|error| {

@@ -273,17 +273,18 @@ impl Peer {
             SitterState::Stopped => "it was stopped".to_owned(),
             SitterState::Running => "it runs".to_owned(),
         };
+        format!("the sitter of {} ended by itself: {how}; {}", self.zone(), self.end_of_log())
+    }
+
+    /// Where the sitter's log is, and its last lines.
+    pub(super) fn end_of_log(&self) -> String {
         let log = self.log_file();
         let tail = match tail(&log) {
             Ok(text) if text.is_empty() => "    (empty)".to_owned(),
             Ok(text) => text,
             Err(error) => format!("    (cannot be read: {error})"),
         };
-        let zone = self.zone();
-        format!(
-            "the sitter of {zone} ended by itself: {how}; the end of {}:\n{tail}",
-            log.display()
-        )
+        format!("the end of {}:\n{tail}", log.display())
     }
 
     /// Asks the sitter to stop in an orderly way.

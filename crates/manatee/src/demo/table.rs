@@ -1,0 +1,269 @@
+//! The chain as lines of text: pure, so that a test can look at it.
+
+use crate::shard::{Gap, PeerView, Progress, ShardView, SitterState};
+use cluster::{Millis, Role};
+
+/// The widest that a line becomes.
+pub(super) const WIDTH: usize = 80;
+
+/// How something is to be shown where there are colours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Tone {
+    Plain,
+    Title,
+    Good,
+    Busy,
+    Bad,
+    Dim,
+}
+
+/// A line of one tone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Line {
+    pub tone: Tone,
+    pub text: String,
+}
+
+impl Line {
+    pub fn new(tone: Tone, text: impl Into<String>) -> Self {
+        Line { tone, text: text.into() }
+    }
+}
+
+/// What the writer does, for its line.
+#[derive(Debug, Clone)]
+pub(super) struct WriterLine {
+    pub progress: Progress,
+    /// Rows a second, of late.
+    pub rate: f64,
+    /// The longest outage so far.
+    pub longest: Gap,
+}
+
+/// The whole panel.
+pub(super) fn panel(view: &ShardView, writer: Option<&WriterLine>, directory: &str) -> Vec<Line> {
+    let generation = view.generation().map_or("-".to_owned(), |g| g.to_string());
+    let mut lines = vec![
+        Line::new(Tone::Plain, ""),
+        Line::new(Tone::Title, format!("manatee demo: generation {generation}, {directory}")),
+        Line::new(Tone::Dim, row(["PEER", "ROLE", "POSTGRES", "WAL", "LAG", "WHY"])),
+    ];
+    let mut peers: Vec<&PeerView> = view.peers.iter().collect();
+    // The chain from its head; sorting is stable, so that equals do not jump about.
+    peers.sort_by_key(|peer| place(peer));
+    lines.extend(peers.into_iter().map(peer_line));
+    lines.push(match writer {
+        None => Line::new(Tone::Dim, "writer   not started"),
+        Some(writer) => writer_line(writer),
+    });
+    lines
+}
+
+fn place(peer: &PeerView) -> u8 {
+    match peer.role() {
+        Some(Role::Primary) => 0,
+        Some(Role::Sync) => 1,
+        Some(Role::Async) => 2,
+        Some(Role::Unassigned | Role::Unknown) => 3,
+        Some(Role::Deposed) => 4,
+        None => 5,
+    }
+}
+
+fn row([peer, role, postgres, wal, lag, why]: [&str; 6]) -> String {
+    format!("{peer:<8} {role:<10} {postgres:<13} {wal:<11} {lag:>6}  {why}").trim_end().to_owned()
+}
+
+fn peer_line(peer: &PeerView) -> Line {
+    let zone = peer.zone.as_str();
+    let status = match (&peer.sitter, &peer.status) {
+        (SitterState::Stopped, _) => {
+            return Line::new(Tone::Bad, row([zone, "-", "-", "-", "-", "killed"]));
+        }
+        (SitterState::Ended(how), _) => {
+            let why = format!("its sitter ended: {how}");
+            return Line::new(Tone::Bad, row([zone, "-", "-", "-", "-", &why]));
+        }
+        (SitterState::Running, Err(_)) => {
+            return Line::new(Tone::Dim, row([zone, "-", "-", "-", "-", "no answer yet"]));
+        }
+        (SitterState::Running, Ok(status)) => status,
+    };
+    let postgres = peer.postgres();
+    let wal = status.postgres.wal.filter(|_| status.postgres.online);
+    let wal = wal.map_or("-".to_owned(), |lsn| lsn.to_string());
+    let standby = status.postgres.online && status.postgres.in_recovery == Some(true);
+    let lag =
+        if standby { length(Millis(status.postgres.lag_ms.unwrap_or(0))) } else { "-".into() };
+    let why = match (&status.copying, postgres) {
+        (Some(copying), "copying") => copied(copying.bytes_done, copying.bytes_total),
+        _ => status.reason.text.clone(),
+    };
+    let tone = match postgres {
+        "open" | "streaming" => Tone::Good,
+        _ => Tone::Busy,
+    };
+    Line::new(tone, row([zone, status.role.label(), postgres, &wal, &lag, &why]))
+}
+
+fn copied(done: u64, total: Option<u64>) -> String {
+    let done = done / 1_000_000;
+    match total {
+        Some(total) => format!("{done} of {} MB", total / 1_000_000),
+        None => format!("{done} MB"),
+    }
+}
+
+fn writer_line(writer: &WriterLine) -> Line {
+    let progress = &writer.progress;
+    let target = match &progress.connected_to {
+        Some(zone) => format!("to {zone}"),
+        None => "nobody takes writes".to_owned(),
+    };
+    let text = format!(
+        "writer   {target}, {:.0} rows/s, {} acknowledged, {} not; longest outage {}",
+        writer.rate,
+        progress.acknowledged,
+        progress.unacknowledged,
+        length(writer.longest.length())
+    );
+    Line::new(if progress.connected_to.is_some() { Tone::Good } else { Tone::Bad }, text)
+}
+
+/// A length of time for people.
+pub(super) fn length(length: Millis) -> String {
+    match length.0 {
+        ms @ 0..1000 => format!("{ms} ms"),
+        #[expect(clippy::cast_precision_loss)] // far below 2^52
+        ms => format!("{:.1} s", ms as f64 / 1000.0),
+    }
+}
+
+/// No more than `width` characters, so that a line of the panel is one line of the terminal.
+pub(super) fn clip(text: &str, width: usize) -> String {
+    match text.char_indices().nth(width) {
+        None => text.to_owned(),
+        Some(_) => text.chars().take(width.saturating_sub(1)).chain(['…']).collect(),
+    }
+}
+
+/// The words of a line on lines of at most `width` characters. What is indented is to be copied as
+/// it stands (a command, a log) and is left alone.
+pub(super) fn wrap(text: &str, width: usize) -> Vec<String> {
+    if text.starts_with("  ") || text.chars().count() <= width {
+        return vec![text.to_owned()];
+    }
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let line = lines.last_mut().expect("there is a line");
+        if line.is_empty() {
+            line.push_str(word);
+        } else if line.chars().count() + 1 + word.chars().count() <= width {
+            line.push(' ');
+            line.push_str(word);
+        } else {
+            lines.push(word.to_owned());
+        }
+    }
+    lines
+}
+
+/// A change of a peer, in words, if there is one worth a line.
+pub(super) fn change(before: Option<&PeerView>, now: &PeerView) -> Option<String> {
+    let shown = |peer: &PeerView| {
+        let role = peer.role()?;
+        Some((role, peer.postgres()))
+    };
+    let (role, postgres) = shown(now)?;
+    if before.and_then(shown) == Some((role, postgres)) {
+        return None;
+    }
+    let reason = now.status.as_ref().map_or("", |status| status.reason.text.as_str());
+    Some(format!("{}: {}, PostgreSQL {postgres}: {reason}", now.zone, role.label()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn peer(zone: &str, role: &str, writable: bool, streaming: Option<bool>) -> PeerView {
+        let status = json!({
+            "version": "3", "shard": "demo",
+            "peer": cluster::PeerIdent::new("127.0.0.1", 1, 2, zone),
+            "role": role,
+            "reason": {"kind": "k", "rule": "X1", "text": "a reason of many words, so many that no \
+                       line of a terminal could hold them all"},
+            "generation": 4, "inSession": true, "database": "established", "pending": [],
+            "fenced": false, "mayServeMs": null, "failure": null, "copying": null,
+            "postgres": {"online": true, "error": null, "ageMs": 5, "configuredAs": role,
+                "upstream": null, "writable": writable, "inRecovery": streaming.is_some(),
+                "timeline": 2, "wal": "0/3019F20", "replay": null, "lagMs": null,
+                "streaming": streaming, "senders": []},
+        });
+        PeerView {
+            zone: zone.to_owned(),
+            sitter: SitterState::Running,
+            asked: None,
+            status: Ok(serde_json::from_value(status).expect("a status")),
+        }
+    }
+
+    fn shown(view: &ShardView) -> Vec<String> {
+        let lines = panel(view, None, "/tmp/x");
+        lines.iter().map(|line| clip(&line.text, WIDTH)).collect()
+    }
+
+    #[test]
+    fn the_chain_from_its_head_on_lines_that_fit() {
+        let mut gone = peer("amber", "primary", true, None);
+        gone.sitter = SitterState::Stopped;
+        gone.status = Err("refused".to_owned());
+        let chain = ShardView {
+            peers: vec![
+                gone,
+                peer("birch", "sync", false, Some(true)),
+                peer("cedar", "primary", true, None),
+            ],
+        };
+        assert_eq!(
+            shown(&chain),
+            [
+                "",
+                "manatee demo: generation 4, /tmp/x",
+                "PEER     ROLE       POSTGRES      WAL            LAG  WHY",
+                "cedar    primary    open          0/3019F20        -  a reason of many words,…",
+                "birch    sync       streaming     0/3019F20     0 ms  a reason of many words,…",
+                "amber    -          -             -                -  killed",
+                "writer   not started",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_change_is_told_once() {
+        let (sync, primary) =
+            (peer("birch", "sync", false, Some(true)), peer("birch", "primary", true, None));
+        assert!(
+            change(None, &sync).is_some_and(|text| text.starts_with("birch: sync, PostgreSQL"))
+        );
+        assert_eq!(change(Some(&sync), &sync), None);
+        assert!(change(Some(&sync), &primary).is_some());
+    }
+
+    #[test]
+    fn words_stay_whole_and_commands_alone() {
+        assert_eq!(wrap("one two three", 8), ["one two", "three"]);
+        assert_eq!(wrap("overlong word", 4), ["overlong", "word"]);
+        assert_eq!(wrap("  psql 'a long url'", 5), ["  psql 'a long url'"]);
+        assert_eq!(wrap("", 5), [""]);
+    }
+
+    #[test]
+    fn lengths_and_clips() {
+        assert_eq!(length(Millis(999)), "999 ms");
+        assert_eq!(length(Millis(3449)), "3.4 s");
+        assert_eq!(clip("äöü", 3), "äöü");
+        assert_eq!(clip("äöüß", 3), "äö…");
+    }
+}
