@@ -463,22 +463,23 @@ mod tests {
 
     #[tokio::test]
     async fn a_late_command_is_killed_with_its_children() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let fifo = directory.path().join("alive");
-        let script = format!("mkfifo {0}; sleep 600 >{0} & cat {0}; wait", fifo.display());
-        let error = shell(&script).limit(Millis(300)).run().await.expect_err("too late");
-        assert!(matches!(error.cause, ExecCause::Timeout { .. }), "{error}");
-        // The pipe ends when the last writer is gone.
-        let read = tokio::task::spawn_blocking(move || {
-            File::options().read(true).write(false).open(fifo).map(drop)
-        });
-        // Opening waits for a writer: none is left, so it must not come back.
-        let opened = tokio::time::timeout(Duration::from_millis(200), read).await;
-        assert!(opened.is_err(), "a writer is alive");
-        File::options()
-            .write(true)
-            .open(directory.path().join("alive"))
-            .expect("release the reader");
+        let error = shell("sleep 600 & echo $!; wait")
+            .limit(Millis(300))
+            .run()
+            .await
+            .expect_err("too late");
+        let ExecCause::Timeout { output, .. } = &error.cause else {
+            panic!("{error}: {:?}", error.cause);
+        };
+        let exe = format!("/proc/{}/exe", output.trim());
+        let ended = async {
+            // One that has ended has no program, whoever waits for it or not.
+            while std::fs::read_link(&exe).is_ok() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(10), ended).await;
+        assert!(waited.is_ok(), "{exe} is still there");
     }
 
     #[tokio::test]

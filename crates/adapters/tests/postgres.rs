@@ -219,9 +219,10 @@ async fn no_commit_slips_through_a_promotion_or_a_start() {
     b.apply(&primary(Counts::Sync(nobody.id()), &[])).await;
     b.wait("(select count(*) > 0 from pg_stat_activity where wait_event = 'SyncRep')").await;
     for _ in 0..3 {
-        signal(b.pid(), Signal::KILL);
         let mut exits = b.postgres.exits();
-        in_time("the exit", exits.wait_for(Option::is_some)).await.expect("an exit");
+        exits.mark_unchanged();
+        signal(b.pid(), Signal::KILL);
+        in_time("the exit", exits.changed()).await.expect("an exit");
         b.apply(&primary(Counts::Sync(nobody.id()), &[])).await;
         b.wait("(select count(*) > 0 from pg_stat_activity where wait_event = 'SyncRep')").await;
     }
@@ -351,7 +352,10 @@ async fn a_fence_waits_for_nobody() {
             a.postgres.fence().await
         });
         fenced.expect("a fence");
-        assert!(matches!(applied.expect_err("overtaken").cause, PgCause::Fenced));
+        // The last of these may come when the start is complete; nothing is left even so.
+        if let Err(error) = applied {
+            assert!(matches!(error.cause, PgCause::Fenced), "{error:?}");
+        }
         assert!(support::servers_below(a.directory.path()).is_empty(), "after {delay} ms");
     }
     a.postgres.fence().await.expect("nothing to fence");

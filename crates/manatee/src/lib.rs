@@ -4,6 +4,7 @@
 /// The version of this build.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
+pub mod adm;
 pub mod demo;
 pub mod shard;
 pub mod sim_cmd;

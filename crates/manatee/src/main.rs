@@ -2,8 +2,12 @@
 //! binary. Started as `manatee-adm` it is `manatee adm`.
 
 use clap::{Parser, Subcommand};
-use manatee::{demo, sim_cmd, sitter};
-use std::{path::PathBuf, process::ExitCode};
+use manatee::{adm, demo, sim_cmd, sitter};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 /// Keeps a PostgreSQL shard writable through the loss of any one host, without losing a write that
 /// it acknowledged.
@@ -28,19 +32,30 @@ enum Command {
     /// Run a real shard on this machine, kill its primary's host under a writer, and check that no
     /// acknowledged write was lost.
     Demo(demo::DemoArgs),
+    /// Look at a shard and administer it by hand. Started as `manatee-adm`, this program is this.
+    Adm(Box<adm::Adm>),
     /// The simulator: the rules of a shard in a modelled world.
     #[command(subcommand)]
     Sim(sim_cmd::SimCommand),
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let result = match Cli::parse_from(arguments(std::env::args_os())).command {
         Command::Sitter { config } => sitter::run(&config),
         Command::Demo(args) => demo::run(&args),
+        Command::Adm(adm) => adm::run(*adm),
         Command::Sim(command) => sim_cmd::run(&command),
     };
     result.unwrap_or_else(|error| {
         eprintln!("manatee: {error:#}");
         ExitCode::FAILURE
     })
+}
+
+/// The arguments, with `adm` in front where the name of the program says so.
+fn arguments(mut given: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
+    let program = given.next();
+    let named = program.as_ref().and_then(|program| Path::new(program).file_name());
+    let adm = named.is_some_and(|name| name == "manatee-adm").then(|| OsString::from("adm"));
+    program.into_iter().chain(adm).chain(given)
 }

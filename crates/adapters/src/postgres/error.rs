@@ -111,7 +111,7 @@ pub enum PgCause {
     Rejected(String),
     /// A query failed.
     #[error("query failed: {}", database_message(.0))]
-    Query(#[from] tokio_postgres::Error),
+    Query(tokio_postgres::Error),
     /// The server answered with something that cannot be understood.
     #[error("the server answered {0:?}, which makes no sense here: report this")]
     Answer(String),
@@ -125,7 +125,7 @@ pub enum PgCause {
         source: io::Error,
     },
     /// A file of ours holds something else.
-    #[error("{} is not what it should be: {problem}", path.display())]
+    #[error("{} is not what it should be ({problem}): remove it", path.display())]
     Corrupt {
         /// Which.
         path: PathBuf,
@@ -150,7 +150,17 @@ pub enum PgCause {
 fn database_message(error: &tokio_postgres::Error) -> String {
     match error.as_db_error() {
         Some(said) => format!("{}: {}", said.severity(), said.message()),
-        None => error.to_string(),
+        None => match std::error::Error::source(error) {
+            Some(cause) => format!("{error}: {cause}"),
+            None => error.to_string(),
+        },
+    }
+}
+
+// The message says it all, so the error is not a source as well.
+impl From<tokio_postgres::Error> for PgCause {
+    fn from(error: tokio_postgres::Error) -> PgCause {
+        PgCause::Query(error)
     }
 }
 

@@ -34,14 +34,21 @@ impl Inner {
     pub async fn ask(&self) -> Result<Probe, PgCause> {
         let asked = async {
             let mut kept = self.kept.lock().await;
-            let session = match kept.take() {
-                Some(session) => session,
-                None => self.session().await?,
-            };
-            // Put back only after an answer: a broken or overtaken session is not used again.
+            // Put back only after an answer: an overtaken session is not used again.
+            if let Some(session) = kept.take() {
+                match session.sets(STATE).await {
+                    // It ended with the server that it belonged to; there may be another.
+                    Err(PgCause::Query(error)) if error.is_closed() => {}
+                    other => {
+                        *kept = other.is_ok().then_some(session);
+                        return other;
+                    }
+                }
+            }
+            let session = self.session().await?;
             let sets = session.sets(STATE).await?;
             *kept = Some(session);
-            Ok::<_, PgCause>(sets)
+            Ok(sets)
         };
         let sets = within(self.settings.query_timeout, "an answer of the server", asked).await??;
         let [state, receivers, senders, ..] = sets.as_slice() else {

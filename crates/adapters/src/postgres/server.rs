@@ -12,7 +12,7 @@ use std::{
     fs::{self, File},
     io,
     os::unix::fs::OpenOptionsExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -61,6 +61,13 @@ impl Server {
     fn has_ended(&self) -> bool {
         self.ended.borrow().is_some()
     }
+
+    /// Whether it is there, even where the watcher has not come to tell of its end yet. A new
+    /// process is not recognisable at first.
+    fn lives(&self, data: &Path) -> bool {
+        let new = self.starting.load(Ordering::SeqCst);
+        !self.has_ended() && (new || process::is_of_server(self.id().pid, data))
+    }
 }
 
 struct Starting<'a>(&'a Server);
@@ -106,7 +113,7 @@ impl Inner {
     /// The running postmaster, whoever started it.
     pub fn find(&self) -> Result<Option<Arc<Server>>, PgCause> {
         let mut known = self.process.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(server) = known.as_ref().filter(|server| !server.has_ended()) {
+        if let Some(server) = known.as_ref().filter(|server| server.lives(&self.data)) {
             return Ok(Some(server.clone()));
         }
         *known = self.find_unknown()?.map(|process| self.watch(process, None));

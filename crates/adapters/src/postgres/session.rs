@@ -50,17 +50,26 @@ impl Inner {
 
     /// A fresh session, tried again while the server says that it is not ready for one.
     pub async fn first_session(&self) -> Result<Session, PgCause> {
+        let limit = self.settings.start_timeout;
+        let mut last = None;
         let attempts = async {
             loop {
                 match self.session().await {
                     Err(PgCause::Query(error)) if not_yet(&error) => {
+                        if self.find()?.is_none() {
+                            return Err(PgCause::NotRunning);
+                        }
+                        last = Some(PgCause::Query(error));
                         tokio::time::sleep(super::POLL).await;
                     }
                     other => return other,
                 }
             }
         };
-        within(self.settings.start_timeout, "a first connection", attempts).await?
+        match within(limit, "a first connection", attempts).await {
+            Ok(session) => session,
+            Err(timeout) => Err(last.unwrap_or(timeout)),
+        }
     }
 }
 

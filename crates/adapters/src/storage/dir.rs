@@ -5,7 +5,7 @@ use super::{
     StorageError,
 };
 use crate::{
-    exec::{Exec, OsUser},
+    exec::{Exec, ExecCause, ExecError, OsUser},
     postgres::{
         files::{self, MARKER, Marker, STANDBY_SIGNAL, Served},
         process,
@@ -159,7 +159,8 @@ impl Dir {
                 progress.bytes_total = Some(total);
                 progress.phase = SeedPhase::Receiving;
             });
-            // The first estimate decides whether there is room; it comes before any data.
+            // The first estimate decides whether there is room. It comes within a second: a big
+            // database is refused before it has filled the disk.
             if let (Some(refuse), Some(short)) =
                 (refuse.take(), shortage(&dataset, total - done.min(total)))
             {
@@ -170,7 +171,7 @@ impl Dir {
         tokio::select! {
             biased;
             Ok(cause) = refused => Err(cause),
-            outcome = command.run_with(on_line) => outcome.map(drop).map_err(StorageCause::from),
+            outcome = command.run_with(on_line) => outcome.map(drop).map_err(full_or_failed),
         }
     }
 
@@ -283,6 +284,15 @@ fn shortage(dataset: &Path, needed: u64) -> Option<StorageCause> {
     (needed > free).then_some(StorageCause::NoSpace { needed, free })
 }
 
+fn full_or_failed(error: ExecError) -> StorageCause {
+    match &error.cause {
+        ExecCause::Failed { output, .. } if output.contains("No space left on device") => {
+            StorageCause::Full(error)
+        }
+        _ => StorageCause::Command(error),
+    }
+}
+
 /// That what came is a whole backup.
 fn check(peer: &PeerId, incoming: &Path) -> Result<Seeded, StorageCause> {
     let incomplete = |problem: &str| StorageCause::Incomplete {
@@ -323,6 +333,15 @@ mod tests {
         for other in ["", "waiting for checkpoint", "pg_basebackup: error: 1/2 kB", "1/ kB"] {
             assert_eq!(transferred(other), None, "{other}");
         }
+    }
+
+    #[test]
+    fn room_is_what_is_free() {
+        let here = Path::new("/");
+        assert!(shortage(here, 0).is_none());
+        let short = shortage(here, u64::MAX).expect("too much");
+        assert!(matches!(short, StorageCause::NoSpace { needed: u64::MAX, free } if free > 0));
+        assert!(shortage(Path::new("/nowhere"), u64::MAX).is_none());
     }
 
     #[test]

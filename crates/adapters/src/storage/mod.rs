@@ -125,6 +125,9 @@ pub enum StorageCause {
         /// What an unprivileged user may take.
         free: u64,
     },
+    /// The file system became full; the source's estimate had not come yet, or was too low.
+    #[error("no space is left in the dataset: free some")]
+    Full(#[source] ExecError),
     /// What came is no complete database.
     #[error("what {peer} sent is not complete: {problem}")]
     Incomplete {

@@ -1,0 +1,144 @@
+//! Changes of the cluster state by an operator's hand: read, decide, write only if nothing came in
+//! between, and begin again if something did.
+
+use super::Shard;
+use super::history::instant;
+use super::view::Stored;
+use adapters::coord::{CoordError, PutOutcome};
+use anyhow::{Context, Result, bail};
+use cluster::{ClusterState, Freeze, FreezeInfo};
+use jiff::Timestamp;
+
+/// How often a change begins again. Peers write seldom; a shard that changes faster than this is in
+/// a state that an operator wants to look at first.
+const ATTEMPTS: usize = 5;
+
+/// What is to be done about the state that was read.
+#[derive(Debug)]
+pub enum Step {
+    /// Write this in its place.
+    Write(Box<ClusterState>),
+    /// It is as it should be: a write of ours whose answer was lost had arrived.
+    Arrived,
+}
+
+/// Reads the state and writes what `decide` makes of it. `decide` may refuse, and is told whether
+/// an earlier write of this change may have arrived.
+///
+/// # Errors
+/// When there is no state, or one that nobody can act on, `decide` refuses, or it is not known in
+/// the end whether the change was stored.
+pub async fn change(
+    shard: &Shard,
+    decide: impl Fn(&ClusterState, bool) -> Result<Step>,
+) -> Result<()> {
+    let mut lost: Option<CoordError> = None;
+    for _ in 0..ATTEMPTS {
+        let read = match (shard.coord.read().await, lost.take()) {
+            (Ok(read), unknown) => {
+                lost = unknown;
+                read
+            }
+            (Err(error), None) => return Err(error.into()),
+            (Err(error), Some(unknown)) => {
+                return Err(unsettled(unknown).context(format!("cannot read it again: {error}")));
+            }
+        };
+        let stored = read.state.map(Stored::new);
+        let (version, state) = settled(shard, stored)?;
+        match decide(&state, lost.is_some())? {
+            Step::Arrived => return Ok(()),
+            Step::Write(next) => {
+                next.validate().context("refusing to write an illegal state")?;
+                match shard.coord.put(Some(version), &next).await {
+                    PutOutcome::Committed(_) => return Ok(()),
+                    PutOutcome::Conflict => {}
+                    PutOutcome::Unknown(error) => lost = Some(error),
+                }
+            }
+        }
+    }
+    match lost {
+        Some(error) => Err(unsettled(error)),
+        None => bail!(
+            "not changed: the cluster state of shard {:?} was written by others {ATTEMPTS} times \
+             in a row meanwhile; look at it with `manatee adm history` and try again",
+            shard.target.shard
+        ),
+    }
+}
+
+fn settled(
+    shard: &Shard,
+    stored: Option<Stored>,
+) -> Result<(adapters::coord::Version, ClusterState)> {
+    let name = &shard.target.shard;
+    match stored {
+        None => bail!("shard {name:?} has no cluster state yet: nothing to change"),
+        Some(Stored { error: Some(error), .. }) => bail!(
+            "not changed: no peer can act on the state that is stored for shard {name:?}, and \
+             writing over it could lose what is right in it: {error}; see `manatee adm zk-state`"
+        ),
+        Some(Stored { raw, state: Some(state), error: None }) => Ok((raw.version, state)),
+        Some(Stored { state: None, error: None, .. }) => {
+            bail!("not changed: the state that is stored for shard {name:?} cannot be read")
+        }
+    }
+}
+
+fn unsettled(error: CoordError) -> anyhow::Error {
+    anyhow::Error::from(error).context(
+        "it is not known whether the change was stored, it may even arrive later: look with \
+         `manatee adm show`",
+    )
+}
+
+/// Freezes the shard.
+///
+/// # Errors
+/// When it is frozen already; otherwise as [`change`].
+pub async fn freeze(shard: &Shard, reason: &str, now: Timestamp) -> Result<String> {
+    // The original writes milliseconds.
+    let date = Timestamp::from_millisecond(now.as_millisecond())?;
+    let info = FreezeInfo { date, reason: reason.to_owned(), extra: serde_json::Map::new() };
+    change(shard, |state, unsure| {
+        if unsure && state.freeze == Some(Freeze::Since(info.clone())) {
+            return Ok(Step::Arrived);
+        }
+        match &state.freeze {
+            Some(Freeze::Since(other)) => bail!(
+                "shard {:?} is frozen already, since {}: {}",
+                shard.target.shard,
+                instant(other.date),
+                other.reason
+            ),
+            Some(Freeze::Bare(true)) => bail!(
+                "shard {:?} is frozen already; since when and why was not written down",
+                shard.target.shard
+            ),
+            Some(Freeze::Bare(false)) | None => {}
+        }
+        let freeze = Some(Freeze::Since(info.clone()));
+        Ok(Step::Write(Box::new(ClusterState { freeze, ..state.clone() })))
+    })
+    .await?;
+    Ok(format!("frozen since {}: {reason}\n", instant(date)))
+}
+
+/// Unfreezes the shard.
+///
+/// # Errors
+/// When it is not frozen; otherwise as [`change`].
+pub async fn unfreeze(shard: &Shard) -> Result<String> {
+    change(shard, |state, unsure| match (state.is_frozen(), unsure) {
+        (false, true) => Ok(Step::Arrived),
+        (false, false) => bail!("shard {:?} is not frozen", shard.target.shard),
+        (true, _) => Ok(Step::Write(Box::new(ClusterState { freeze: None, ..state.clone() }))),
+    })
+    .await?;
+    Ok("unfrozen\n".to_owned())
+}
+
+#[cfg(test)]
+#[path = "change_tests.rs"]
+mod tests;

@@ -1,0 +1,368 @@
+//! `manatee adm …`: what an operator does by hand. Started as `manatee-adm`, the binary is this.
+//!
+//! Contract: [`gather`] and [`change`] alone talk to the world; what is printed is computed from the
+//! [`view::ShardView`] that was gathered. Tables and errors are for people, `--json` for programs;
+//! the exit status is for both: 0 done, 1 failed (or, for `verify`, there are problems), 2 misuse.
+
+mod change;
+#[cfg(test)]
+mod fixture;
+mod gather;
+mod history;
+mod peers;
+mod problems;
+mod reach;
+mod show;
+mod table;
+mod view;
+
+use adapters::coord::Coordination;
+use anyhow::{Context, Result, bail};
+use clap::{Args, Subcommand, ValueEnum};
+use cluster::Role;
+use gather::{Ask, gather};
+use jiff::Timestamp;
+use peers::PeerColumn;
+use problems::Problem;
+use reach::{Reach, Target};
+use serde_json::json;
+use std::{
+    io::{self, ErrorKind, Write},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+use view::ShardView;
+
+/// `manatee adm`.
+#[derive(Debug, Args)]
+#[command(version)]
+pub struct Adm {
+    #[command(flatten)]
+    reach: Reach,
+    #[command(subcommand)]
+    command: AdmCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum AdmCommand {
+    /// Print the version of this program
+    Version,
+    /// Show the shard on one page: its state, its peers, what is wrong
+    ///
+    /// Exits with 0 also when there are problems; `verify` is for scripts.
+    Show {
+        /// Also show who the peers are, and what each sitter says of itself
+        #[arg(short, long)]
+        verbose: bool,
+        #[command(flatten)]
+        json: Json,
+        #[command(flatten)]
+        reach: Reach,
+    },
+    /// List the peers that have a place in the shard
+    Peers {
+        #[command(flatten)]
+        rows: Rows,
+        #[command(flatten)]
+        reach: Reach,
+    },
+    /// List the peers with the state of their PostgreSQL and of its replication
+    ///
+    /// REPL, SENT, WRITE, FLUSH and REPLAY tell of the peer in the next row, as this one sees it;
+    /// LAG tells of the peer itself. What is wrong follows after an empty line, unless -H, -o or
+    /// -r asks for a plain table.
+    PgStatus {
+        #[command(flatten)]
+        rows: Rows,
+        /// Show whole names in place of abbreviations
+        #[arg(short, long)]
+        wide: bool,
+        /// Again every so many seconds, with or without a fraction
+        #[arg(value_parser = period)]
+        period: Option<Duration>,
+        /// That many times
+        #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+        count: Option<u64>,
+        #[command(flatten)]
+        reach: Reach,
+    },
+    /// List every write of the cluster state
+    ///
+    /// --shard has no short form here: -s is --sort.
+    #[command(mut_arg("shard", |shard| shard.short(None)))]
+    History {
+        /// Also say what each write changed
+        #[arg(short, long)]
+        verbose: bool,
+        /// One JSON object a line: {time, state, zkSeq}, with -v also summary
+        #[arg(short, long)]
+        json: bool,
+        /// By what they are sorted
+        #[arg(short, long, value_enum, default_value_t)]
+        sort: history::Sort,
+        #[command(flatten)]
+        reach: Reach,
+    },
+    /// Say what is wrong, one problem a line; exit with 0 only if nothing is
+    ///
+    /// A line begins with `error:` when the shard does not serve or nobody can tell, and with
+    /// `warning:` when it serves and needs attention. A freeze is no problem.
+    Verify {
+        /// Also say so when nothing is wrong, and whether the shard is frozen
+        #[arg(short, long)]
+        verbose: bool,
+        #[command(flatten)]
+        json: Json,
+        #[command(flatten)]
+        reach: Reach,
+    },
+    /// Freeze the shard: no takeover and no new sync, whatever fails, until `unfreeze`
+    Freeze {
+        /// Why, for whoever comes next
+        #[arg(short, long, value_parser = clap::builder::NonEmptyStringValueParser::new())]
+        reason: String,
+        #[command(flatten)]
+        reach: Reach,
+    },
+    /// Let the shard react to failures again
+    Unfreeze {
+        #[command(flatten)]
+        reach: Reach,
+    },
+    /// Print the cluster state exactly as it is stored
+    #[command(visible_alias = "state")]
+    ZkState {
+        #[command(flatten)]
+        reach: Reach,
+    },
+    /// Print the registrations of peers with a live session, in order, as JSON
+    #[command(visible_alias = "active")]
+    ZkActive {
+        #[command(flatten)]
+        reach: Reach,
+    },
+}
+
+#[derive(Debug, Clone, Copy, Args)]
+struct Json {
+    /// Print JSON, for programs
+    #[arg(short, long)]
+    json: bool,
+}
+
+/// Which rows and columns of a table of peers.
+#[derive(Debug, Args)]
+struct Rows {
+    /// Leave the header out
+    #[arg(short = 'H', long = "omitHeader", visible_alias = "omit-header")]
+    omit_header: bool,
+    /// Only these columns, in this order
+    #[arg(short = 'o', long, value_enum, value_delimiter = ',', value_name = "COLUMN,…")]
+    columns: Vec<PeerColumn>,
+    /// Only peers of this role
+    #[arg(short, long, value_enum)]
+    role: Option<PeerRole>,
+    /// Print JSON, for programs
+    #[arg(short, long, conflicts_with_all = ["omit_header", "columns"])]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum PeerRole {
+    Primary,
+    Sync,
+    Async,
+    Deposed,
+}
+
+impl From<PeerRole> for Role {
+    fn from(role: PeerRole) -> Role {
+        match role {
+            PeerRole::Primary => Role::Primary,
+            PeerRole::Sync => Role::Sync,
+            PeerRole::Async => Role::Async,
+            PeerRole::Deposed => Role::Deposed,
+        }
+    }
+}
+
+fn period(text: &str) -> Result<Duration, String> {
+    text.parse::<f64>()
+        .ok()
+        .filter(|seconds| (0.1..=86_400.0).contains(seconds))
+        .map(Duration::from_secs_f64)
+        .ok_or_else(|| "give seconds, from 0.1 to 86400".to_owned())
+}
+
+/// A shard whose coordination is open.
+pub(crate) struct Shard {
+    coord: Arc<dyn Coordination>,
+    target: Target,
+}
+
+/// Runs `manatee adm …`.
+pub fn run(adm: Adm) -> Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.context("cannot start the asynchronous runtime")?;
+    let Adm { reach, command } = adm;
+    let open = |inner: Reach| {
+        let target = inner.or(reach).target(|name| std::env::var(name).ok())?;
+        let coord = target.open()?;
+        anyhow::Ok(Shard { coord, target })
+    };
+    runtime.block_on(async {
+        match command {
+            AdmCommand::Version => print(&format!("{}\n", crate::VERSION)),
+            AdmCommand::Show { verbose, json, reach } => {
+                show(&open(reach)?, verbose, json.json).await
+            }
+            AdmCommand::Peers { rows, reach } => peers(&open(reach)?, &rows).await,
+            AdmCommand::PgStatus { rows, wide, period, count, reach } => {
+                pg_status(&open(reach)?, &rows, wide, period.map(|period| (period, count))).await
+            }
+            AdmCommand::History { verbose, json, sort, reach } => {
+                let entries = open(reach)?.coord.history().await?;
+                let events = history::events(entries, sort);
+                let text = if json { history::render_json } else { history::render };
+                print(&text(&events, verbose))
+            }
+            AdmCommand::Verify { verbose, json, reach } => {
+                return verify(&open(reach)?, verbose, json.json).await;
+            }
+            AdmCommand::Freeze { reason, reach } => {
+                print(&change::freeze(&open(reach)?, &reason, Timestamp::now()).await?)
+            }
+            AdmCommand::Unfreeze { reach } => print(&change::unfreeze(&open(reach)?).await?),
+            AdmCommand::ZkState { reach } => zk_state(&open(reach)?).await,
+            AdmCommand::ZkActive { reach } => {
+                let active = open(reach)?.coord.read().await?.active;
+                print(&(serde_json::to_string_pretty(&active)? + "\n"))
+            }
+        }
+        .map(|()| ExitCode::SUCCESS)
+    })
+}
+
+/// Prints to the standard output. That nobody reads it any more is no failure: `… | head`.
+fn print(text: &str) -> Result<()> {
+    print_if_read(text).map(|_| ())
+}
+
+/// As [`print`]; whether somebody still reads.
+fn print_if_read(text: &str) -> Result<bool> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error).context("cannot write to the standard output"),
+    }
+}
+
+async fn look(shard: &Shard) -> Result<(ShardView, Vec<Problem>)> {
+    let view = gather(shard, Ask::Sitters).await?;
+    let problems = problems::find(&view, Timestamp::now());
+    Ok((view, problems))
+}
+
+async fn show(shard: &Shard, verbose: bool, json: bool) -> Result<()> {
+    let (view, problems) = look(shard).await?;
+    if json {
+        print(&format!("{}\n", show::json(&view, &problems)))
+    } else {
+        print(&show::render(&view, &problems, verbose))
+    }
+}
+
+/// Refuses where there are no peers to list, because nobody knows who they are.
+fn listable(view: &ShardView) -> Result<()> {
+    let shard = &view.shard;
+    match &view.stored {
+        None => bail!(
+            "shard {shard:?} at {} has no cluster state: it was not set up yet, or is not its name",
+            view.coordination
+        ),
+        Some(view::Stored { state: None, error, .. }) => {
+            let error = error.as_ref().map(ToString::to_string).unwrap_or_default();
+            bail!("what is stored for shard {shard:?} is no {error}; see `manatee adm zk-state`")
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+async fn peers(shard: &Shard, options: &Rows) -> Result<()> {
+    let columns = if options.columns.is_empty() { peers::PEERS } else { &options.columns };
+    if let Some(column) = columns.iter().find(|column| column.needs_status()) {
+        let name = column.to_possible_value().map(|value| value.get_name().to_owned());
+        bail!("column {} is one of `pg-status`, not of `peers`", name.unwrap_or_default());
+    }
+    let view = gather(shard, Ask::Coordination).await?;
+    listable(&view)?;
+    let rows = peers::rows(&view, options.role.map(Role::from));
+    if options.json {
+        print(&format!("{}\n", json!(peers::plain(&rows))))
+    } else {
+        print(&peers::render(&rows, columns, !options.omit_header))
+    }
+}
+
+async fn pg_status(
+    shard: &Shard,
+    options: &Rows,
+    wide: bool,
+    again: Option<(Duration, Option<u64>)>,
+) -> Result<()> {
+    let default = options.columns.is_empty();
+    let mut columns = if default { peers::PG_STATUS.to_vec() } else { options.columns.clone() };
+    if wide {
+        columns = columns.into_iter().map(PeerColumn::wide).collect();
+    }
+    let plain = !default || options.omit_header || options.role.is_some();
+    let mut printed = 0;
+    loop {
+        let (view, problems) = look(shard).await?;
+        listable(&view)?;
+        let rows = peers::rows(&view, options.role.map(Role::from));
+        let text = if options.json {
+            format!("{}\n", json!({"peers": rows, "problems": problems}))
+        } else {
+            let gap = if printed > 0 && !plain { "\n" } else { "" };
+            let table = peers::render(&rows, &columns, !options.omit_header);
+            let problems = if plain { String::new() } else { peers::render_problems(&problems) };
+            format!("{gap}{table}{problems}")
+        };
+        let read = print_if_read(&text)?;
+        printed += 1;
+        match again {
+            Some(_) if !read => return Ok(()),
+            None => return Ok(()),
+            Some((_, Some(count))) if printed >= count => return Ok(()),
+            Some((period, _)) => tokio::time::sleep(period).await,
+        }
+    }
+}
+
+async fn verify(shard: &Shard, verbose: bool, json: bool) -> Result<ExitCode> {
+    let (view, problems) = look(shard).await?;
+    let frozen = view.state().is_some_and(cluster::ClusterState::is_frozen);
+    if json {
+        print(&format!("{}\n", json!({"frozen": frozen, "problems": problems})))?;
+    } else {
+        let mut text: String = problems.iter().map(|problem| format!("{problem}\n")).collect();
+        if verbose && problems.is_empty() {
+            text += "all is well\n";
+        }
+        if verbose && frozen {
+            text += "note: the shard is frozen; `manatee adm show` says since when and why\n";
+        }
+        print(&text)?;
+    }
+    Ok(if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn zk_state(shard: &Shard) -> Result<()> {
+    match shard.coord.read().await?.state {
+        Some(stored) => print(&format!("{}\n", stored.json.trim_end_matches('\n'))),
+        None => bail!("no cluster state is stored for shard {:?}", shard.target.shard),
+    }
+}
