@@ -115,11 +115,8 @@ impl Screen {
 
     fn tell_changes(&self, state: &mut State, view: &ShardView) -> Result<()> {
         let before = std::mem::replace(&mut state.before, view.peers.clone());
-        for peer in &view.peers {
-            let old = before.iter().find(|old| old.zone == peer.zone);
-            if let Some(text) = table::change(old, peer) {
-                self.event(state, Tone::Dim, &text)?;
-            }
+        for text in table::changes(&before, view) {
+            self.event(state, Tone::Dim, &text)?;
         }
         Ok(())
     }

@@ -51,7 +51,7 @@ pub(super) fn panel(view: &ShardView, writer: Option<&WriterLine>, directory: &s
     let mut peers: Vec<&PeerView> = view.peers.iter().collect();
     // The chain from its head; sorting is stable, so that equals do not jump about.
     peers.sort_by_key(|peer| place(peer));
-    lines.extend(peers.into_iter().map(peer_line));
+    lines.extend(peers.into_iter().map(|peer| peer_line(peer, view)));
     lines.push(match writer {
         None => Line::new(Tone::Dim, "writer   not started"),
         Some(writer) => writer_line(writer),
@@ -74,7 +74,7 @@ fn row([peer, role, postgres, wal, lag, why]: [&str; 6]) -> String {
     format!("{peer:<8} {role:<10} {postgres:<13} {wal:<11} {lag:>6}  {why}").trim_end().to_owned()
 }
 
-fn peer_line(peer: &PeerView) -> Line {
+fn peer_line(peer: &PeerView, view: &ShardView) -> Line {
     let zone = peer.zone.as_str();
     let status = match (&peer.sitter, &peer.status) {
         (SitterState::Stopped, _) => {
@@ -97,7 +97,7 @@ fn peer_line(peer: &PeerView) -> Line {
         if standby { length(Millis(status.postgres.lag_ms.unwrap_or(0))) } else { "-".into() };
     let why = match (&status.copying, postgres) {
         (Some(copying), "copying") => copied(copying.bytes_done, copying.bytes_total),
-        _ => status.reason.text.clone(),
+        _ => view.by_zone(&status.reason.text),
     };
     let tone = match postgres {
         "open" | "streaming" => Tone::Good,
@@ -168,18 +168,24 @@ pub(super) fn wrap(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
-/// A change of a peer, in words, if there is one worth a line.
-pub(super) fn change(before: Option<&PeerView>, now: &PeerView) -> Option<String> {
+/// The changes of peers that are worth a line, in words. One that has only just started is not.
+pub(super) fn changes(before: &[PeerView], now: &ShardView) -> Vec<String> {
     let shown = |peer: &PeerView| {
-        let role = peer.role()?;
+        let role = peer.role().filter(|role| *role != Role::Unknown)?;
         Some((role, peer.postgres()))
     };
-    let (role, postgres) = shown(now)?;
-    if before.and_then(shown) == Some((role, postgres)) {
-        return None;
+    let mut changes = Vec::new();
+    for peer in &now.peers {
+        let old = before.iter().find(|old| old.zone == peer.zone).and_then(shown);
+        if let (Some((role, postgres)), Ok(status)) = (shown(peer), &peer.status)
+            && old != Some((role, postgres))
+        {
+            let reason = now.by_zone(&status.reason.text);
+            let zone = &peer.zone;
+            changes.push(format!("{zone}: {}, PostgreSQL {postgres}: {reason}", role.label()));
+        }
     }
-    let reason = now.status.as_ref().map_or("", |status| status.reason.text.as_str());
-    Some(format!("{}: {}, PostgreSQL {postgres}: {reason}", now.zone, role.label()))
+    changes
 }
 
 #[cfg(test)]
@@ -232,8 +238,8 @@ mod tests {
                 "",
                 "manatee demo: generation 4, /tmp/x",
                 "PEER     ROLE       POSTGRES      WAL            LAG  WHY",
-                "cedar    primary    open          0/3019F20        -  a reason of many words,…",
-                "birch    sync       streaming     0/3019F20     0 ms  a reason of many words,…",
+                "cedar    primary    open          0/3019F20        -  a reason of many words, s…",
+                "birch    sync       streaming     0/3019F20     0 ms  a reason of many words, s…",
                 "amber    -          -             -                -  killed",
                 "writer   not started",
             ]
@@ -242,13 +248,19 @@ mod tests {
 
     #[test]
     fn a_change_is_told_once() {
-        let (sync, primary) =
-            (peer("birch", "sync", false, Some(true)), peer("birch", "primary", true, None));
-        assert!(
-            change(None, &sync).is_some_and(|text| text.starts_with("birch: sync, PostgreSQL"))
-        );
-        assert_eq!(change(Some(&sync), &sync), None);
-        assert!(change(Some(&sync), &primary).is_some());
+        let view = |role, open| ShardView { peers: vec![peer("birch", role, open, Some(true))] };
+        let (sync, primary) = (view("sync", false), view("primary", true));
+        let told = changes(&[], &sync);
+        assert!(told[0].starts_with("birch: sync, PostgreSQL streaming: a reason"), "{told:?}");
+        assert_eq!(changes(&sync.peers, &sync), [""; 0]);
+        assert_eq!(changes(&sync.peers, &primary).len(), 1);
+        assert_eq!(changes(&sync.peers, &view("unknown", false)), [""; 0]);
+    }
+
+    #[test]
+    fn peers_are_named_by_their_zone() {
+        let view = ShardView { peers: vec![peer("birch", "sync", false, Some(true))] };
+        assert_eq!(view.by_zone("following 127.0.0.1:1:2"), "following birch");
     }
 
     #[test]

@@ -136,6 +136,12 @@ impl ShardView {
         self.peers.iter().filter(|peer| peer.is_open()).max_by_key(generation)
     }
 
+    /// A text of the sitters with the zones of peers in place of their ids, as people name them.
+    pub fn by_zone(&self, text: &str) -> String {
+        let idents = self.peers.iter().filter_map(|peer| Some(&peer.status.as_ref().ok()?.peer));
+        idents.fold(text.to_owned(), |text, peer| text.replace(peer.id.as_str(), &peer.zone_id))
+    }
+
     /// The newest generation that a peer knows.
     pub fn generation(&self) -> Option<Generation> {
         self.peers.iter().filter_map(|peer| peer.status.as_ref().ok()?.generation).max()

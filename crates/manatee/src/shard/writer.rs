@@ -255,7 +255,7 @@ impl Shared {
                     session = Some(open);
                 }
                 Err(error) => {
-                    locked(&self.state).unacknowledged += 1;
+                    self.gave_up();
                     self.failed(&error);
                 }
             }
@@ -275,6 +275,12 @@ impl Shared {
         state.gaps.push(Gap { before, from, after: number, to: at });
         state.newest = (number, at);
         state.error = None;
+    }
+
+    fn gave_up(&self) {
+        let mut state = locked(&self.state);
+        state.ledger.give_up();
+        state.unacknowledged += 1;
     }
 
     fn failed(&self, error: &anyhow::Error) {
