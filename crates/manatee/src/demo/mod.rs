@@ -20,6 +20,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 use table::{Tone, length};
 use tokio::signal::unix::{SignalKind, signal};
@@ -27,11 +28,13 @@ use tokio::signal::unix::{SignalKind, signal};
 /// How long a shard may take to set itself up: initdb and two copies, on a slow machine.
 const SETUP_LIMIT: Millis = Millis(120_000);
 /// How long a takeover may take, beyond the session timeout.
-const TAKEOVER_LIMIT: Millis = Millis(60_000);
+const TAKEOVER_LIMIT: Duration = Duration::from_secs(60);
 /// How long the old primary may take to be a standby again.
 const REBUILD_LIMIT: Millis = Millis(180_000);
 /// How long a standby may take to have what the primary has acknowledged.
 const CATCH_UP_LIMIT: Millis = Millis(30_000);
+/// Between two drawings of the panel.
+const DRAW: Duration = Duration::from_millis(150);
 /// Rows that are written before the primary is killed: about five seconds' worth.
 const ROWS_BEFORE: u64 = 400;
 /// Rows that are written after the takeover before the ledger is checked.
@@ -140,10 +143,13 @@ fn show(args: &DemoArgs, shard: &Shard, screen: &Screen, interrupt: &AtomicBool)
                     interrupt.store(true, Ordering::Relaxed);
                     break;
                 }
-                shard.pause_for_news();
+                std::thread::sleep(DRAW);
             }
         });
-        let story = Story { shard, screen, interrupt };
+        let session_timeout = Duration::from_secs_f64(args.session_timeout);
+        let takeover_limit = TAKEOVER_LIMIT + session_timeout;
+        let takeover_limit = Millis(u64::try_from(takeover_limit.as_millis())?);
+        let story = Story { shard, screen, interrupt, takeover_limit };
         let writer = story.tell()?;
         if !args.once {
             story.stay(&writer)?;
@@ -156,6 +162,7 @@ struct Story<'a> {
     shard: &'a Shard,
     screen: &'a Screen,
     interrupt: &'a AtomicBool,
+    takeover_limit: Millis,
 }
 
 impl Story<'_> {
@@ -173,7 +180,7 @@ impl Story<'_> {
             "a writer commits one numbered row after another, and notes each that is acknowledged",
         )?;
         self.wait_rows(&writer, ROWS_BEFORE)?;
-        shard.wait_whole(TAKEOVER_LIMIT)?;
+        shard.wait_whole(self.takeover_limit)?;
 
         let victim = shard.primary()?;
         let killed_at = self.take_over(&writer, victim)?;
@@ -206,7 +213,7 @@ impl Story<'_> {
             &format!("kill -9 of the primary's host, {zone}: its sitter and all of its PostgreSQL, {killed} processes"),
         )?;
         let what = "another peer to take over";
-        shard.wait_for(TAKEOVER_LIMIT, what, |view| {
+        shard.wait_for(self.takeover_limit, what, |view| {
             view.primary().is_some_and(|primary| primary.zone != zone)
         })?;
         let rows = writer.acknowledged() + ROWS_AFTER;
@@ -230,9 +237,9 @@ impl Story<'_> {
 
     /// Waits until so many rows are acknowledged.
     fn wait_rows(&self, writer: &Writer, rows: u64) -> Result<()> {
-        let waited = self
-            .shard
-            .wait_for(TAKEOVER_LIMIT, "rows to be acknowledged", |_| writer.acknowledged() >= rows);
+        let waited = self.shard.wait_for(self.takeover_limit, "rows to be acknowledged", |_| {
+            writer.acknowledged() >= rows
+        });
         let error = || writer.handle().progress().error;
         waited.map(drop).map_err(|wait| match error() {
             Some(last) if !wait.is::<Interrupted>() => wait.context(format!("the writer: {last}")),
@@ -266,6 +273,7 @@ impl Story<'_> {
             "it all keeps running: look around, or kill something. Ctrl-C stops it. Connect to \
              whoever is primary with\n  psql '{url}'"
         ))?;
+        let binary = std::env::current_exe().context("cannot tell where this program is")?;
         let mut told = BTreeSet::new();
         while !self.interrupt.load(Ordering::Relaxed) {
             ensure!(
@@ -276,7 +284,13 @@ impl Story<'_> {
             for peer in shard.peers() {
                 let ended = matches!(peer.sitter_state(), SitterState::Ended(_));
                 if ended && told.insert(peer.zone()) {
+                    let config = peer.config_file();
                     screen.say_in(Tone::Bad, &peer.obituary())?;
+                    screen.say(&format!(
+                        "to start it again:\n  {} sitter --config {}",
+                        binary.display(),
+                        config.display()
+                    ))?;
                 }
             }
             shard.pause_for_news();

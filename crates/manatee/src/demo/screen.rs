@@ -80,8 +80,11 @@ impl Screen {
         let mut output = self.erased(state);
         let room = if self.terminal { self.width() - MARGIN } else { usize::MAX };
         for (index, line) in text.lines().flat_map(|line| table::wrap(line, room)).enumerate() {
-            let stamp = if index == 0 { format!("{seconds:7.1} s  ") } else { " ".repeat(MARGIN) };
-            output.push_str(&stamp);
+            match index {
+                0 => output.push_str(&format!("{seconds:7.1} s  ")),
+                _ if table::is_verbatim(&line) => {}
+                _ => output.push_str(&" ".repeat(MARGIN)),
+            }
             output.push_str(&self.coloured(tone, &line));
             output.push('\n');
         }

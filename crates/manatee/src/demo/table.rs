@@ -147,10 +147,14 @@ pub(super) fn clip(text: &str, width: usize) -> String {
     }
 }
 
-/// The words of a line on lines of at most `width` characters. What is indented is to be copied as
-/// it stands (a command, a log) and is left alone.
+/// Whether a line is to be copied as it stands (a command, a log): such are indented.
+pub(super) fn is_verbatim(line: &str) -> bool {
+    line.starts_with("  ")
+}
+
+/// The words of a line on lines of at most `width` characters.
 pub(super) fn wrap(text: &str, width: usize) -> Vec<String> {
-    if text.starts_with("  ") || text.chars().count() <= width {
+    if is_verbatim(text) || text.chars().count() <= width {
         return vec![text.to_owned()];
     }
     let mut lines = vec![String::new()];
@@ -191,6 +195,7 @@ pub(super) fn changes(before: &[PeerView], now: &ShardView) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use cluster::PeerId;
     use serde_json::json;
 
     fn peer(zone: &str, role: &str, writable: bool, streaming: Option<bool>) -> PeerView {
@@ -209,6 +214,7 @@ mod tests {
         });
         PeerView {
             zone: zone.to_owned(),
+            id: PeerId::new("127.0.0.1:1:2"),
             sitter: SitterState::Running,
             asked: None,
             status: Ok(serde_json::from_value(status).expect("a status")),

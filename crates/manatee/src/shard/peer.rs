@@ -3,7 +3,7 @@
 use super::{locked, processes, view::SitterState};
 use crate::status::PeerStatus;
 use anyhow::{Context, Result, bail};
-use cluster::Monotonic;
+use cluster::{Monotonic, PeerId};
 use rustix::process::Signal;
 use std::{
     fs::{self, File, OpenOptions},
@@ -72,6 +72,12 @@ impl Peer {
     /// Its zone: what people call it.
     pub fn zone(&self) -> &str {
         &self.place.zone
+    }
+
+    /// Its name in the shard.
+    pub fn id(&self) -> PeerId {
+        let Place { ip, postgres_port, backup_port, .. } = &self.place;
+        PeerId::new(format!("{ip}:{postgres_port}:{backup_port}"))
     }
 
     /// Where its PostgreSQL listens, as `host:port`.
