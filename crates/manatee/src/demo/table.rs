@@ -76,18 +76,19 @@ fn row([peer, role, postgres, wal, lag, why]: [&str; 6]) -> String {
 
 fn peer_line(peer: &PeerView, view: &ShardView) -> Line {
     let zone = peer.zone.as_str();
-    let status = match (&peer.sitter, &peer.status) {
-        (SitterState::Stopped, _) => {
+    // Whoever answers is there, even when it was not us who started it.
+    let status = match (&peer.status, &peer.sitter) {
+        (Ok(status), _) => status,
+        (Err(_), SitterState::Stopped) => {
             return Line::new(Tone::Bad, row([zone, "-", "-", "-", "-", "killed"]));
         }
-        (SitterState::Ended(how), _) => {
+        (Err(_), SitterState::Ended(how)) => {
             let why = format!("its sitter ended: {how}");
             return Line::new(Tone::Bad, row([zone, "-", "-", "-", "-", &why]));
         }
-        (SitterState::Running, Err(_)) => {
-            return Line::new(Tone::Dim, row([zone, "-", "-", "-", "-", "no answer yet"]));
+        (Err(_), SitterState::Running) => {
+            return Line::new(Tone::Dim, row([zone, "-", "-", "-", "-", "no answer"]));
         }
-        (SitterState::Running, Ok(status)) => status,
     };
     let postgres = peer.postgres();
     let wal = status.postgres.wal.filter(|_| status.postgres.online);
