@@ -3,6 +3,7 @@
 use super::{
     Applied, Inner, PgCause,
     files::{self, AppliedRecord, Marker, Served},
+    guard,
     render::{self, Files, Shape},
     server::Server,
     session::{Session, identifier, literal, parse},
@@ -38,7 +39,7 @@ impl Inner {
         let position = match config {
             PgConfig::Primary { counts, gate, downstream } => {
                 if let Counts::Sync(peer) = counts {
-                    render::check_name(peer)?;
+                    guard::check_name(peer)?;
                 }
                 let primary = Primary { counts, gate: *gate, downstream };
                 self.be_primary(config, &primary, epoch).await?

@@ -21,7 +21,7 @@
 //! processes, which we allow only by ourselves (`restart_after_crash = off`).
 
 use super::{
-    Inner, POLL, PgCause,
+    Inner, POLL, PgCause, guard,
     render::{self, Files},
     session::{Session, literal, parse, within},
 };
@@ -81,7 +81,7 @@ impl Inner {
             )
             .await?;
         let names = altered.into_iter().filter_map(|row| row.into_iter().next().flatten());
-        let ours: Vec<String> = names.filter(|name| render::is_guarded(name)).collect();
+        let ours: Vec<String> = names.filter(|name| guard::is_guarded(name)).collect();
         if ours.is_empty() {
             return Ok(false);
         }
@@ -90,7 +90,7 @@ impl Inner {
             // Forbidden to everybody, us included; the file is ours to write then.
             let path = self.data.join("postgresql.auto.conf");
             if let Some((text, _)) =
-                super::files::read(&path)?.and_then(|text| render::stripped(&text))
+                super::files::read(&path)?.and_then(|text| guard::stripped(&text))
             {
                 super::files::write(&path, &text, self.user.as_ref())?;
             }
@@ -128,7 +128,7 @@ impl Inner {
                 continue;
             };
             let name = name.clone().unwrap_or_default();
-            if render::is_guarded(&name) {
+            if guard::is_guarded(&name) {
                 return Err(PgCause::Overridden {
                     setting: name,
                     found: setting.clone().unwrap_or_default(),
@@ -157,7 +157,7 @@ impl Inner {
         let mut names = waiting.iter().filter_map(|row| row.first()?.as_deref());
         let rendered = |name: &str| {
             let operators = self.settings.user_settings.keys();
-            render::is_guarded(name)
+            guard::is_guarded(name)
                 || ["max_wal_senders", "max_replication_slots", "wal_level"].contains(&name)
                 || operators.into_iter().any(|key| key.eq_ignore_ascii_case(name))
         };

@@ -11,6 +11,7 @@ mod create;
 mod error;
 pub(crate) mod files;
 mod force;
+mod guard;
 mod probe;
 pub(crate) mod process;
 mod render;
@@ -296,7 +297,7 @@ impl Postgres {
 
 impl Inner {
     fn open(mut settings: Settings) -> Result<Arc<Inner>, PgCause> {
-        render::check(&settings)?;
+        guard::check(&settings)?;
         let bin = Binaries::find(settings.bin_dir.as_deref())?;
         settings.dataset =
             fs::canonicalize(&settings.dataset).map_err(PgCause::file(&settings.dataset))?;

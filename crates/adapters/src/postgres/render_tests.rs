@@ -1,6 +1,6 @@
 //! Tests of the configuration text.
 
-use super::{Settings, render::*};
+use super::{Settings, guard::*, render::*};
 use cluster::{Counts, Millis, PeerId};
 use std::collections::BTreeMap;
 

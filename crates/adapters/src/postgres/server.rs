@@ -1,7 +1,7 @@
 //! The server process: start, find, watch, stop, fence.
 
 use super::{
-    Inner, POLL, PgCause, ServerExit, StopMode, files,
+    Inner, POLL, PgCause, ServerExit, StopMode, files, guard,
     process::{self, Process, ProcessId},
     render::{self, Files},
     session::within,
@@ -178,7 +178,7 @@ impl Inner {
         self.write_files(files)?;
         let auto_conf = self.data.join("postgresql.auto.conf");
         if let Some((text, names)) =
-            files::read(&auto_conf)?.and_then(|text| render::stripped(&text))
+            files::read(&auto_conf)?.and_then(|text| guard::stripped(&text))
         {
             tracing::warn!(settings = ?names, "taken out of postgresql.auto.conf: Manatee sets them");
             files::write(&auto_conf, &text, self.user.as_ref())?;

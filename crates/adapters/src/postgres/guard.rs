@@ -1,0 +1,165 @@
+//! What is for us alone to set, and what an operator may not ask for. Pure.
+
+use super::{PgCause, Settings};
+use cluster::PeerId;
+
+/// The longest name that PostgreSQL keeps whole.
+const LONGEST_NAME: usize = 63;
+
+/// Settings of the operator that are refused whatever their value: ours, and what would make
+/// recovery stop, wait or read WAL that the shard did not send.
+const REFUSED: &[&str] = &[
+    "allow_alter_system",
+    "archive_cleanup_command",
+    "config_file",
+    "data_directory",
+    "data_sync_retry",
+    "default_transaction_read_only",
+    "event_source",
+    "external_pid_file",
+    "fsync",
+    "full_page_writes",
+    "hba_file",
+    "hot_standby",
+    "ident_file",
+    "ignore_invalid_pages",
+    "include",
+    "include_dir",
+    "include_if_exists",
+    "lc_messages",
+    "listen_addresses",
+    "log_destination",
+    "logging_collector",
+    "max_slot_wal_keep_size",
+    "port",
+    "primary_conninfo",
+    "primary_slot_name",
+    "promote_trigger_file",
+    "recovery_end_command",
+    "recovery_min_apply_delay",
+    "recovery_target",
+    "recovery_target_action",
+    "recovery_target_inclusive",
+    "recovery_target_lsn",
+    "recovery_target_name",
+    "recovery_target_time",
+    "recovery_target_timeline",
+    "recovery_target_xid",
+    "restart_after_crash",
+    "restore_command",
+    "synchronous_standby_names",
+    "transaction_read_only",
+    "unix_socket_directories",
+    "wal_keep_size",
+    "wal_log_hints",
+    "wal_receiver_create_temp_slot",
+    "wal_receiver_status_interval",
+    "wal_retrieve_retry_interval",
+    "zero_damaged_pages",
+];
+
+/// Whether this setting is for us alone to make.
+pub(super) fn is_guarded(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    REFUSED.contains(&name.as_str()) || name.starts_with("manatee.")
+}
+
+/// Checks the operator's settings and everything else that ends up in a file.
+///
+/// # Errors
+/// At the first one that would break a rule of the shard or a file.
+pub(super) fn check(settings: &Settings) -> Result<(), PgCause> {
+    for (name, value) in &settings.user_settings {
+        check_setting(name, value)?;
+    }
+    check_name(&settings.me)?;
+    let printable = |what: &str, text: &str| {
+        if text.chars().any(char::is_control) {
+            let remedy = "it cannot hold line breaks or other control characters";
+            return Err(PgCause::settings(what, remedy));
+        }
+        Ok(())
+    };
+    printable("superuser", &settings.superuser)?;
+    printable("replication user", &settings.replication_user)?;
+    printable("replication password", &settings.replication_password)?;
+    printable("listen address", &settings.listen)?;
+    printable("superuser password", settings.superuser_password.as_deref().unwrap_or(""))?;
+    for client in &settings.client_hba {
+        printable("line of pg_hba for clients", client)?;
+    }
+    if settings.replication_user.is_empty() || settings.superuser.is_empty() {
+        return Err(PgCause::settings("a role without a name", "name it"));
+    }
+    if settings.replication_user == settings.superuser {
+        return Err(PgCause::settings(
+            format!("role {:?} is both superuser and for replication", settings.superuser),
+            "use two roles: the one for replication must not be able to read or write data",
+        ));
+    }
+    // The address of a Unix socket has room for 107 bytes.
+    let socket = settings.socket_dir.join(format!(".s.PGSQL.{}", settings.port));
+    if socket.as_os_str().len() > 107 {
+        return Err(PgCause::settings(
+            format!("socket {} is longer than 107 bytes", socket.display()),
+            "use a shorter socket directory",
+        ));
+    }
+    Ok(())
+}
+
+fn check_setting(name: &str, value: &str) -> Result<(), PgCause> {
+    let what = || format!("PostgreSQL setting {name} = {value:?}");
+    let lower = value.trim().to_ascii_lowercase();
+    let well_formed = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'.');
+    if !well_formed || value.chars().any(char::is_control) {
+        let remedy = "a name has letters, digits, _ and dots, a value no control characters";
+        return Err(PgCause::settings(what(), remedy));
+    }
+    if is_guarded(name) {
+        let remedy = "Manatee sets this itself: remove it";
+        return Err(PgCause::settings(what(), remedy));
+    }
+    let allowed: &[&str] = match name.to_ascii_lowercase().as_str() {
+        "synchronous_commit" => &["on", "remote_apply"],
+        "wal_level" => &["replica", "logical"],
+        _ => return Ok(()),
+    };
+    if allowed.contains(&lower.as_str()) {
+        return Ok(());
+    }
+    let remedy = format!("the shard needs one of: {}", allowed.join(", "));
+    Err(PgCause::settings(what(), remedy))
+}
+
+/// Whether a standby can carry this peer's name unchanged.
+///
+/// # Errors
+/// When PostgreSQL would cut or change it: another name would count, or none.
+pub(super) fn check_name(peer: &PeerId) -> Result<(), PgCause> {
+    let name = peer.as_str();
+    let plain = name.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+    if plain && (1..=LONGEST_NAME).contains(&name.len()) && name != "*" {
+        return Ok(());
+    }
+    Err(PgCause::settings(
+        format!("peer {name:?} cannot be the name of a standby"),
+        "use 1 to 63 printable ASCII characters",
+    ))
+}
+
+/// `postgresql.auto.conf` without settings that are for us alone to make, and their names; `None`
+/// when there are none.
+pub(super) fn stripped(auto_conf: &str) -> Option<(String, Vec<String>)> {
+    let guarded = |line: &str| {
+        let name = line.trim_start().split(['=', ' ', '\t']).next()?;
+        is_guarded(name).then(|| name.to_owned())
+    };
+    let names: Vec<String> = auto_conf.lines().filter_map(guarded).collect();
+    if names.is_empty() {
+        return None;
+    }
+    let kept = auto_conf.lines().filter(|line| guarded(line).is_none());
+    Some((kept.fold(String::new(), |text, line| text + line + "\n"), names))
+}
