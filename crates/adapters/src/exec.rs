@@ -54,6 +54,16 @@ impl OsUser {
         };
         Ok(OsUser { name: name.to_owned(), uid: id("-u")?, gid: id("-g")? })
     }
+
+    /// The name of the user that we run as. The environment does not tell: a service or a container
+    /// may have none, and `su` keeps that of another user.
+    ///
+    /// # Errors
+    /// When this user has no name.
+    pub fn own_name() -> Result<String, ExecError> {
+        let name = Exec::new("id").arg("-un").run_briefly()?;
+        Ok(String::from_utf8_lossy(&name).trim().to_owned())
+    }
 }
 
 /// A command to be run.

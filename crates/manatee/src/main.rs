@@ -2,7 +2,7 @@
 //! binary. Started as `manatee-adm` it is `manatee adm`.
 
 use clap::{Parser, Subcommand};
-use manatee::{adm, sim_cmd, sitter};
+use manatee::{adm, demo, sim_cmd, sitter};
 use std::{
     ffi::OsString,
     path::{Path, PathBuf},
@@ -29,6 +29,9 @@ enum Command {
         #[arg(short, long, env = "MANATEE_SITTER_CONFIG")]
         config: PathBuf,
     },
+    /// Run a real shard on this machine, kill its primary's host under a writer, and check that no
+    /// acknowledged write was lost.
+    Demo(demo::DemoArgs),
     /// Look at a shard and administer it by hand. Started as `manatee-adm`, this program is this.
     Adm(Box<adm::Adm>),
     /// The simulator: the rules of a shard in a modelled world.
@@ -39,6 +42,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse_from(arguments(std::env::args_os())).command {
         Command::Sitter { config } => sitter::run(&config),
+        Command::Demo(args) => demo::run(&args),
         Command::Adm(adm) => adm::run(*adm),
         Command::Sim(command) => sim_cmd::run(&command),
     };

@@ -311,6 +311,8 @@ impl Inner {
             }
             Some(user)
         } else {
+            // The server runs as we do, and lets us in by that name.
+            settings.os_user = Some(OsUser::own_name()?);
             None
         };
         Ok(Arc::new(Inner {

@@ -223,13 +223,8 @@ fn hba(settings: &Settings, clients: bool) -> String {
 fn ident(settings: &Settings) -> String {
     let superuser = hba_name(&settings.superuser);
     let os_user = settings.os_user.as_deref().unwrap_or("postgres");
-    let own = std::env::var("USER").unwrap_or_default();
-    let mut users = vec!["root", os_user, &own];
-    users.sort_unstable();
-    users.dedup();
-    users
+    ["root", os_user]
         .iter()
-        .filter(|user| !user.is_empty())
         .fold(String::from("# Written by Manatee; changes made here are lost.\n"), |text, user| {
             format!("{text}manatee {} {superuser}\n", hba_name(user))
         })

@@ -231,6 +231,7 @@ impl Machine {
         self.database = Some(Database::Established);
         self.timeline = None;
         self.wal = None;
+        self.failing_since = None;
     }
 
     fn stopped(&mut self) {

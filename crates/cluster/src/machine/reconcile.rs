@@ -85,7 +85,10 @@ impl Machine {
         let Some(state) = self.state() else {
             return false;
         };
-        let failing = self.failing_since.is_some_and(|since| now - since >= self.config.give_up);
+        // What runs as it should, or is still being tried, does not fail now, whatever failed before.
+        let idle = self.applied.is_none() && self.postgres.is_none();
+        let failing =
+            idle && self.failing_since.is_some_and(|since| now - since >= self.config.give_up);
         let active =
             |peer: &PeerIdent| self.active.iter().flatten().any(|active| active.id == peer.id);
         let partner = match self.decision.role {
@@ -108,7 +111,9 @@ impl Machine {
             }
             // Only once PostgreSQL is down: until then this peer may still be needed.
             Session::Joined
-                if self.decision.postgres == PgTarget::Abdicate
+                // In a new session it decides anew first: the old decision would end it at once.
+                if self.is_informed()
+                    && self.decision.postgres == PgTarget::Abdicate
                     && self.server == Server::Stopped
                     && self.postgres.is_none()
                     && self.writing == Writing::Nothing =>

@@ -29,17 +29,20 @@ pub(super) fn coordination(directory: &Path) -> String {
     format!("sqlite:{}", directory.join("shard.db").display())
 }
 
-/// Makes the directory, for the user that PostgreSQL runs as to enter.
-pub(super) fn make_directory(directory: &Path) -> Result<PathBuf> {
-    let name = directory.display();
-    fs::create_dir_all(directory).with_context(|| format!("cannot make the directory {name}"))?;
-    let directory = directory.canonicalize().with_context(|| format!("cannot resolve {name}"))?;
-    let name = directory.display();
-    let mut entries = fs::read_dir(&directory).with_context(|| format!("cannot read {name}"))?;
-    ensure!(
-        entries.next().is_none(),
-        "{name} is not empty: give a directory that is, or one that does not exist"
-    );
+/// Makes the directory, for the user that PostgreSQL runs as to enter. What is wrong with it is found
+/// before anything is made.
+pub(super) fn make_directory(wanted: &Path) -> Result<PathBuf> {
+    let name = wanted.display();
+    let mut directory =
+        std::path::absolute(wanted).with_context(|| format!("no path: {name:?}"))?;
+    if directory.exists() {
+        directory = directory.canonicalize().with_context(|| format!("cannot resolve {name}"))?;
+        let entries = fs::read_dir(&directory).with_context(|| format!("cannot read {name}"))?;
+        ensure!(
+            entries.count() == 0,
+            "{name} is not empty: give a directory that is, or one that does not exist"
+        );
+    }
     let socket = directory.join(ZONES[3]).join("dataset/run/.s.PGSQL.65535");
     let length = socket.as_os_str().len();
     ensure!(
@@ -47,10 +50,8 @@ pub(super) fn make_directory(directory: &Path) -> Result<PathBuf> {
         "{name} is too long a path: a socket in it would need {length} bytes, {SOCKET_PATH} are \
          possible; give a shorter one"
     );
-    fs::set_permissions(&directory, fs::Permissions::from_mode(0o755))
-        .with_context(|| format!("cannot open {name} to others"))?;
     if rustix::process::geteuid().is_root() {
-        for ancestor in directory.ancestors() {
+        for ancestor in directory.ancestors().skip(1).filter(|ancestor| ancestor.exists()) {
             let metadata = fs::metadata(ancestor)
                 .with_context(|| format!("cannot look at {}", ancestor.display()))?;
             ensure!(
@@ -61,6 +62,9 @@ pub(super) fn make_directory(directory: &Path) -> Result<PathBuf> {
             );
         }
     }
+    fs::create_dir_all(&directory).with_context(|| format!("cannot make the directory {name}"))?;
+    fs::set_permissions(&directory, fs::Permissions::from_mode(0o755))
+        .with_context(|| format!("cannot open {name} to others"))?;
     Ok(directory)
 }
 

@@ -15,6 +15,8 @@ pub struct Ledger {
     runs: Vec<(i64, i64)>,
     /// The last number that was tried.
     tried: i64,
+    /// The last number whose try has ended, in whatever way.
+    ended: i64,
 }
 
 /// A ledger held against a database.
@@ -31,8 +33,7 @@ pub struct LedgerReport {
     /// Rows that are there and were tried, but not acknowledged: their outcome was unknown, and is
     /// allowed to be either.
     pub extra: Vec<i64>,
-    /// Rows with numbers after the last that was tried: of a writer that went on after the ledger
-    /// was taken.
+    /// Rows whose try had not ended when the ledger was taken: of a writer that went on.
     pub later: u64,
 }
 
@@ -76,10 +77,16 @@ impl Ledger {
 
     /// Notes that the number tried last was acknowledged.
     pub(super) fn acknowledge(&mut self) {
+        self.ended = self.tried;
         match self.runs.last_mut() {
             Some((_, last)) if *last + 1 == self.tried => *last = self.tried,
             _ => self.runs.push((self.tried, self.tried)),
         }
+    }
+
+    /// Notes that the number tried last was not acknowledged, and will not be.
+    pub(super) fn give_up(&mut self) {
+        self.ended = self.tried;
     }
 
     /// How many rows were acknowledged.
@@ -131,7 +138,7 @@ impl Ledger {
                 report.missing.push(missing);
             }
             if acknowledged.next_if_eq(&number).is_none() {
-                if number > self.tried {
+                if number > self.ended {
                     report.later += 1;
                 } else {
                     report.extra.push(number);
@@ -148,15 +155,18 @@ impl Ledger {
 mod tests {
     use super::*;
 
-    /// A ledger of five rows, the third of which was not acknowledged.
+    /// A ledger of six rows, the third of which was not acknowledged; the sixth is in flight.
     fn ledger() -> Ledger {
         let mut ledger = Ledger::default();
         for n in 1..=5 {
             assert_eq!(ledger.try_next(), n);
-            if n != 3 {
+            if n == 3 {
+                ledger.give_up();
+            } else {
                 ledger.acknowledge();
             }
         }
+        ledger.try_next();
         ledger
     }
 

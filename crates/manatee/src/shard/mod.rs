@@ -263,7 +263,7 @@ impl Shard {
         let mut text = format!("waited {seconds} s for {what}: {missing}");
         for peer in &view.peers {
             text.push_str(&format!("\n  {}", peer.summary()));
-            text.push_str(&format!("; {}", self.peer_of(&peer.zone).log_file().display()));
+            text.push_str(&format!("; {}", self.peer_of(&peer.zone).end_of_log()));
         }
         text
     }

@@ -3,7 +3,7 @@
 use super::{locked, processes, view::SitterState};
 use crate::status::PeerStatus;
 use anyhow::{Context, Result, bail};
-use cluster::Monotonic;
+use cluster::{Monotonic, PeerId};
 use rustix::process::Signal;
 use std::{
     fs::{self, File, OpenOptions},
@@ -72,6 +72,12 @@ impl Peer {
     /// Its zone: what people call it.
     pub fn zone(&self) -> &str {
         &self.place.zone
+    }
+
+    /// Its name in the shard.
+    pub fn id(&self) -> PeerId {
+        let Place { ip, postgres_port, backup_port, .. } = &self.place;
+        PeerId::new(format!("{ip}:{postgres_port}:{backup_port}"))
     }
 
     /// Where its PostgreSQL listens, as `host:port`.
@@ -273,17 +279,18 @@ impl Peer {
             SitterState::Stopped => "it was stopped".to_owned(),
             SitterState::Running => "it runs".to_owned(),
         };
+        format!("the sitter of {} ended by itself: {how}; {}", self.zone(), self.end_of_log())
+    }
+
+    /// Where the sitter's log is, and its last lines.
+    pub(super) fn end_of_log(&self) -> String {
         let log = self.log_file();
         let tail = match tail(&log) {
             Ok(text) if text.is_empty() => "    (empty)".to_owned(),
             Ok(text) => text,
             Err(error) => format!("    (cannot be read: {error})"),
         };
-        let zone = self.zone();
-        format!(
-            "the sitter of {zone} ended by itself: {how}; the end of {}:\n{tail}",
-            log.display()
-        )
+        format!("the end of {}:\n{tail}", log.display())
     }
 
     /// Asks the sitter to stop in an orderly way.

@@ -2,7 +2,7 @@
 
 use super::Peer;
 use crate::status::PeerStatus;
-use cluster::{Generation, Monotonic, Role};
+use cluster::{Generation, Monotonic, PeerId, Role};
 
 /// Whether the process of a sitter is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +29,8 @@ pub(super) struct Answer {
 pub struct PeerView {
     /// Its zone.
     pub zone: String,
+    /// Its name in the shard.
+    pub id: PeerId,
     /// Its sitter's process.
     pub sitter: SitterState,
     /// When it was last asked; never, at first.
@@ -43,7 +45,8 @@ impl PeerView {
             Some(answer) => (Some(answer.asked), answer.status),
             None => (None, Err("not asked yet".to_owned())),
         };
-        PeerView { zone: peer.zone().to_owned(), sitter: peer.sitter_state(), asked, status }
+        let (zone, id) = (peer.zone().to_owned(), peer.id());
+        PeerView { zone, id, sitter: peer.sitter_state(), asked, status }
     }
 
     /// How its sitter ended, if nobody had asked it to.
@@ -134,6 +137,12 @@ impl ShardView {
     pub fn primary(&self) -> Option<&PeerView> {
         let generation = |peer: &&PeerView| peer.status.as_ref().ok().and_then(|s| s.generation);
         self.peers.iter().filter(|peer| peer.is_open()).max_by_key(generation)
+    }
+
+    /// A text of the sitters with the zones of peers in place of their ids, as people name them.
+    pub fn by_zone(&self, text: &str) -> String {
+        let peers = self.peers.iter();
+        peers.fold(text.to_owned(), |text, peer| text.replace(peer.id.as_str(), &peer.zone))
     }
 
     /// The newest generation that a peer knows.

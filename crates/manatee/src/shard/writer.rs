@@ -109,13 +109,21 @@ impl Writer {
         let routes = routes(shard);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let inner = shared.clone();
-        let thread = std::thread::spawn(move || runtime.block_on(inner.write(&routes, file)));
+        let thread = std::thread::spawn(move || {
+            let result = runtime.block_on(inner.write(&routes, file));
+            result.inspect_err(|error| inner.failed(error))
+        });
         Ok(Writer { handle: WriterHandle { shared }, thread: Some(thread) })
     }
 
     /// What others may look at.
     pub fn handle(&self) -> &WriterHandle {
         &self.handle
+    }
+
+    /// Whether it ended by itself: it could not keep its ledger; the error is in its progress.
+    pub fn has_ended(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
     /// How many rows were acknowledged.
@@ -247,7 +255,7 @@ impl Shared {
                     session = Some(open);
                 }
                 Err(error) => {
-                    locked(&self.state).unacknowledged += 1;
+                    self.gave_up();
                     self.failed(&error);
                 }
             }
@@ -267,6 +275,12 @@ impl Shared {
         state.gaps.push(Gap { before, from, after: number, to: at });
         state.newest = (number, at);
         state.error = None;
+    }
+
+    fn gave_up(&self) {
+        let mut state = locked(&self.state);
+        state.ledger.give_up();
+        state.unacknowledged += 1;
     }
 
     fn failed(&self, error: &anyhow::Error) {
