@@ -53,11 +53,13 @@ pub struct Decision {
     pub write: Option<ClusterState>,
     /// Why.
     pub reason: Reason,
+    /// What to go back to when this peer has quiesced to declare and cannot go on (rule M2).
+    pub retreat: Option<PgTarget>,
 }
 
 impl Decision {
     fn stay(role: Role, postgres: PgTarget, reason: Reason) -> Self {
-        Decision { role, postgres, write: None, reason }
+        Decision { role, postgres, write: None, reason, retreat: None }
     }
 }
 
@@ -138,6 +140,7 @@ fn set_up(view: &View<'_>) -> Decision {
         postgres: PgTarget::Offline,
         write: Some(state),
         reason: Reason::Declaring { generation },
+        retreat: None,
     }
 }
 

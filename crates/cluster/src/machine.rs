@@ -167,6 +167,7 @@ impl Machine {
                 postgres: PgTarget::Hold,
                 write: None,
                 reason: Reason::Starting,
+                retreat: None,
             },
         };
         (machine, vec![Action::Inspect])

@@ -74,14 +74,21 @@ fn replace_sync(
     asyncs: Vec<PeerIdent>,
 ) -> Decision {
     let quiesced = quiesced(view, state, old);
+    let quiescing = Decision {
+        retreat: Some(serve(view, state, old).postgres),
+        ..Decision::stay(
+            Role::Primary,
+            PgTarget::run(quiesced.clone()),
+            Reason::QuiescingToReplace { sync: old.id.clone() },
+        )
+    };
     let Some(position) = proven_position(view, &quiesced) else {
-        let reason = Reason::QuiescingToReplace { sync: old.id.clone() };
-        return Decision::stay(Role::Primary, PgTarget::run(quiesced), reason);
+        return quiescing;
     };
     if position < state.init_wal {
         let needed = state.init_wal;
         let reason = Reason::PrimaryBehind { wal: position, needed };
-        return Decision::stay(Role::Primary, PgTarget::run(quiesced), reason);
+        return Decision { reason, ..quiescing };
     }
     let state = ClusterState {
         sync: Some(new.clone()),
@@ -89,7 +96,7 @@ fn replace_sync(
         ..successor(state, position, view.timeline)
     };
     let reason = Reason::ReplacingSync { sync: old.id.clone(), generation: state.generation };
-    Decision { role: Role::Primary, postgres: PgTarget::run(quiesced), write: Some(state), reason }
+    Decision { write: Some(state), reason, ..quiescing }
 }
 
 /// Nobody counts; the gate stays as it is, so that clients wait for the new sync instead of seeing
@@ -176,5 +183,6 @@ fn decide_alone(view: &View<'_>, state: &ClusterState) -> Decision {
         asyncs: others.collect(),
         ..successor(state, position, view.timeline)
     });
-    Decision { role: Role::Primary, postgres, write, reason }
+    let retreat = Some(PgTarget::run(alone));
+    Decision { role: Role::Primary, postgres, write, reason, retreat }
 }

@@ -82,9 +82,10 @@ pub(super) fn decide_sync(view: &View<'_>, state: &ClusterState) -> Decision {
         return Decision { reason, ..following };
     }
     let postgres = PgTarget::run(detached);
+    let retreat = Some(following.postgres);
     let Some(position) = proven else {
         let reason = Reason::Detaching { primary: primary_id };
-        return Decision::stay(Role::Sync, postgres, reason);
+        return Decision { role: Role::Sync, postgres, write: None, reason, retreat };
     };
     let mut deposed = state.deposed.clone();
     if deposed.iter().all(|peer| peer.id != primary.id) {
@@ -98,7 +99,7 @@ pub(super) fn decide_sync(view: &View<'_>, state: &ClusterState) -> Decision {
         ..successor(state, position, view.timeline)
     };
     let reason = Reason::TakingOver { primary: primary_id, generation: next.generation };
-    Decision { role: Role::Sync, postgres, write: Some(next), reason }
+    Decision { role: Role::Sync, postgres, write: Some(next), reason, retreat }
 }
 
 /// Deposed: repaired by an operator, or rebuilt from the end of the chain and then taken out of the
@@ -113,7 +114,7 @@ pub(super) fn decide_deposed(view: &View<'_>, state: &ClusterState) -> Decision 
         next.deposed.retain(|peer| peer.id != view.me.id);
         let write = Some(next);
         let reason = Reason::Rejoining;
-        return Decision { role: Role::Deposed, postgres: PgTarget::Offline, write, reason };
+        return Decision { write, ..stay(PgTarget::Offline, reason) };
     }
     let last = state.chain().filter(|peer| view.is_active(&peer.id)).last();
     let mut sources: Vec<PeerIdent> = last.into_iter().cloned().collect();

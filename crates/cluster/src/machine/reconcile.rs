@@ -45,6 +45,12 @@ impl Machine {
                 let problem = self.session_problem.clone().unwrap_or_else(|| "joining".to_owned());
                 self.decision.reason = Reason::NoSession { problem };
             }
+            // Quiesced, and unable to declare: the old pair goes on as if nothing had been begun.
+            if !self.declaration_unsettled()
+                && let Some(retreat) = self.decision.retreat.take()
+            {
+                self.decision.postgres = retreat;
+            }
             return;
         }
         let state = match &self.known {

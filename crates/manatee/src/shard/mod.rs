@@ -19,6 +19,7 @@ mod writer;
 pub use gaps::Gap;
 pub use ledger::{Ledger, LedgerReport};
 pub use peer::Peer;
+pub use processes::Usage;
 pub use view::{PeerView, ShardView, SitterState};
 pub use writer::{Progress, Writer, WriterHandle};
 

@@ -1,7 +1,8 @@
 //! One peer: its sitter, its PostgreSQL, and what can be done to them.
 
-use super::{locked, processes, view::SitterState};
+use super::{locked, processes, processes::Usage, view::SitterState};
 use crate::status::PeerStatus;
+use adapters::clock;
 use anyhow::{Context, Result, bail};
 use cluster::{Monotonic, PeerId};
 use rustix::process::Signal;
@@ -166,6 +167,29 @@ impl Peer {
         };
         child.kill().with_context(|| format!("cannot kill the sitter of {}", self.zone()))?;
         reap(&mut sitter)
+    }
+
+    /// Asks the sitter to stop in an orderly way, and waits until it has.
+    ///
+    /// # Errors
+    /// When it does not run, or does not stop by itself.
+    pub fn stop_sitter(&self) -> Result<()> {
+        self.tell_sitter_to_stop()?;
+        match self.wait_stopped(clock::now() + super::STOP_LIMIT)? {
+            None => Ok(()),
+            Some(how) => bail!("{}: {how}", self.zone()),
+        }
+    }
+
+    /// What its sitter has cost since its start.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn sitter_usage(&self) -> Result<Usage> {
+        match &*locked(&self.sitter) {
+            Sitter::Running(child) => processes::usage(child.id()),
+            _ => bail!("{}: its sitter does not run", self.zone()),
+        }
     }
 
     /// Kills the postmaster alone; its children end when they notice.

@@ -13,6 +13,33 @@ use rustix::{
 };
 use std::{collections::BTreeSet, fs, io, path::Path, time::Duration};
 
+/// What a process has cost since its start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// Memory that is resident now, in bytes.
+    pub resident: u64,
+    /// Time on a processor, its threads' together.
+    pub processor: Millis,
+}
+
+/// What this process has cost.
+pub(super) fn usage(pid: u32) -> Result<Usage> {
+    let path = format!("/proc/{pid}/stat");
+    let stat = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    // The name, in parentheses, may hold anything; the fields after it are numbers, state first.
+    let after = stat.rsplit_once(')').map_or("", |(_, after)| after);
+    let fields: Vec<&str> = after.split_whitespace().collect();
+    let field = |index: usize| -> Result<u64> {
+        let text = fields.get(index).with_context(|| format!("{path} is too short"))?;
+        text.parse().with_context(|| format!("{path}: {text:?} is no number"))
+    };
+    // proc(5): utime and stime are fields 14 and 15, rss is 24; state, the first here, is 3.
+    let ticks = field(11)? + field(12)?;
+    let per_second = rustix::param::clock_ticks_per_second();
+    let page = rustix::param::page_size() as u64;
+    Ok(Usage { resident: field(21)? * page, processor: Millis(ticks * 1000 / per_second) })
+}
+
 /// How long a killed process may take to be gone: the kernel has to tear it down, no more.
 const GONE_LIMIT: Millis = Millis(10_000);
 
