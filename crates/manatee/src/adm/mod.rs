@@ -47,7 +47,10 @@ pub struct Adm {
 #[derive(Debug, Subcommand)]
 enum AdmCommand {
     /// Print the version of this program
-    Version,
+    Version {
+        #[command(flatten)]
+        json: Json,
+    },
     /// Show the shard on one page: its state, its peers, what is wrong
     ///
     /// Exits with 0 also when there are problems; `verify` is for scripts.
@@ -123,22 +126,32 @@ enum AdmCommand {
         #[arg(short, long, value_parser = clap::builder::NonEmptyStringValueParser::new())]
         reason: String,
         #[command(flatten)]
+        json: Json,
+        #[command(flatten)]
         reach: Reach,
     },
     /// Let the shard react to failures again
     Unfreeze {
         #[command(flatten)]
+        json: Json,
+        #[command(flatten)]
         reach: Reach,
     },
     /// Print the cluster state exactly as it is stored
+    ///
+    /// It is stored as JSON, whether that is asked for or not.
     #[command(visible_alias = "state")]
     ZkState {
+        #[command(flatten)]
+        json: Json,
         #[command(flatten)]
         reach: Reach,
     },
     /// Print the registrations of peers with a live session, in order, as JSON
     #[command(visible_alias = "active")]
     ZkActive {
+        #[command(flatten)]
+        json: Json,
         #[command(flatten)]
         reach: Reach,
     },
@@ -213,7 +226,10 @@ pub fn run(adm: Adm) -> Result<ExitCode> {
     };
     runtime.block_on(async {
         match command {
-            AdmCommand::Version => print(&format!("{}\n", crate::VERSION)),
+            AdmCommand::Version { json: Json { json: true } } => {
+                print(&format!("{}\n", json!({ "version": crate::VERSION })))
+            }
+            AdmCommand::Version { json: _ } => print(&format!("{}\n", crate::VERSION)),
             AdmCommand::Show { verbose, json, reach } => {
                 show(&open(reach)?, verbose, json.json).await
             }
@@ -230,18 +246,30 @@ pub fn run(adm: Adm) -> Result<ExitCode> {
             AdmCommand::Verify { verbose, json, reach } => {
                 return verify(&open(reach)?, verbose, json.json).await;
             }
-            AdmCommand::Freeze { reason, reach } => {
-                print(&change::freeze(&open(reach)?, &reason, Timestamp::now()).await?)
+            AdmCommand::Freeze { reason, json, reach } => {
+                let done = change::freeze(&open(reach)?, &reason, Timestamp::now()).await?;
+                print(&told(done, true, json))
             }
-            AdmCommand::Unfreeze { reach } => print(&change::unfreeze(&open(reach)?).await?),
-            AdmCommand::ZkState { reach } => zk_state(&open(reach)?).await,
-            AdmCommand::ZkActive { reach } => {
+            AdmCommand::Unfreeze { json, reach } => {
+                print(&told(change::unfreeze(&open(reach)?).await?, false, json))
+            }
+            AdmCommand::ZkState { json: _, reach } => zk_state(&open(reach)?).await,
+            AdmCommand::ZkActive { json: _, reach } => {
                 let active = open(reach)?.coord.read().await?.active;
                 print(&(serde_json::to_string_pretty(&active)? + "\n"))
             }
         }
         .map(|()| ExitCode::SUCCESS)
     })
+}
+
+/// What was done, in words or for a program.
+fn told(done: String, frozen: bool, json: Json) -> String {
+    if json.json {
+        format!("{}\n", json!({ "frozen": frozen, "message": done.trim_end() }))
+    } else {
+        done
+    }
 }
 
 /// Prints to the standard output. That nobody reads it any more is no failure: `… | head`.
