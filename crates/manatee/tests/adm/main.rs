@@ -54,7 +54,6 @@ fn for_programs() {
     assert_eq!(show["peers"][2]["pgLagMs"], 0);
     assert!(shard.run(&["zk-state", "--json"]).json(0)["primary"].is_object());
     assert_eq!(shard.run(&["zk-active", "--json"]).json(0).as_array().map(Vec::len), Some(3));
-    assert!(shard.run(&["version", "--json"]).json(0)["version"].is_string());
     assert_eq!(shard.run(&["freeze", "-r", "why", "--json"]).json(0)["frozen"], true);
     assert_eq!(shard.run(&["unfreeze", "--json"]).json(0)["frozen"], false);
     let peers = shard.run(&["peers", "--json", "-r", "sync"]).json(0);
