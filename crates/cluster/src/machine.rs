@@ -29,7 +29,7 @@ use crate::{
 use std::collections::BTreeSet;
 
 /// What is known of the stored state.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Known {
     Nothing,
     Absent,
@@ -37,7 +37,7 @@ enum Known {
     Illegal(StateError),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Session {
     None,
     Joining,
@@ -45,7 +45,7 @@ enum Session {
     Leaving,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Server {
     Unknown,
     Stopped,
@@ -53,7 +53,7 @@ enum Server {
 }
 
 /// A command to PostgreSQL in flight, with the generation that it was given in.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct InFlight {
     command: PgCommand,
     generation: Option<Generation>,
@@ -61,7 +61,7 @@ struct InFlight {
 }
 
 /// A put in flight.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Put {
     expected: Option<Version>,
     state: ClusterState,
@@ -71,7 +71,7 @@ struct Put {
 }
 
 /// Where a write stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Writing {
     Nothing,
     Putting(Put),
@@ -85,7 +85,7 @@ enum Writing {
 }
 
 /// One peer's machine.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Machine {
     config: MachineConfig,
 
@@ -205,6 +205,26 @@ impl Machine {
             Known::Legal(_, state) => Some(state),
             Known::Nothing | Known::Absent | Known::Illegal(_) => None,
         }
+    }
+
+    /// Why it does what it does.
+    pub fn reason(&self) -> &Reason {
+        &self.decision.reason
+    }
+
+    /// The place of this peer.
+    pub fn role(&self) -> Role {
+        self.decision.role
+    }
+
+    /// The configuration in force, if PostgreSQL runs with one that this machine knows of.
+    pub fn applied(&self) -> Option<&Applied> {
+        self.applied.as_ref()
+    }
+
+    /// Whether PostgreSQL runs, as far as it is known.
+    pub fn is_running(&self) -> bool {
+        self.server == Server::Running
     }
 
     /// Takes a new configuration of the sitter. What PostgreSQL was brought to is brought to it once
