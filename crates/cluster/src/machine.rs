@@ -109,6 +109,8 @@ pub struct Machine {
     timeline: Option<u32>,
     caught_up: Option<PeerId>,
     rebuilt_in: Option<Generation>,
+    /// The upstream that the data here has been shown to have diverged from.
+    diverged_from: Option<PeerId>,
     postgres: Option<InFlight>,
     fencing: bool,
     fence_at: Monotonic,
@@ -152,6 +154,7 @@ impl Machine {
             timeline: None,
             caught_up: None,
             rebuilt_in: None,
+            diverged_from: None,
             postgres: None,
             fencing: false,
             fence_at: start,

@@ -45,6 +45,8 @@ mutations! {
     NeverSettle = "never-settle", "D5";
     /// A standby reports what it has received as flushed.
     ReportUnflushed = "report-unflushed", "A1";
+    /// Two promotions from one timeline get the same number, as PostgreSQL by itself gives them.
+    TimelinesCollide = "timelines-collide", "D3";
 }
 
 impl fmt::Display for Mutation {

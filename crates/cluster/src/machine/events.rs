@@ -69,6 +69,7 @@ impl Machine {
                     self.failure = None;
                 }
             }
+            Event::Diverged { from } => self.diverged_from = Some(from),
             Event::Wake => {}
         }
     }
@@ -225,6 +226,7 @@ impl Machine {
         self.database = Some(Database::Established);
         self.timeline = None;
         self.wal = None;
+        self.diverged_from = None;
     }
 
     fn stopped(&mut self) {

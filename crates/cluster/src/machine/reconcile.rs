@@ -85,7 +85,9 @@ impl Machine {
         let Some(state) = self.state() else {
             return false;
         };
-        let failing = self.failing_since.is_some_and(|since| now - since >= self.config.give_up);
+        // What runs as it should does not fail now, whatever it did before.
+        let failing = self.applied.is_none()
+            && self.failing_since.is_some_and(|since| now - since >= self.config.give_up);
         let active =
             |peer: &PeerIdent| self.active.iter().flatten().any(|active| active.id == peer.id);
         let partner = match self.decision.role {
@@ -108,6 +110,8 @@ impl Machine {
             // Only once PostgreSQL is down: until then this peer may still be needed.
             Session::Joined
                 if self.decision.postgres == PgTarget::Abdicate
+                    // Not by what was decided in the session before, which was given up for it.
+                    && self.is_informed()
                     && self.server == Server::Stopped
                     && self.postgres.is_none()
                     && self.writing == Writing::Nothing =>
@@ -197,6 +201,10 @@ impl Machine {
         if matches!(&command, PgCommand::Apply(config) if needs_proof(config)) {
             self.exposed = true;
         }
+        if matches!(command, PgCommand::Rebuild(_)) {
+            // From here on the copy that there was is being replaced: it is no reason to come back.
+            self.rebuilt_in = None;
+        }
         self.postgres = Some(operation);
         actions.push(Action::Postgres(command));
     }
@@ -218,7 +226,8 @@ impl Machine {
             PgTarget::Run { config, sources } => {
                 // A database that was created here for a setup that another peer then did is none
                 // of the shard's.
-                let foreign = self.database == Some(Database::Prepared) && !config.is_primary();
+                let foreign = self.database == Some(Database::Prepared) && !config.is_primary()
+                    || self.has_diverged(config);
                 match (self.database, sources.is_empty()) {
                     (Some(Database::None), true) => return None,
                     (Some(Database::None), false) => return Some(PgCommand::Seed(sources.clone())),
@@ -240,6 +249,16 @@ impl Machine {
                 }
                 Some(PgCommand::Apply(config.clone()))
             }
+        }
+    }
+
+    /// Whether what is to be followed is known to have another history (rule X4).
+    fn has_diverged(&self, config: &PgConfig) -> bool {
+        match config {
+            PgConfig::Standby { upstream: Some(upstream), .. } => {
+                self.diverged_from.as_ref() == Some(&upstream.id)
+            }
+            _ => false,
         }
     }
 

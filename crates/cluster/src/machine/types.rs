@@ -188,6 +188,12 @@ pub enum Event {
         /// The sync that counts answered after this time.
         sync_answered: Option<Monotonic>,
     },
+    /// This standby cannot stream from there, ever: the history of that server has not, or left
+    /// before it, what this database holds.
+    Diverged {
+        /// Whose history it is.
+        from: PeerId,
+    },
     /// The time asked for by `WakeAt` has come.
     Wake,
 }

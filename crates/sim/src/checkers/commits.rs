@@ -122,8 +122,8 @@ mod tests {
         let mut tree = Timelines::default();
         let start = tree.create();
         let commit = tree.append(start).expect("the end");
-        let without = tree.promote(start);
-        let with = tree.promote(commit);
+        let without = tree.promote(start, 0);
+        let with = tree.promote(commit, 0);
         let mut ledger = Commits::default();
         ledger.acknowledged(0, Generation(1), commit, &tree).expect("nothing later yet");
         let serving = |end, generation| Serving {

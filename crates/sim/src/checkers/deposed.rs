@@ -43,7 +43,7 @@ mod tests {
         let mut tree = Timelines::default();
         let start = tree.create();
         let diverged = tree.append(start).expect("the end");
-        let primary = tree.promote(start);
+        let primary = tree.promote(start, 0);
         let check = |writer_data| {
             let writer = &peer(1).id;
             let (now, content, primary_data) = (0, None, Some(primary));

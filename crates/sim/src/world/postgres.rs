@@ -98,7 +98,9 @@ impl World {
         self.stop_receiving(peer);
         let host = &mut self.peers[peer];
         let (Some(server), Some(disk)) = (&mut host.server, &mut host.disk) else { return };
-        disk.end = self.timelines.promote(disk.end);
+        let collide = self.setup.mutation == Some(Mutation::TimelinesCollide);
+        let number = if collide { 0 } else { server.generation.0 };
+        disk.end = self.timelines.promote(disk.end, number);
         disk.standby = false;
         server.primary = true;
         server.upstream = None;

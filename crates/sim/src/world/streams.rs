@@ -47,6 +47,10 @@ impl World {
                     format!("{} cannot stream from {}: {why}", world.name(peer), world.name(from))
                 });
                 self.reconnect(peer);
+                if refusal != Refusal::Ahead && !self.peers[peer].is_stopped(Part::Sitter) {
+                    let from = self.peers[from].ident.id.clone();
+                    self.tell(peer, cluster::Event::Diverged { from });
+                }
             }
             Ok(()) => self.stream(peer, from, received, end),
         }

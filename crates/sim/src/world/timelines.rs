@@ -68,11 +68,13 @@ impl Timelines {
         self.add(Branch { parent: None, system, number: 1, end: Self::START })
     }
 
-    /// A promotion: a new timeline, with the record that PostgreSQL writes first on it.
-    pub fn promote(&mut self, from: Point) -> Point {
+    /// A promotion: a new timeline, with the record that PostgreSQL writes first on it. Its number is
+    /// the next one, or `at_least`.
+    pub fn promote(&mut self, from: Point, at_least: u64) -> Point {
         let Branch { system, number, .. } = *self.get(from.branch);
         let end = from.position + 1;
-        self.add(Branch { parent: Some(from), system, number: number + 1, end })
+        let at_least = u32::try_from(at_least).expect("few promotions");
+        self.add(Branch { parent: Some(from), system, number: (number + 1).max(at_least), end })
     }
 
     /// Appends a record. `None` when somebody else wrote on this timeline since: two servers take
@@ -153,7 +155,7 @@ mod tests {
         let shared = tree.append(start).expect("the end");
         let lost = tree.append(shared).expect("the end");
         assert_eq!(tree.append(shared), None, "somebody wrote there already");
-        let new = tree.promote(shared);
+        let new = tree.promote(shared, 0);
         assert!(tree.contains(new, shared) && !tree.contains(new, lost));
         assert_eq!(tree.at(new, shared.position), shared);
         assert_eq!(tree.at(new, new.position), new);
@@ -169,7 +171,7 @@ mod tests {
     fn two_promotions_from_one_timeline_fool_postgresql() {
         let mut tree = Timelines::default();
         let start = tree.create();
-        let (one, other) = (tree.promote(start), tree.promote(start));
+        let (one, other) = (tree.promote(start, 0), tree.promote(start, 0));
         assert_eq!(tree.number(one.branch), tree.number(other.branch));
         assert_eq!(tree.may_stream(one, other), Ok(()));
         assert!(!tree.contains(one, other));
