@@ -91,6 +91,8 @@ pub struct Machine {
 
     session: Session,
     session_problem: Option<String>,
+    /// Whether what was read in this session is known to be no older than the session.
+    confirmed: bool,
     join_at: Monotonic,
     join_attempts: u32,
     known: Known,
@@ -137,6 +139,7 @@ impl Machine {
             config,
             session: Session::None,
             session_problem: None,
+            confirmed: false,
             join_at: start,
             join_attempts: 0,
             known: Known::Nothing,

@@ -169,8 +169,11 @@ impl World {
         }
         self.crash_server(peer);
         let life = self.peers[peer].life;
-        let Some(sitter) = &self.peers[peer].sitter else { return };
-        let operation = sitter.operation.as_ref().map(|operation| operation.id);
+        let Some(sitter) = &mut self.peers[peer].sitter else { return };
+        let operation = sitter.operation.as_mut().map(|operation| {
+            operation.cancelled = true;
+            operation.id
+        });
         self.schedule_in(1, super::Happening::Exited { peer, life });
         if let Some(operation) = operation {
             self.schedule_in(2, super::Happening::CommandLimit { peer, life, operation });

@@ -192,9 +192,11 @@ impl World {
         }
         self.note(|world| format!("{} stops its PostgreSQL at once (fence)", world.name(peer)));
         self.crash_server(peer);
-        if let Some(sitter) = &self.peers[peer].sitter
-            && let Some(operation) = &sitter.operation
+        if let Some(sitter) = &mut self.peers[peer].sitter
+            && let Some(operation) = &mut sitter.operation
         {
+            // What began before the fence starts nothing any more.
+            operation.cancelled = true;
             let operation = operation.id;
             self.schedule_in(0, Happening::CommandLimit { peer, life, operation });
         }
