@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// What PostgreSQL on this peer should be brought to.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum PgTarget {
     /// Whatever it is now.
     Hold,
@@ -43,7 +43,7 @@ impl PgTarget {
 }
 
 /// A complete target with its reason.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Decision {
     /// The place of this peer.
     pub role: Role,

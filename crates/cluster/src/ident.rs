@@ -36,7 +36,7 @@ impl Borrow<str> for PeerId {
 }
 
 /// A peer as it stands in the cluster state and in its registration. Fields of others are kept.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PeerIdent {
     /// Its name.
@@ -56,7 +56,7 @@ pub struct PeerIdent {
 }
 
 /// A peer whose PostgreSQL address cannot be told.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 #[error(
     "peer {peer}: pgUrl {url:?} names no host and port: expected tcp://user@host:port/database"
 )]

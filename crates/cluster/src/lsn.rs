@@ -9,7 +9,7 @@ use std::{fmt, str::FromStr};
 pub struct Lsn(u64);
 
 /// A text that is no LSN.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 #[error("{text:?} is no WAL position: expected two hexadecimal numbers, as in 0/17B7188")]
 pub struct LsnError {
     text: String,

@@ -29,7 +29,7 @@ use crate::{
 use std::collections::BTreeSet;
 
 /// What is known of the stored state.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Known {
     Nothing,
     Absent,
@@ -37,7 +37,7 @@ enum Known {
     Illegal(StateError),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Session {
     None,
     Joining,
@@ -45,7 +45,7 @@ enum Session {
     Leaving,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Server {
     Unknown,
     Stopped,
@@ -53,7 +53,7 @@ enum Server {
 }
 
 /// A command to PostgreSQL in flight, with the generation that it was given in.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct InFlight {
     command: PgCommand,
     generation: Option<Generation>,
@@ -61,7 +61,7 @@ struct InFlight {
 }
 
 /// A put in flight.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Put {
     expected: Option<Version>,
     state: ClusterState,
@@ -71,7 +71,7 @@ struct Put {
 }
 
 /// Where a write stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Writing {
     Nothing,
     Putting(Put),
@@ -85,12 +85,14 @@ enum Writing {
 }
 
 /// One peer's machine.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Machine {
     config: MachineConfig,
 
     session: Session,
     session_problem: Option<String>,
+    /// Whether what was read in this session is known to be no older than the session.
+    confirmed: bool,
     join_at: Monotonic,
     join_attempts: u32,
     known: Known,
@@ -109,6 +111,8 @@ pub struct Machine {
     timeline: Option<u32>,
     caught_up: Option<PeerId>,
     rebuilt_in: Option<Generation>,
+    /// The upstream that the data here has been shown to have diverged from.
+    diverged_from: Option<PeerId>,
     postgres: Option<InFlight>,
     fencing: bool,
     fence_at: Monotonic,
@@ -135,6 +139,7 @@ impl Machine {
             config,
             session: Session::None,
             session_problem: None,
+            confirmed: false,
             join_at: start,
             join_attempts: 0,
             known: Known::Nothing,
@@ -152,6 +157,7 @@ impl Machine {
             timeline: None,
             caught_up: None,
             rebuilt_in: None,
+            diverged_from: None,
             postgres: None,
             fencing: false,
             fence_at: start,
@@ -206,6 +212,26 @@ impl Machine {
             Known::Legal(_, state) => Some(state),
             Known::Nothing | Known::Absent | Known::Illegal(_) => None,
         }
+    }
+
+    /// Why it does what it does.
+    pub fn reason(&self) -> &Reason {
+        &self.decision.reason
+    }
+
+    /// The place of this peer.
+    pub fn role(&self) -> Role {
+        self.decision.role
+    }
+
+    /// The configuration in force, if PostgreSQL runs with one that this machine knows of.
+    pub fn applied(&self) -> Option<&Applied> {
+        self.applied.as_ref()
+    }
+
+    /// Whether PostgreSQL runs, as far as it is known.
+    pub fn is_running(&self) -> bool {
+        self.server == Server::Running
     }
 
     /// Takes a new configuration of the sitter. What PostgreSQL was brought to is brought to it once

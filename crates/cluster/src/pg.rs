@@ -4,7 +4,7 @@ use crate::{PeerId, PeerIdent};
 use serde::{Deserialize, Serialize};
 
 /// Whose flush lets a commit on this primary be acknowledged: `synchronous_standby_names`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Counts {
     /// This peer's, and nobody else's.
@@ -18,7 +18,7 @@ pub enum Counts {
 
 /// Whether clients may write. Closed is `default_transaction_read_only`: it keeps honest clients
 /// from hanging; what makes an acknowledgement safe is [`Counts`], never the gate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Gate {
     /// Read-only until the sync has caught up.
@@ -28,7 +28,7 @@ pub enum Gate {
 }
 
 /// Which place in the chain a standby has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum StandbyRole {
     /// Follows the primary; its flush acknowledges commits.
@@ -38,7 +38,7 @@ pub enum StandbyRole {
 }
 
 /// A whole configuration of a running PostgreSQL.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", tag = "role")]
 pub enum PgConfig {
     /// Out of recovery, taking writes as far as `counts` and `gate` let it.

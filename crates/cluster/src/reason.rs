@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// The place of a peer in its shard.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Role {
     /// It has not yet read the state of its shard.
@@ -46,7 +46,7 @@ impl fmt::Display for Role {
 macro_rules! reasons {
     ($( $(#[$doc:meta])* $variant:ident $({ $($field:ident: $type:ty),* })? = $rule:literal, $text:literal; )*) => {
         /// Why. Each variant names the rule of `SPEC.md` that it follows ([`Reason::rule`]).
-        #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
         #[serde(rename_all = "camelCase", rename_all_fields = "camelCase", tag = "kind")]
         #[allow(missing_docs)] // the fields are what the doc line of their variant says
         pub enum Reason { $( $(#[$doc])* $variant $({ $($field: $type),* })?, )* }

@@ -28,7 +28,7 @@ impl fmt::Display for Generation {
 }
 
 /// Why and since when there is no takeover.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct FreezeInfo {
     /// When it was frozen.
     pub date: Timestamp,
@@ -40,7 +40,7 @@ pub struct FreezeInfo {
 }
 
 /// A frozen shard changes no generation. Old states hold a bare boolean.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Freeze {
     /// Frozen or not, and nothing is known of why.
@@ -50,7 +50,7 @@ pub enum Freeze {
 }
 
 /// Which place a promoted peer has when it is asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum PromoteRole {
     /// The sync is to become primary.
@@ -60,7 +60,7 @@ pub enum PromoteRole {
 }
 
 /// A request to move a peer one place up, valid for one generation until it expires.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Promote {
     /// The peer to move.
@@ -81,7 +81,7 @@ pub struct Promote {
 
 /// The cluster state. [`ClusterState::parse`] reads it from what was stored and refuses what is
 /// malformed or illegal; unknown fields survive a round trip.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ClusterState {
     /// Grows by one with each declared pair.
@@ -118,7 +118,7 @@ pub struct ClusterState {
 }
 
 /// A stored cluster state that cannot be acted on.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error, Serialize, Deserialize)]
 #[error("cluster state: {field}: {problem}")]
 pub struct StateError {
     /// The field that is wrong, as a path (`async[1].pgUrl`); `JSON` when it is none at all.
@@ -254,7 +254,7 @@ impl ClusterState {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Presence {
     Required,
     Optional,

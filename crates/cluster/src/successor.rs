@@ -4,7 +4,7 @@
 use crate::{ClusterState, PeerId};
 
 /// A write that breaks a rule.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 #[error("{writer} may not store generation {to} after {from}: {problem} (rule {rule})")]
 pub struct IllegalSuccessor {
     /// Who writes.

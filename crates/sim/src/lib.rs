@@ -2,4 +2,10 @@
 //!
 //! Contract: deterministic. What is driven here is the same [`cluster::Machine`] that a sitter runs.
 
+pub mod checkers;
+pub mod fuzz;
+mod mutation;
 pub mod vectors;
+pub mod world;
+
+pub use mutation::Mutation;

@@ -102,8 +102,7 @@ pub(super) fn decide_sync(view: &View<'_>, state: &ClusterState) -> Decision {
     Decision { role: Role::Sync, postgres, write: Some(next), reason, retreat }
 }
 
-/// Deposed: repaired by an operator, or rebuilt from the end of the chain and then taken out of the
-/// deposed, in the generation that the copy was made in (rules X1, X2).
+/// Deposed: repaired by an operator, or rebuilt from the primary and then taken out of the deposed, in the generation that the copy was made in (rules X1, X2).
 pub(super) fn decide_deposed(view: &View<'_>, state: &ClusterState) -> Decision {
     let stay = |postgres, reason| Decision::stay(Role::Deposed, postgres, reason);
     if view.deposed_policy == crate::DeposedPolicy::Manual {
@@ -116,13 +115,11 @@ pub(super) fn decide_deposed(view: &View<'_>, state: &ClusterState) -> Decision 
         let reason = Reason::Rejoining;
         return Decision { write, ..stay(PgTarget::Offline, reason) };
     }
-    let last = state.chain().filter(|peer| view.is_active(&peer.id)).last();
-    let mut sources: Vec<PeerIdent> = last.into_iter().cloned().collect();
-    if view.is_active(&state.primary.id) && last.is_none_or(|peer| peer.id != state.primary.id) {
-        sources.push(state.primary.clone());
-    }
-    if sources.is_empty() {
+    // The primary's data is the shard's by definition. That of any other member may itself have
+    // diverged unnoticed, and a copy of it would be taken back as if it were repaired.
+    if !view.is_active(&state.primary.id) {
         return stay(PgTarget::Offline, Reason::RebuildNoSource);
     }
+    let sources = vec![state.primary.clone()];
     stay(PgTarget::Rebuilt(sources), Reason::Rebuilding)
 }

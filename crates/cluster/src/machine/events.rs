@@ -25,6 +25,7 @@ impl Machine {
                 // The session starts from what it reads: nothing known before counts as present.
                 self.known = Known::Nothing;
                 self.active = None;
+                self.confirmed = false;
                 self.session_problem = None;
                 self.join_attempts = 0;
             }
@@ -46,6 +47,7 @@ impl Machine {
             Event::Active(peers) => self.active = Some(distinct(peers)),
             Event::Confirmed { sent } => {
                 self.session_problem = None;
+                self.confirmed = true;
                 if self.is_informed() {
                     self.prove(sent);
                 }
@@ -67,13 +69,19 @@ impl Machine {
                     self.mended();
                 }
             }
+            Event::Diverged { from } => self.diverged_from = Some(from),
             Event::Wake => {}
         }
     }
 
-    /// Whether state and registrations of the present session are known.
+    /// Whether state and registrations of the present session are known, and to be no older than it:
+    /// what a service shows first may be what was true before, and a peer that acts on a state which
+    /// it has itself replaced since may let the sync of then acknowledge.
     pub(super) fn is_informed(&self) -> bool {
-        self.session == Session::Joined && self.active.is_some() && self.known != Known::Nothing
+        self.session == Session::Joined
+            && self.confirmed
+            && self.active.is_some()
+            && self.known != Known::Nothing
     }
 
     /// The delay after this many failures: doubled each time, up to the longest.
@@ -232,6 +240,7 @@ impl Machine {
         self.timeline = None;
         self.wal = None;
         self.failing_since = None;
+        self.diverged_from = None;
     }
 
     fn stopped(&mut self) {

@@ -209,6 +209,10 @@ impl Machine {
         if matches!(&command, PgCommand::Apply(config) if needs_proof(config)) {
             self.exposed = true;
         }
+        if matches!(command, PgCommand::Rebuild(_)) {
+            // From here on the copy that there was is being replaced: it is no reason to come back.
+            self.rebuilt_in = None;
+        }
         self.postgres = Some(operation);
         actions.push(Action::Postgres(command));
     }
@@ -230,7 +234,8 @@ impl Machine {
             PgTarget::Run { config, sources } => {
                 // A database that was created here for a setup that another peer then did is none
                 // of the shard's.
-                let foreign = self.database == Some(Database::Prepared) && !config.is_primary();
+                let foreign = self.database == Some(Database::Prepared) && !config.is_primary()
+                    || self.has_diverged(config);
                 match (self.database, sources.is_empty()) {
                     (Some(Database::None), true) => return None,
                     (Some(Database::None), false) => return Some(PgCommand::Seed(sources.clone())),
@@ -252,6 +257,16 @@ impl Machine {
                 }
                 Some(PgCommand::Apply(config.clone()))
             }
+        }
+    }
+
+    /// Whether what is to be followed is known to have another history (rule X4).
+    fn has_diverged(&self, config: &PgConfig) -> bool {
+        match config {
+            PgConfig::Standby { upstream: Some(upstream), .. } => {
+                self.diverged_from.as_ref() == Some(&upstream.id)
+            }
+            _ => false,
         }
     }
 

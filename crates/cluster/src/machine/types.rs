@@ -10,12 +10,12 @@ use std::fmt;
 
 /// The version of the stored state that a conditional put names: ZooKeeper's znode version, etcd's
 /// revision, a counter in SQLite. It grows with each write.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Version(pub i64);
 
 /// What a machine is configured with.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct MachineConfig {
     /// Who this peer is.
     pub me: PeerIdent,
@@ -35,7 +35,7 @@ pub struct MachineConfig {
 }
 
 /// The time at which an event is handled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Now {
     /// By the boot clock of this host: all deadlines.
     pub monotonic: Monotonic,
@@ -44,7 +44,7 @@ pub struct Now {
 }
 
 /// A stored cluster state as it was read.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct StateSeen {
     /// For the next conditional put.
     pub version: Version,
@@ -53,7 +53,7 @@ pub struct StateSeen {
 }
 
 /// How a conditional put ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum PutOutcome {
     /// Stored under this version.
     Committed(Version),
@@ -64,7 +64,7 @@ pub enum PutOutcome {
 }
 
 /// What PostgreSQL is to be brought to. Idempotent, each of them.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum PgCommand {
     /// Create a database where there is none; do not start it.
     Prepare,
@@ -104,7 +104,7 @@ impl fmt::Display for PgCommand {
 }
 
 /// How a command to PostgreSQL ended well.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum PgOutcome {
     /// There is a database now that was created for setup.
     Prepared,
@@ -122,7 +122,7 @@ pub enum PgOutcome {
 }
 
 /// How a command to PostgreSQL failed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ApplyError {
     /// What went wrong, where, and what to do; for people.
     pub problem: String,
@@ -133,7 +133,7 @@ pub struct ApplyError {
 }
 
 /// A fact. Completions answer the action of the same name.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Event {
     /// What was found on this host when the sitter started.
     Inspected {
@@ -188,12 +188,18 @@ pub enum Event {
         /// The sync that counts answered after this time.
         sync_answered: Option<Monotonic>,
     },
+    /// This standby cannot stream from there, ever: the history of that server has not, or left
+    /// before it, what this database holds.
+    Diverged {
+        /// Whose history it is.
+        from: PeerId,
+    },
     /// The time asked for by `WakeAt` has come.
     Wake,
 }
 
 /// An imperative.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Action {
     /// Look what database and which PostgreSQL are here.
     Inspect,
@@ -221,7 +227,7 @@ pub enum Action {
 }
 
 /// What a machine knows, wants and waits for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Snapshot {
     /// The place of this peer.
