@@ -231,7 +231,6 @@ impl Machine {
         self.database = Some(Database::Established);
         self.timeline = None;
         self.wal = None;
-        self.failing_since = None;
     }
 
     fn stopped(&mut self) {
