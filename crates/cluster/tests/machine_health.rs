@@ -57,6 +57,7 @@ impl Sync {
         let mut actions = self.at(now, Event::Joined);
         actions.extend(self.at(now, Event::State(Some(seen))));
         actions.extend(self.at(now, Event::Active(vec![peer(1), peer(2), peer(3)])));
+        actions.extend(self.at(now, Event::Confirmed { sent: Monotonic(now) }));
         actions
     }
 

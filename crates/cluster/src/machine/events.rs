@@ -239,7 +239,6 @@ impl Machine {
         self.database = Some(Database::Established);
         self.timeline = None;
         self.wal = None;
-        self.failing_since = None;
         self.diverged_from = None;
     }
 

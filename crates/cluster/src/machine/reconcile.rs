@@ -103,7 +103,6 @@ impl Machine {
             Role::Unknown | Role::Unassigned | Role::Async | Role::Deposed => None,
         };
         failing
-            && self.applied.is_none()
             && !state.is_frozen()
             && partner.is_some_and(active)
             && state.asyncs.iter().any(active)
