@@ -12,6 +12,7 @@ mod error;
 pub(crate) mod files;
 mod force;
 mod guard;
+mod history;
 mod probe;
 pub(crate) mod process;
 mod render;
@@ -273,6 +274,22 @@ impl Postgres {
     pub async fn probe(&self) -> Result<Probe, PgError> {
         let inner = &self.inner;
         inner.ask().await.map_err(|cause| inner.error("ask the server", cause))
+    }
+
+    /// Why this standby can never stream from the server at this address, because that has another
+    /// history; nothing as long as that is not certain.
+    ///
+    /// # Errors
+    /// When that server cannot be asked.
+    pub async fn divergence(
+        &self,
+        ours: &Probe,
+        host: &str,
+        port: u16,
+    ) -> Result<Option<String>, PgError> {
+        let inner = &self.inner;
+        let asked = inner.divergence(ours, host, port).await;
+        asked.map_err(|cause| inner.error("compare its history with its upstream's", cause))
     }
 
     /// Tells of each end of the server that nobody asked for here, the latest. An end during a

@@ -11,7 +11,7 @@ use adapters::{
     clock,
     postgres::{Postgres, Probe, Sender},
 };
-use cluster::{Counts, Event, Lsn, Millis, Monotonic, PeerId, PgConfig, Snapshot};
+use cluster::{Counts, Event, Lsn, Millis, Monotonic, PeerId, PeerIdent, PgConfig, Snapshot};
 use jiff::Timestamp;
 use std::{sync::Arc, time::Duration};
 use tokio::{
@@ -21,6 +21,10 @@ use tokio::{
 
 /// How often it is looked at while the gate waits for the sync: the clients wait for this.
 const WHILE_WAITING: Millis = Millis(100);
+
+/// How long a standby may not stream before its history is compared with its upstream's: well above
+/// what reconnecting takes.
+const SILENT: Millis = Millis(5_000);
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Timing {
@@ -38,6 +42,7 @@ pub(super) async fn watch(
 ) {
     let mut snapshots = shared.snapshots();
     let mut answers = Answers::default();
+    let mut silence = Silence::default();
     while current.borrow().as_ref().is_some_and(|now| Arc::ptr_eq(now, &postgres)) {
         let snapshot = snapshots.borrow_and_update().clone();
         if snapshot.running {
@@ -45,6 +50,9 @@ pub(super) async fn watch(
             match postgres.probe().await {
                 Ok(probe) => {
                     let event = answers.read(began, &snapshot, &probe);
+                    if let Some(upstream) = silence.judge(began, &snapshot, &probe) {
+                        compare(&postgres, &probe, &upstream, &events).await;
+                    }
                     shared.publish_postgres(PgSeen { at: began, probe: Ok(probe) });
                     send(&events, event).await;
                 }
@@ -107,6 +115,64 @@ impl Answers {
             .filter(|(_, sender)| sender.sync_state == "sync" && sender.state == "streaming")
             .map(|(peer, _)| peer.clone());
         Event::Probed { wal: probe.wal, timeline: Some(probe.timeline), caught_up, sync_answered }
+    }
+}
+
+/// How long a standby has not streamed from its upstream.
+#[derive(Default)]
+struct Silence {
+    from: Option<(PeerId, Monotonic)>,
+}
+
+impl Silence {
+    /// The upstream whose history is to be looked at, because nothing has come from it for a while;
+    /// again only after as long a time.
+    fn judge(&mut self, now: Monotonic, snapshot: &Snapshot, probe: &Probe) -> Option<PeerIdent> {
+        let config = snapshot.applied.as_ref().map(|applied| &applied.config);
+        let upstream = match config {
+            Some(PgConfig::Standby { upstream: Some(upstream), .. }) => upstream,
+            _ => return self.broken(),
+        };
+        if probe.receiver.as_ref().is_some_and(|receiver| receiver.status == "streaming") {
+            return self.broken();
+        }
+        match &self.from {
+            Some((peer, since)) if *peer == upstream.id => {
+                if now - *since < SILENT {
+                    return None;
+                }
+                self.from = Some((upstream.id.clone(), now));
+                Some(upstream.clone())
+            }
+            _ => {
+                self.from = Some((upstream.id.clone(), now));
+                None
+            }
+        }
+    }
+
+    fn broken(&mut self) -> Option<PeerIdent> {
+        self.from = None;
+        None
+    }
+}
+
+/// Tells the machine if our history is not the upstream's.
+async fn compare(
+    postgres: &Postgres,
+    probe: &Probe,
+    upstream: &PeerIdent,
+    events: &mpsc::Sender<Event>,
+) {
+    let Ok((host, port)) = upstream.pg_address() else { return };
+    match postgres.divergence(probe, &host, port).await {
+        Ok(None) => {}
+        Ok(Some(why)) => {
+            let from = upstream.id.clone();
+            tracing::warn!("the database here has diverged from that of {from}: {why}");
+            send(events, Event::Diverged { from }).await;
+        }
+        Err(error) => tracing::debug!("{}", whole(&error)),
     }
 }
 
