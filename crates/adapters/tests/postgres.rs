@@ -468,3 +468,41 @@ async fn starts_that_fail() {
     settings.socket_dir = format!("/tmp/{}", "x".repeat(120)).into();
     adapters::postgres::Postgres::open(settings).expect_err("a socket's name too long");
 }
+
+/// A standby that has WAL which its new upstream, promoted from an earlier position, never had, can
+/// follow it no further; one that has not, can. Only the first is told that it has diverged.
+#[tokio::test]
+async fn a_standby_ahead_of_its_new_upstream_has_diverged() {
+    let (b, c, d) = (Peer::new("b"), Peer::new("c"), Peer::new("d"));
+    let a = Peer::new("a").primary(Counts::Sync(b.id()), &[&b, &c, &d]).await;
+    let b = b.standby_of(&a).await;
+    let c = c.standby_of(&a).await;
+    let d = d.standby_of(&a).await;
+    a.wait_sync(&b).await;
+    // `c` and `d` stop following; `b` goes on.
+    let detached = c.apply(&standby(None, &[])).await.position;
+    d.apply(&standby(None, &[])).await;
+    assert!(commit(&a, "create table t as select generate_series(1, 1000)").await.expect("a task"));
+    a.postgres.stop(StopMode::Fast).await.expect("a stop");
+    c.apply(&primary(Counts::Sync(d.id()), &[&b, &d])).await;
+    b.apply(&standby(Some(&c), &[])).await;
+    d.apply(&standby(Some(&c), &[])).await;
+    c.wait_sync(&d).await;
+
+    let port = c.settings.port;
+    let judge = async |peer: &Peer| {
+        let probe = peer.postgres.probe().await.expect("a probe");
+        peer.postgres.divergence(&probe, "127.0.0.1", port).await.expect("an answer")
+    };
+    let why = in_time("b to be refused", async {
+        loop {
+            if let Some(why) = judge(&b).await {
+                return why;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await;
+    assert!(why.contains("left timeline 1"), "{why}; c was detached at {detached}");
+    assert_eq!(judge(&d).await, None, "the one that follows");
+}

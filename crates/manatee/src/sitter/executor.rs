@@ -22,9 +22,10 @@ use std::{
     time::Duration,
 };
 use tokio::{
+    net::TcpStream,
     sync::{Mutex, Notify, mpsc, oneshot, watch},
     task::JoinHandle,
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 /// How long an orderly stop waits for an operation in flight before it goes on without it.
@@ -57,6 +58,9 @@ pub(super) fn settings(config: &Config, me: &PeerIdent) -> Result<Settings> {
         query_timeout: postgres.query_timeout.millis(),
     })
 }
+
+/// How long a copy waits for a source that is still starting before it is tried, and fails, for real.
+const STARTING: Duration = Duration::from_secs(5);
 
 /// What the tasks share.
 struct World {
@@ -306,13 +310,32 @@ impl World {
                 let (host, port) = peer.pg_address()?;
                 Ok(SeedSource { peer: peer.id.clone(), host, port })
             })
-            .collect::<Result<_>>()?;
+            .collect::<Result<Vec<_>>>()?;
+        wait_for_any(&sources).await;
         let request = postgres.seed_request(sources);
         let (progress, watched) = watch::channel(SeedProgress::default());
         let _shown = self.shared.show_copy(watched);
         let seeded = self.storage.seed(&request, &progress).await?;
         tracing::info!(source = %seeded.source, timeline = seeded.timeline, "the database is copied");
         Ok(())
+    }
+}
+
+/// Waits a little until one of these takes connections: at setup all peers begin at once, and the one
+/// to copy from is often still starting. Whether one does is for the copy to find out.
+async fn wait_for_any(sources: &[SeedSource]) {
+    let connected = async {
+        loop {
+            for source in sources {
+                if TcpStream::connect((source.host.as_str(), source.port)).await.is_ok() {
+                    return;
+                }
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    if timeout(STARTING, connected).await.is_err() {
+        tracing::debug!("nobody to copy from takes connections yet");
     }
 }
 
