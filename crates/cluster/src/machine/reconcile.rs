@@ -5,7 +5,8 @@ use super::{
     fence::needs_proof,
 };
 use crate::{
-    Applied, Database, Monotonic, PeerIdent, PgConfig, PgTarget, Reason, Role, StandbyRole, View, decide,
+    Applied, Database, Monotonic, PeerIdent, PgConfig, PgTarget, Reason, Role, StandbyRole, View,
+    decide,
 };
 
 impl Machine {

@@ -40,9 +40,10 @@ impl Commits {
         timelines: &Timelines,
     ) -> Result<(), String> {
         self.count += 1;
-        let known = self.acknowledged.iter_mut().rev().find(|known| {
-            known.generation == generation && known.commit.branch == commit.branch
-        });
+        let known =
+            self.acknowledged.iter_mut().rev().find(|known| {
+                known.generation == generation && known.commit.branch == commit.branch
+            });
         match known {
             Some(known) => known.commit = known.commit.max(commit),
             None => self.acknowledged.push(Acknowledged { generation, commit }),

@@ -135,7 +135,9 @@ impl Checkers {
         let problem = if peer == from {
             format!("peer {peer} writes on a timeline that another has written on since")
         } else {
-            format!("peer {peer} goes on with WAL of {from} that is not the continuation of its own")
+            format!(
+                "peer {peer} goes on with WAL of {from} that is not the continuation of its own"
+            )
         };
         self.judge("histories", now, Err(problem));
     }

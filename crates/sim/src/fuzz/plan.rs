@@ -188,8 +188,7 @@ impl Dice {
             Kind::Resume => Fault::Resume(self.peer()),
             Kind::ExpireSession => Fault::ExpireSession(self.who()),
             Kind::NextPut => {
-                let fault =
-                    [PutFault::Lost, PutFault::AnswerLost, PutFault::Late][self.below(3)];
+                let fault = [PutFault::Lost, PutFault::AnswerLost, PutFault::Late][self.below(3)];
                 Fault::NextPut(self.who(), fault)
             }
             Kind::FailNextCommand => Fault::FailNextCommand(self.who()),

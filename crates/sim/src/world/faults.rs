@@ -40,14 +40,25 @@ pub enum Fault {
     /// Only time passes.
     Nothing,
     /// A client commits; an honest one stops at a closed gate.
-    Write { who: Who, honest: bool },
+    Write {
+        who: Who,
+        honest: bool,
+    },
     /// The clients that wait for an acknowledgement give up.
     CancelWaits(Who),
     /// Requests do not reach the service, or its answers do not come back, or both.
-    CutCoordination { who: Who, requests: bool, answers: bool },
+    CutCoordination {
+        who: Who,
+        requests: bool,
+        answers: bool,
+    },
     HealCoordination(Who),
     /// Nothing gets from the one to the other; both ways if so.
-    CutLink { from: Who, to: Who, both: bool },
+    CutLink {
+        from: Who,
+        to: Who,
+        both: bool,
+    },
     HealLinks,
     KillSitter(Who),
     StartSitter(Who),

@@ -24,8 +24,13 @@ pub use peer::{Part, Peer, Server};
 pub use service::{Service, Shown};
 pub use timelines::{Point, Timelines};
 
-use crate::{Mutation, checkers::{Checkers, Violation}};
-use cluster::{ClusterState, Generation, Millis, Monotonic, PeerId, PeerIdent, PutOutcome, Version};
+use crate::{
+    Mutation,
+    checkers::{Checkers, Violation},
+};
+use cluster::{
+    ClusterState, Generation, Millis, Monotonic, PeerId, PeerIdent, PutOutcome, Version,
+};
 use pace::{Delay, Delays};
 use peer::Clock;
 use service::SessionId;
@@ -63,42 +68,148 @@ pub struct Setup {
 #[derive(Debug, Clone, Hash)]
 pub(crate) enum Happening {
     /// The machine's alarm.
-    Wake { peer: usize, life: u32 },
+    Wake {
+        peer: usize,
+        life: u32,
+    },
     /// The sitter has looked at its host.
-    Inspected { peer: usize, life: u32 },
+    Inspected {
+        peer: usize,
+        life: u32,
+    },
     /// The sitter looks at PostgreSQL.
-    Probe { peer: usize, life: u32 },
-    JoinArrives { peer: usize, life: u32, call: u32, sent: Monotonic },
-    Joined { peer: usize, life: u32, call: u32, session: SessionId, shown: usize, sent: Monotonic },
-    JoinLimit { peer: usize, life: u32, call: u32 },
-    Beat { peer: usize, session: SessionId },
-    BeatArrives { peer: usize, session: SessionId, sent: Monotonic },
-    BeatAnswered { peer: usize, session: SessionId, alive: bool, shown: usize, sent: Monotonic },
-    Notice { peer: usize, session: SessionId, shown: usize },
+    Probe {
+        peer: usize,
+        life: u32,
+    },
+    JoinArrives {
+        peer: usize,
+        life: u32,
+        call: u32,
+        sent: Monotonic,
+    },
+    Joined {
+        peer: usize,
+        life: u32,
+        call: u32,
+        session: SessionId,
+        shown: usize,
+        sent: Monotonic,
+    },
+    JoinLimit {
+        peer: usize,
+        life: u32,
+        call: u32,
+    },
+    Beat {
+        peer: usize,
+        session: SessionId,
+    },
+    BeatArrives {
+        peer: usize,
+        session: SessionId,
+        sent: Monotonic,
+    },
+    BeatAnswered {
+        peer: usize,
+        session: SessionId,
+        alive: bool,
+        shown: usize,
+        sent: Monotonic,
+    },
+    Notice {
+        peer: usize,
+        session: SessionId,
+        shown: usize,
+    },
     /// The service looks whether a session has run out.
-    SessionDue { session: SessionId },
-    Left { peer: usize, life: u32 },
-    PutArrives { peer: usize, life: u32, call: u32, put: Box<Put> },
-    PutAnswered { peer: usize, life: u32, call: u32, outcome: PutOutcome },
-    PutLimit { peer: usize, life: u32, call: u32 },
-    ReadArrives { peer: usize, life: u32, call: u32 },
-    ReadAnswered { peer: usize, life: u32, call: u32, shown: usize },
-    ReadLimit { peer: usize, life: u32, call: u32 },
+    SessionDue {
+        session: SessionId,
+    },
+    Left {
+        peer: usize,
+        life: u32,
+    },
+    PutArrives {
+        peer: usize,
+        life: u32,
+        call: u32,
+        put: Box<Put>,
+    },
+    PutAnswered {
+        peer: usize,
+        life: u32,
+        call: u32,
+        outcome: PutOutcome,
+    },
+    PutLimit {
+        peer: usize,
+        life: u32,
+        call: u32,
+    },
+    ReadArrives {
+        peer: usize,
+        life: u32,
+        call: u32,
+    },
+    ReadAnswered {
+        peer: usize,
+        life: u32,
+        call: u32,
+        shown: usize,
+    },
+    ReadLimit {
+        peer: usize,
+        life: u32,
+        call: u32,
+    },
     /// A command to PostgreSQL goes on.
-    Command { peer: usize, life: u32, operation: u32 },
+    Command {
+        peer: usize,
+        life: u32,
+        operation: u32,
+    },
     /// A command to PostgreSQL runs into its limit.
-    CommandLimit { peer: usize, life: u32, operation: u32 },
-    Fenced { peer: usize, life: u32 },
-    Exited { peer: usize, life: u32 },
+    CommandLimit {
+        peer: usize,
+        life: u32,
+        operation: u32,
+    },
+    Fenced {
+        peer: usize,
+        life: u32,
+    },
+    Exited {
+        peer: usize,
+        life: u32,
+    },
     /// A standby tries to stream.
-    Connect { peer: usize, boot: u32 },
+    Connect {
+        peer: usize,
+        boot: u32,
+    },
     /// WAL arrives at a standby.
-    Data { peer: usize, connection: u32, upto: Point },
-    Flush { peer: usize, boot: u32 },
+    Data {
+        peer: usize,
+        connection: u32,
+        upto: Point,
+    },
+    Flush {
+        peer: usize,
+        boot: u32,
+    },
     /// A standby's report arrives at where it streams from.
-    Reply { peer: usize, from: usize, connection: u32, flushed: Point },
+    Reply {
+        peer: usize,
+        from: usize,
+        connection: u32,
+        flushed: Point,
+    },
     /// A WAL sender reads the files again.
-    Reload { peer: usize, connection: u32 },
+    Reload {
+        peer: usize,
+        connection: u32,
+    },
 }
 
 /// A conditional put on its way.
@@ -147,7 +258,8 @@ impl World {
         let mut delays = Delays::new(setup.pace, setup.seed);
         let peers = (0..setup.peers).map(|index| {
             let letter = char::from(b'a' + u8::try_from(index).expect("few peers"));
-            let ident = PeerIdent::new(&format!("10.0.0.{}", index + 1), 5432, 12345, &letter.to_string());
+            let ident =
+                PeerIdent::new(&format!("10.0.0.{}", index + 1), 5432, 12345, &letter.to_string());
             let drift = delays.drift();
             Peer::new(ident, Clock { base: 1_000 * (index as u64 + 1), drift })
         });

@@ -1,6 +1,9 @@
 //! How long things take.
 
-use rand_xoshiro::{Xoshiro256PlusPlus, rand_core::{Rng, SeedableRng}};
+use rand_xoshiro::{
+    Xoshiro256PlusPlus,
+    rand_core::{Rng, SeedableRng},
+};
 
 /// Who says how long things take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

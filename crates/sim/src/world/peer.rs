@@ -1,10 +1,11 @@
 //! What a host holds: a disk, a PostgreSQL, a sitter; and which of them are there, stopped or gone.
 
 use super::{service::SessionId, timelines::Point};
-use cluster::{
-    Database, Generation, Lsn, Machine, Monotonic, PeerIdent, PgCommand, PgConfig,
+use cluster::{Database, Generation, Lsn, Machine, Monotonic, PeerIdent, PgCommand, PgConfig};
+use std::{
+    collections::VecDeque,
+    hash::{Hash, Hasher},
 };
-use std::{collections::VecDeque, hash::{Hash, Hasher}};
 
 /// A part of a host that can be stopped by itself (SIGSTOP).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

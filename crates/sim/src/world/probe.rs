@@ -85,7 +85,8 @@ impl World {
         let alive = self.peers[standby].server.as_ref().is_some_and(|server| {
             server.receiver.as_ref().is_some_and(|receiver| receiver.connection == connection)
         });
-        if alive && !self.peers[standby].is_stopped(Part::Postgres) && self.connects(standby, from) {
+        if alive && !self.peers[standby].is_stopped(Part::Postgres) && self.connects(standby, from)
+        {
             let reply = Happening::Reply { peer: from, from: standby, connection, flushed };
             self.schedule(Delay::Message, reply);
         }

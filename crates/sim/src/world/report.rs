@@ -17,7 +17,8 @@ impl World {
         let letters = |peers: &[PeerIdent]| {
             peers.iter().map(|peer| peer.zone_id.as_str()).collect::<Vec<_>>().join(" ")
         };
-        let mut text = format!("generation {}: primary {}", state.generation, state.primary.zone_id);
+        let mut text =
+            format!("generation {}: primary {}", state.generation, state.primary.zone_id);
         let mut add = |what: String| text.push_str(&what);
         if let Some(sync) = &state.sync {
             add(format!(", sync {}", sync.zone_id));
@@ -118,8 +119,13 @@ impl World {
         let mut text = String::new();
         let stored = self.service.cluster();
         let line = stored.map_or("nothing is stored".to_owned(), |state| self.in_short(state));
-        let active: Vec<_> =
-            self.service.shown(self.service.newest()).active.iter().map(|&p| self.name(p)).collect();
+        let active: Vec<_> = self
+            .service
+            .shown(self.service.newest())
+            .active
+            .iter()
+            .map(|&p| self.name(p))
+            .collect();
         // Writing to a string does not fail.
         let _ = writeln!(text, "{line}; active: {}", active.join(" "));
         for (index, peer) in self.peers.iter().enumerate() {

@@ -122,7 +122,11 @@ impl Service {
     }
 
     /// Stores a state if the version is the expected one.
-    pub(super) fn put(&mut self, expected: Option<Version>, state: ClusterState) -> Option<Version> {
+    pub(super) fn put(
+        &mut self,
+        expected: Option<Version>,
+        state: ClusterState,
+    ) -> Option<Version> {
         let present = self.state().map(|(version, _)| *version);
         if present != expected {
             return None;

@@ -6,9 +6,7 @@ use super::{
     service::SessionId,
 };
 use crate::{Mutation, checkers::Write};
-use cluster::{
-    ClusterState, Event, Millis, Monotonic, PutOutcome, StateSeen, Version,
-};
+use cluster::{ClusterState, Event, Millis, Monotonic, PutOutcome, StateSeen, Version};
 
 /// How often a session beats, and how often it is tried when nothing is heard.
 const BEAT: u64 = SESSION_TIMEOUT / 3;
@@ -58,7 +56,8 @@ impl World {
     /// The number of what a reader sees who may be shown what was true a while ago.
     fn lagging(&mut self, at_least: usize) -> usize {
         let newest = self.service.newest();
-        let behind = if self.setup.stale_reads { self.delays.below(8).saturating_sub(4) } else { 0 };
+        let behind =
+            if self.setup.stale_reads { self.delays.below(8).saturating_sub(4) } else { 0 };
         newest.saturating_sub(usize::try_from(behind).unwrap_or(0)).max(at_least)
     }
 
@@ -119,10 +118,8 @@ impl World {
 
     /// Puts back what a mutation did not show, where the machine has not itself decided about it.
     fn undisguised(&self, expected: Option<Version>, mut state: ClusterState) -> ClusterState {
-        let hidden = matches!(
-            self.setup.mutation,
-            Some(Mutation::IgnoreInitWal | Mutation::IgnoreFreeze)
-        );
+        let hidden =
+            matches!(self.setup.mutation, Some(Mutation::IgnoreInitWal | Mutation::IgnoreFreeze));
         if let Some((version, stored)) = self.service.state()
             && hidden
             && Some(*version) == expected
@@ -274,9 +271,7 @@ impl World {
         if let Some(sitter) = &mut host.sitter {
             sitter.put = Some(call);
         }
-        self.note(|world| {
-            format!("{} stores: {}", world.name(peer), world.in_short(&state))
-        });
+        self.note(|world| format!("{} stores: {}", world.name(peer), world.in_short(&state)));
         self.schedule_in(CALL_LIMIT, Happening::PutLimit { peer, life, call });
         let state = self.undisguised(expected, state);
         let same = self.service.cluster().is_some_and(|stored| *stored == state);
@@ -331,7 +326,12 @@ impl World {
     }
 
     /// A state has been stored by a peer: everybody is told, the checkers first.
-    fn stored(&mut self, peer: usize, before: Option<&ClusterState>, content: Option<super::Point>) {
+    fn stored(
+        &mut self,
+        peer: usize,
+        before: Option<&ClusterState>,
+        content: Option<super::Point>,
+    ) {
         self.note(|world| {
             let state = world.service.cluster().expect("just stored");
             format!("stored: {}", world.in_short(state))

@@ -2,7 +2,8 @@
 //! executor do.
 
 use super::{
-    Happening, LEASE, Peer, World, commands, faults::PutFault,
+    Happening, LEASE, Peer, World, commands,
+    faults::PutFault,
     pace::Delay,
     peer::{Clock, Names, Sitter},
 };
