@@ -3,7 +3,7 @@
 mod support;
 
 use adapters::postgres::{Database, PgCause, StopMode};
-use cluster::{Counts, Gate, Lsn, PgConfig};
+use cluster::{Counts, Gate, Generation, Lsn, PgConfig};
 use rustix::process::Signal;
 use std::{fs, time::Duration};
 use support::{LIMIT, Peer, commit, free_port, primary, signal, standby, wait_waiting};
@@ -44,8 +44,12 @@ async fn a_new_database_serves_alone() {
     assert_eq!(std::os::unix::fs::MetadataExt::uid(&owner), user.uid);
 
     // The gate: closed for who does not insist, opened again.
-    let closed =
-        PgConfig::Primary { counts: Counts::Alone, gate: Gate::Closed, downstream: vec![] };
+    let closed = PgConfig::Primary {
+        generation: Generation(1),
+        counts: Counts::Alone,
+        gate: Gate::Closed,
+        downstream: vec![],
+    };
     peer.apply(&closed).await;
     assert!(!commit(&peer, "insert into t values (1)").await.expect("a task"));
     let pid = peer.pid();
@@ -505,4 +509,54 @@ async fn a_standby_ahead_of_its_new_upstream_has_diverged() {
     .await;
     assert!(why.contains("left timeline 1"), "{why}; c was detached at {detached}");
     assert_eq!(judge(&d).await, None, "the one that follows");
+}
+
+/// A promotion for generation 5 begins timeline 5, whatever number PostgreSQL would have taken; those
+/// who follow from timeline 1 find their way, a fresh copy too, and an interrupted promotion does no
+/// harm.
+#[tokio::test]
+async fn a_promotion_takes_a_number_of_its_own() {
+    let (b, c, d, f) = (Peer::new("b"), Peer::new("c"), Peer::new("d"), Peer::new("f"));
+    let a = Peer::new("a").primary(Counts::Sync(b.id()), &[&b, &c, &f]).await;
+    let b = b.standby_of(&a).await;
+    let c = c.standby_of(&a).await;
+    let f = f.standby_of(&a).await;
+    a.wait_sync(&b).await;
+    assert!(commit(&a, "create table t (i int)").await.expect("a task"));
+    // Those who follow later have no more than the one that is promoted.
+    for standby_of_a in [&f, &c, &b] {
+        standby_of_a.apply(&standby(None, &[])).await;
+    }
+    a.postgres.stop(StopMode::Immediate).await.expect("a stop");
+
+    // As if it had been interrupted: reserved, and not promoted.
+    let reserved = "# reserved by Manatee: no timeline of this shard has this number\n";
+    for number in 2..5 {
+        let file = b.settings.dataset.join(format!("data/pg_wal/{number:08X}.history"));
+        fs::write(file, reserved).expect("a reservation");
+    }
+    b.postgres.stop(StopMode::Fast).await.expect("a stop");
+    b.apply(&standby(None, &[])).await;
+
+    let fifth = |counts, downstream: &[&Peer]| PgConfig::Primary {
+        generation: Generation(5),
+        counts,
+        gate: Gate::Open,
+        downstream: support::ids(downstream),
+    };
+    b.apply(&fifth(Counts::Sync(c.id()), &[&c])).await;
+    assert_eq!(b.postgres.probe().await.expect("a probe").timeline, 5);
+    c.apply(&standby(Some(&b), &[])).await;
+    b.wait_sync(&c).await;
+    assert!(commit(&b, "insert into t values (1)").await.expect("a task"));
+    assert_eq!(c.postgres.probe().await.expect("a probe").timeline, 5);
+
+    // A fresh copy has the history of timeline 5 alone, and serves those who need the others.
+    let d = d.standby_of(&b).await;
+    let e = Peer::new("e");
+    d.apply(&standby(Some(&b), &[&f, &e])).await;
+    f.apply(&standby(Some(&d), &[])).await;
+    f.wait("(select count(*) = 1 from t)").await;
+    let e = e.standby_of(&d).await;
+    e.wait("(select count(*) = 1 from t)").await;
 }

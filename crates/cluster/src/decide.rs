@@ -148,6 +148,7 @@ fn set_up(view: &View<'_>) -> Decision {
 fn primary_config(state: &ClusterState, counts: Counts, gate: Gate) -> PgConfig {
     let downstream = state.downstream_of(&state.primary.id);
     PgConfig::Primary {
+        generation: state.generation,
         counts,
         gate,
         downstream: downstream.map(|p| p.id.clone()).into_iter().collect(),

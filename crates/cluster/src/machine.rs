@@ -98,6 +98,10 @@ pub struct Machine {
     known: Known,
     active: Option<Vec<PeerIdent>>,
     writing: Writing,
+    /// Whether no declaration of a sitter before this one can be stored any more (rule D6).
+    settled: bool,
+    /// The first version that was ever read here.
+    seen: Option<Version>,
     reading: bool,
     put_at: Monotonic,
 
@@ -145,6 +149,8 @@ impl Machine {
             known: Known::Nothing,
             active: None,
             writing: Writing::Nothing,
+            settled: false,
+            seen: None,
             reading: false,
             put_at: start,
             inspecting: true,

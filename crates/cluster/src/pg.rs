@@ -1,6 +1,6 @@
 //! The PostgreSQL that a decision asks for: whole configurations, never differences.
 
-use crate::{PeerId, PeerIdent};
+use crate::{Generation, PeerId, PeerIdent};
 use serde::{Deserialize, Serialize};
 
 /// Whose flush lets a commit on this primary be acknowledged: `synchronous_standby_names`.
@@ -43,6 +43,9 @@ pub enum StandbyRole {
 pub enum PgConfig {
     /// Out of recovery, taking writes as far as `counts` and `gate` let it.
     Primary {
+        /// The generation that it serves in. A promotion begins a timeline of at least this number
+        /// (rule D7).
+        generation: Generation,
         /// Whose flush acknowledges.
         counts: Counts,
         /// Whether clients may write.
@@ -81,8 +84,8 @@ impl PgConfig {
     #[must_use]
     pub fn opened(self) -> Self {
         match self {
-            PgConfig::Primary { counts, downstream, .. } => {
-                PgConfig::Primary { counts, gate: Gate::Open, downstream }
+            PgConfig::Primary { generation, counts, downstream, .. } => {
+                PgConfig::Primary { generation, counts, gate: Gate::Open, downstream }
             }
             standby @ PgConfig::Standby { .. } => standby,
         }

@@ -13,6 +13,8 @@ use std::sync::{Arc, PoisonError};
 
 /// A primary's configuration.
 struct Primary<'a> {
+    /// The least number of a timeline that a promotion may begin.
+    timeline: u32,
     counts: &'a Counts,
     gate: Gate,
     downstream: &'a [PeerId],
@@ -37,11 +39,12 @@ impl Inner {
     pub async fn bring(&self, config: &PgConfig, epoch: u64) -> Result<Applied, PgCause> {
         self.check_database()?;
         let position = match config {
-            PgConfig::Primary { counts, gate, downstream } => {
+            PgConfig::Primary { generation, counts, gate, downstream } => {
                 if let Counts::Sync(peer) = counts {
                     guard::check_name(peer)?;
                 }
-                let primary = Primary { counts, gate: *gate, downstream };
+                let timeline = u32::try_from(generation.0).unwrap_or(u32::MAX);
+                let primary = Primary { timeline, counts, gate: *gate, downstream };
                 self.be_primary(config, &primary, epoch).await?
             }
             PgConfig::Standby { upstream, downstream, .. } => {
@@ -125,7 +128,7 @@ impl Inner {
                 // Only a promotion begins a timeline of its own. Without the file the server would
                 // go on writing the one that another peer may be writing.
                 let detached = Shape::Standby { upstream: None };
-                self.start_closed(&detached, epoch).await?
+                self.start_as_standby(&detached, epoch).await?
             }
             None => self.start_closed(&primary.shape(), epoch).await?,
         };
@@ -146,6 +149,7 @@ impl Inner {
         self.senders_agree(&session, primary.counts).await?;
         self.ensure_replication_role(&session).await?;
         self.set_slots(&session, primary.downstream).await?;
+        self.fill_timelines().await?;
         // An acknowledged commit is flushed here first, and after the proofs above no commit is
         // acknowledged that the old names would have let through. So no such commit lies beyond.
         let position = self.lsn(&session, "pg_current_wal_flush_lsn()").await?;
@@ -167,13 +171,14 @@ impl Inner {
             // A standby that we did not start, or started with no names: a commit that shows that
             // it waits can be had only after the promotion, when others could commit as well.
             self.halt_for_restart().await?;
-            server = self.start_closed(&Shape::Standby { upstream: None }, epoch).await?;
+            server = self.start_as_standby(&Shape::Standby { upstream: None }, epoch).await?;
         }
         // Clients are not let in yet where they have been kept out.
         let clients = self.clients_are_in()?;
         let files = self.render(&primary.shape(), clients);
         self.note(&server, None, !files.names.is_empty(), &files.names)?;
         drop(self.reload(&files).await?);
+        self.reserve_timelines(primary.timeline)?;
         self.promote().await?;
         Ok(server)
     }
@@ -230,6 +235,7 @@ impl Inner {
             self.lsn(&session, sql).await?
         };
         self.set_slots(&session, downstream).await?;
+        self.fill_timelines().await?;
         let waits = self.record_of(&server)?.is_some_and(|record| record.waits);
         self.note(&server, Some(config), waits, &shape.names())?;
         Ok(position)
@@ -240,6 +246,7 @@ impl Inner {
         if !signal.exists() {
             files::write(&signal, "", self.user.as_ref())?;
         }
+        self.drop_reservations()?;
         self.start_closed(shape, epoch).await
     }
 

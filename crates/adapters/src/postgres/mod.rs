@@ -21,6 +21,7 @@ mod render_tests;
 mod server;
 mod session;
 mod slots;
+mod timelines;
 
 pub use error::{PgCause, PgError};
 pub use probe::{Probe, Receiver, Sender};

@@ -6,7 +6,7 @@ use adapters::{
     postgres::{Found, Postgres, Settings},
     storage::{Dir, SeedProgress, SeedSource, Storage},
 };
-use cluster::{Counts, Gate, Millis, PeerId, PeerIdent, PgConfig, StandbyRole};
+use cluster::{Counts, Gate, Generation, Millis, PeerId, PeerIdent, PgConfig, StandbyRole};
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
     collections::BTreeMap, fs, net::TcpListener, os::unix::fs::PermissionsExt, path::Path,
@@ -232,7 +232,8 @@ pub fn ids(peers: &[&Peer]) -> Vec<PeerId> {
 }
 
 pub fn primary(counts: Counts, downstream: &[&Peer]) -> PgConfig {
-    PgConfig::Primary { counts, gate: Gate::Open, downstream: ids(downstream) }
+    let generation = Generation(1);
+    PgConfig::Primary { generation, counts, gate: Gate::Open, downstream: ids(downstream) }
 }
 
 pub fn standby(upstream: Option<&Peer>, downstream: &[&Peer]) -> PgConfig {

@@ -113,6 +113,8 @@ impl Machine {
         self.applied = applied.filter(|_| running);
         self.failure = None;
         self.attempts = 0;
+        // Nothing is brought to take part before it is settled: what takes part, is.
+        self.settled = self.applied.as_ref().is_some_and(|one| !one.config.is_quiesced());
         // A sitter that restarts knows nothing of the proofs before: what it adopts gets one lease
         // to find the next one (rule F2).
         if running && self.applied.as_ref().is_none_or(|applied| needs_proof(&applied.config)) {
@@ -123,6 +125,10 @@ impl Machine {
 
     fn take_state(&mut self, seen: Option<StateSeen>) {
         let version = seen.as_ref().map(|seen| seen.version);
+        if self.seen.is_some_and(|first| version > Some(first)) {
+            self.settled = true;
+        }
+        self.seen = self.seen.or(version);
         self.known = match seen {
             None => Known::Absent,
             Some(StateSeen { version, state: Ok(state) }) => Known::Legal(version, Box::new(state)),
@@ -148,13 +154,16 @@ impl Machine {
         };
         let unsettled = match outcome {
             PutOutcome::Committed(version) => {
+                self.settled = true;
                 // A watch may have told of it, or of something newer, already.
                 if self.version() == put.expected && self.known != Known::Nothing {
                     self.known = Known::Legal(version, Box::new(put.state));
                 }
                 return;
             }
-            PutOutcome::Conflict => None,
+            // What is stored instead is not known before it is read, and may be a declaration of
+            // this peer that was lost on its way before.
+            PutOutcome::Conflict => Some(put),
             PutOutcome::Unknown(problem) => {
                 self.session_problem = Some(problem);
                 Some(put)

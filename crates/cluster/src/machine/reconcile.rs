@@ -5,7 +5,8 @@ use super::{
     fence::needs_proof,
 };
 use crate::{
-    Database, Monotonic, PeerIdent, PgConfig, PgTarget, Reason, Role, StandbyRole, View, decide,
+    Applied, Database, Monotonic, PeerIdent, PgConfig, PgTarget, Reason, Role, StandbyRole, View,
+    decide,
 };
 
 impl Machine {
@@ -70,7 +71,7 @@ impl Machine {
             state,
             active: self.active.as_deref().unwrap_or_default(),
             database: self.database.expect("decides only after it has looked"),
-            applied: self.applied.as_ref(),
+            applied: self.applied_for_sure(),
             wal: self.wal,
             timeline: self.timeline,
             caught_up: self.caught_up.as_ref(),
@@ -83,6 +84,13 @@ impl Machine {
             let problem = self.failure.clone().unwrap_or_default();
             self.decision.reason = Reason::GivingUp { problem };
         }
+    }
+
+    /// The configuration in force, as far as a decision may rest on it: a quiesced one proves nothing
+    /// any more as soon as PostgreSQL has been told to leave it (rule D2).
+    fn applied_for_sure(&self) -> Option<&Applied> {
+        let leaving = self.postgres.is_some();
+        self.applied.as_ref().filter(|applied| !(leaving && applied.config.is_quiesced()))
     }
 
     /// A primary or sync whose PostgreSQL keeps failing steps aside when the others can go on
@@ -141,14 +149,16 @@ impl Machine {
             return;
         }
         let expected = self.version();
+        let unsettled = limbo || self.may_have_declared();
         let state = match (self.decision.write.take(), self.state()) {
             (Some(state), _) => state,
             // Going back on a declaration that may still arrive: the same state under a new version
             // makes sure that it cannot (rule D5).
-            (None, Some(state)) if limbo && !self.keeps_quiesced() => state.clone(),
+            (None, Some(state)) if unsettled && !self.keeps_quiesced() => state.clone(),
             _ => return,
         };
-        let declares = self.state().is_some_and(|old| old.generation != state.generation) || limbo;
+        let declares =
+            self.state().is_some_and(|old| old.generation != state.generation) || unsettled;
         self.writing = Writing::Putting(Put { expected, state: state.clone(), declares });
         actions.push(Action::Put { expected, state: Box::new(state) });
     }
@@ -166,9 +176,19 @@ impl Machine {
             Writing::Reading { unsettled } => unsettled.as_ref(),
         };
         // Another version than the expected one settles it: it was stored, or can only fail.
-        put.is_some_and(|put| {
+        let own = put.is_some_and(|put| {
             put.declares && (!self.is_informed() || put.expected == self.version())
-        })
+        });
+        own || self.may_have_declared()
+    }
+
+    /// Whether an earlier sitter of this peer may have declared what is not stored yet (rule D6).
+    fn may_have_declared(&self) -> bool {
+        let me = &self.config.me.id;
+        let in_pair = self.state().is_some_and(|state| {
+            state.primary.id == *me || state.sync.as_ref().is_some_and(|sync| sync.id == *me)
+        });
+        in_pair && !self.settled
     }
 
     fn drive_postgres(&mut self, now: Monotonic, actions: &mut Vec<Action>) {

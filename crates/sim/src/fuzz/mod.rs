@@ -127,6 +127,13 @@ pub fn tell(plan: &Plan) -> Vec<String> {
 
 /// Runs the seeds until one fails, and makes that one small.
 pub fn fuzz(options: &Options) -> Report {
+    let (mut report, failed) = hunt(options);
+    report.failure = failed.map(|(seed, violation)| explain(options, seed, &violation));
+    report
+}
+
+/// Runs the seeds until one fails.
+pub fn hunt(options: &Options) -> (Report, Option<(u64, Violation)>) {
     let (next, stop) = (AtomicU64::new(options.seed), AtomicBool::new(false));
     let end = options.seed.saturating_add(options.seeds);
     let total = Mutex::new((Report::default(), None::<(u64, Violation)>));
@@ -155,9 +162,7 @@ pub fn fuzz(options: &Options) -> Report {
             scope.spawn(work);
         }
     });
-    let (mut report, failed) = total.into_inner().unwrap_or_else(PoisonError::into_inner);
-    report.failure = failed.map(|(seed, violation)| explain(options, seed, &violation));
-    report
+    total.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The run of a seed.

@@ -109,7 +109,7 @@ impl Service {
     pub(super) fn close_all_of(&mut self, peer: usize) -> bool {
         let ids: Vec<_> =
             self.sessions.iter().filter(|one| one.peer == peer).map(|one| one.id).collect();
-        ids.into_iter().fold(false, |closed, id| self.close(id) || closed)
+        ids.into_iter().map(|id| self.close(id)).filter(|closed| *closed).count() > 0
     }
 
     /// Ends the session if its time has come; else says when to look again.

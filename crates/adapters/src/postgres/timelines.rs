@@ -1,0 +1,99 @@
+//! Numbers of timelines, each used by one promotion only (SPEC.md D7).
+//!
+//! PostgreSQL gives a promotion the number after the newest timeline that it knows of, which it
+//! finds by looking for the history files of one number after the other. Two peers that are promoted
+//! from one timeline, the second without ever having heard of the first, would give two histories one
+//! name, and nobody could tell them apart afterwards. So a promotion for generation G begins a
+//! timeline of at least that number: the numbers before it are *reserved* by history files that name
+//! no ancestor.
+//!
+//! What a reservation does to PostgreSQL, and what follows:
+//! - A standby asks its upstream for the history of every number between its own and the upstream's,
+//!   and gives up when one is missing: so a server has a file for every number below its own.
+//! - A standby that finds a reservation to be the newest number, when it starts, takes it for the
+//!   timeline to recover to, and ends because that is none of its own: so those above the newest real
+//!   one are taken away before each start as a standby. They are there if a promotion, or the
+//!   fetching of histories, was interrupted.
+
+use super::{Inner, PgCause, files};
+use std::{fs, path::PathBuf};
+
+/// The whole content of a reservation. PostgreSQL passes over comments.
+const RESERVED: &str = "# reserved by Manatee: no timeline of this shard has this number\n";
+
+impl Inner {
+    fn history_file(&self, timeline: u32) -> PathBuf {
+        self.data.join(format!("pg_wal/{timeline:08X}.history"))
+    }
+
+    /// Makes sure that the next promotion takes a number of at least `timeline`.
+    pub fn reserve_timelines(&self, timeline: u32) -> Result<(), PgCause> {
+        self.reserve_below(timeline)
+    }
+
+    /// Makes sure that a standby of this server finds a history for every number.
+    pub async fn fill_timelines(&self) -> Result<(), PgCause> {
+        let timeline = self.ask().await?.timeline;
+        self.reserve_below(timeline)
+    }
+
+    fn reserve_below(&self, timeline: u32) -> Result<(), PgCause> {
+        // Timeline 1 has no history.
+        for number in 2..timeline {
+            let file = self.history_file(number);
+            if !file.exists() {
+                files::write(&file, RESERVED, self.user.as_ref())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes away the reservations above the newest timeline that is real here.
+    pub fn drop_reservations(&self) -> Result<(), PgCause> {
+        let directory = self.data.join("pg_wal");
+        let mut reserved = Vec::new();
+        let mut newest = 0;
+        let entries = fs::read_dir(&directory).map_err(PgCause::file(&directory))?;
+        for entry in entries {
+            let path = entry.map_err(PgCause::file(&directory))?.path();
+            let Some(number) = number_of(&path) else { continue };
+            if files::read(&path)?.as_deref() == Some(RESERVED) {
+                reserved.push((number, path));
+            } else {
+                newest = newest.max(number);
+            }
+        }
+        for (number, path) in reserved {
+            if number > newest {
+                fs::remove_file(&path).map_err(PgCause::file(&path))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The timeline whose history this file is.
+fn number_of(path: &std::path::Path) -> Option<u32> {
+    let name = path.file_name()?.to_str()?.strip_suffix(".history")?;
+    (name.len() == 8).then(|| u32::from_str_radix(name, 16).ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn only_history_files_are_taken_for_such() {
+        for (name, number) in [
+            ("00000002.history", Some(2)),
+            ("0000001F.history", Some(31)),
+            ("00000002.history.ready", None),
+            ("2.history", None),
+            ("0000000X.history", None),
+            ("000000010000000000000001", None),
+        ] {
+            assert_eq!(number_of(&Path::new("/pg_wal").join(name)), number, "{name}");
+        }
+    }
+}
