@@ -496,7 +496,7 @@ async fn a_standby_ahead_of_its_new_upstream_has_diverged() {
     let port = c.settings.port;
     let judge = async |peer: &Peer| {
         let probe = peer.postgres.probe().await.expect("a probe");
-        peer.postgres.divergence(&probe, "127.0.0.1", port).await.expect("an answer")
+        peer.postgres.divergence(&probe, "127.0.0.1", port, 0).await.expect("an answer")
     };
     let why = in_time("b to be refused", async {
         loop {
@@ -551,12 +551,32 @@ async fn a_promotion_takes_a_number_of_its_own() {
     assert!(commit(&b, "insert into t values (1)").await.expect("a task"));
     assert_eq!(c.postgres.probe().await.expect("a probe").timeline, 5);
 
-    // A fresh copy has the history of timeline 5 alone, and serves those who need the others.
+    // A fresh copy comes with the history of timeline 5 alone, and would serve those who ask it for
+    // the others; one that is older than what it has kept cannot follow it, and is told so.
+    b.apply(&fifth(Counts::Sync(c.id()), &[&c, &d, &f])).await;
+    b.value("select pg_switch_wal()::text").await;
     let d = d.standby_of(&b).await;
-    let e = Peer::new("e");
-    d.apply(&standby(Some(&b), &[&f, &e])).await;
+    d.wait("(select count(*) = 1 from t)").await;
+    for number in 2..=5 {
+        let file = d.settings.dataset.join(format!("data/pg_wal/{number:08X}.history"));
+        assert!(file.exists(), "{}", file.display());
+    }
+    d.apply(&standby(Some(&b), &[&f])).await;
+    let mark = f.postgres.log_length();
     f.apply(&standby(Some(&d), &[])).await;
+    let why = in_time("f to be refused", async {
+        loop {
+            let probe = f.postgres.probe().await.expect("a probe");
+            let port = d.settings.port;
+            let asked = f.postgres.divergence(&probe, "127.0.0.1", port, mark).await;
+            if let Some(why) = asked.expect("an answer") {
+                return why;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await;
+    assert!(why.contains("no longer"), "{why}");
+    f.apply(&standby(Some(&b), &[])).await;
     f.wait("(select count(*) = 1 from t)").await;
-    let e = e.standby_of(&d).await;
-    e.wait("(select count(*) = 1 from t)").await;
 }

@@ -2,7 +2,8 @@
 
 use cluster::{
     Action, ApplyError, ClusterState, Database, DeposedPolicy, Event, Generation, Lsn, Machine,
-    MachineConfig, Millis, Monotonic, Now, PeerIdent, PgCommand, PgOutcome, StateSeen, Version,
+    MachineConfig, Millis, Monotonic, Now, PeerIdent, PgCommand, PgOutcome, PutOutcome, StateSeen,
+    Version,
 };
 
 const GIVE_UP: u64 = 10_000;
@@ -58,6 +59,11 @@ impl Sync {
         actions.extend(self.at(now, Event::State(Some(seen))));
         actions.extend(self.at(now, Event::Active(vec![peer(1), peer(2), peer(3)])));
         actions.extend(self.at(now, Event::Confirmed { sent: Monotonic(now) }));
+        // What a sitter that starts stores first, to settle what the one before it may have declared.
+        if actions.iter().any(|action| matches!(action, Action::Put { .. })) {
+            let stored = PutOutcome::Committed(Version(2));
+            actions.extend(self.at(now, Event::PutDone(stored)));
+        }
         actions
     }
 

@@ -1,8 +1,8 @@
-//! Whether a standby's history is its upstream's.
+//! Whether a standby can ever stream from its upstream.
 //!
-//! Two things must say that it is not, because what follows replaces a database: PostgreSQL itself,
-//! which writes into the standby's log that it cannot go on from there, and the upstream's own
-//! timeline history, held against our position.
+//! What follows from a no replaces a database, so it takes more than silence: PostgreSQL itself must
+//! have written into the standby's log that it cannot go on from there, and that another history is
+//! the reason counts only if the upstream's own timeline history, held against our position, says so.
 
 use super::{Inner, PgCause, Probe, files};
 use crate::exec::Exec;
@@ -11,6 +11,9 @@ use cluster::Lsn;
 /// What PostgreSQL (of `lc_messages` C, which we set) writes when it can follow no further.
 const REFUSALS: [&str; 2] =
     ["is not in this server's history", "forked off current database system timeline"];
+
+/// What it writes when the upstream has recycled the WAL that comes next here.
+const REMOVED: &str = "has already been removed";
 
 /// Who a server says that it is: `IDENTIFY_SYSTEM` of the replication protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,13 +30,16 @@ impl Inner {
         ours: &Probe,
         host: &str,
         port: u16,
+        log_from: u64,
     ) -> Result<Option<String>, PgCause> {
-        let log = files::log_tail(&self.log_path(), 0);
+        let log = files::log_tail(&self.log_path(), log_from);
         let theirs = parse_identity(&self.replication(host, port, "IDENTIFY_SYSTEM").await?)?;
         if theirs.system_identifier == ours.system_identifier
             && !REFUSALS.iter().any(|refusal| log.contains(refusal))
         {
-            return Ok(None);
+            return Ok(log
+                .contains(REMOVED)
+                .then(|| "the WAL that is needed next is no longer kept there".to_owned()));
         }
         let history = if theirs.timeline > ours.timeline {
             let command = format!("TIMELINE_HISTORY {}", theirs.timeline);

@@ -277,8 +277,15 @@ impl Postgres {
         inner.ask().await.map_err(|cause| inner.error("ask the server", cause))
     }
 
+    /// How long the server's log is, in bytes.
+    pub fn log_length(&self) -> u64 {
+        // No log is an empty one.
+        std::fs::metadata(self.inner.log_path()).map_or(0, |log| log.len())
+    }
+
     /// Why this standby can never stream from the server at this address, because that has another
-    /// history; nothing as long as that is not certain.
+    /// history, or no longer the WAL that comes next here; nothing as long as that is not certain. Of
+    /// our own log only what stands after `log_from` counts.
     ///
     /// # Errors
     /// When that server cannot be asked.
@@ -287,9 +294,10 @@ impl Postgres {
         ours: &Probe,
         host: &str,
         port: u16,
+        log_from: u64,
     ) -> Result<Option<String>, PgError> {
         let inner = &self.inner;
-        let asked = inner.divergence(ours, host, port).await;
+        let asked = inner.divergence(ours, host, port, log_from).await;
         asked.map_err(|cause| inner.error("compare its history with its upstream's", cause))
     }
 

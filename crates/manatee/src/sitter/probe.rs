@@ -50,8 +50,10 @@ pub(super) async fn watch(
             match postgres.probe().await {
                 Ok(probe) => {
                     let event = answers.read(began, &snapshot, &probe);
-                    if let Some(upstream) = silence.judge(began, &snapshot, &probe) {
-                        compare(&postgres, &probe, &upstream, &events).await;
+                    let log = postgres.log_length();
+                    if let Some((upstream, log_from)) = silence.judge(began, log, &snapshot, &probe)
+                    {
+                        compare(&postgres, &probe, &upstream, log_from, &events).await;
                     }
                     shared.publish_postgres(PgSeen { at: began, probe: Ok(probe) });
                     send(&events, event).await;
@@ -121,13 +123,19 @@ impl Answers {
 /// How long a standby has not streamed from its upstream.
 #[derive(Default)]
 struct Silence {
-    from: Option<(PeerId, Monotonic)>,
+    from: Option<(PeerId, Monotonic, u64)>,
 }
 
 impl Silence {
     /// The upstream whose history is to be looked at, because nothing has come from it for a while;
-    /// again only after as long a time.
-    fn judge(&mut self, now: Monotonic, snapshot: &Snapshot, probe: &Probe) -> Option<PeerIdent> {
+    /// again only after as long a time. With it, how long the log was when the silence began.
+    fn judge(
+        &mut self,
+        now: Monotonic,
+        log: u64,
+        snapshot: &Snapshot,
+        probe: &Probe,
+    ) -> Option<(PeerIdent, u64)> {
         let config = snapshot.applied.as_ref().map(|applied| &applied.config);
         let upstream = match config {
             Some(PgConfig::Standby { upstream: Some(upstream), .. }) => upstream,
@@ -137,21 +145,22 @@ impl Silence {
             return self.broken();
         }
         match &self.from {
-            Some((peer, since)) if *peer == upstream.id => {
+            Some((peer, since, log_from)) if *peer == upstream.id => {
                 if now - *since < SILENT {
                     return None;
                 }
-                self.from = Some((upstream.id.clone(), now));
-                Some(upstream.clone())
+                let log_from = *log_from;
+                self.from = Some((upstream.id.clone(), now, log_from));
+                Some((upstream.clone(), log_from))
             }
             _ => {
-                self.from = Some((upstream.id.clone(), now));
+                self.from = Some((upstream.id.clone(), now, log));
                 None
             }
         }
     }
 
-    fn broken(&mut self) -> Option<PeerIdent> {
+    fn broken(&mut self) -> Option<(PeerIdent, u64)> {
         self.from = None;
         None
     }
@@ -162,14 +171,15 @@ async fn compare(
     postgres: &Postgres,
     probe: &Probe,
     upstream: &PeerIdent,
+    log_from: u64,
     events: &mpsc::Sender<Event>,
 ) {
     let Ok((host, port)) = upstream.pg_address() else { return };
-    match postgres.divergence(probe, &host, port).await {
+    match postgres.divergence(probe, &host, port, log_from).await {
         Ok(None) => {}
         Ok(Some(why)) => {
             let from = upstream.id.clone();
-            tracing::warn!("the database here has diverged from that of {from}: {why}");
+            tracing::warn!("the database here cannot follow that of {from} any more: {why}");
             send(events, Event::Diverged { from }).await;
         }
         Err(error) => tracing::debug!("{}", whole(&error)),
