@@ -3,6 +3,7 @@
 //! Contract: deterministic. What is driven here is the same [`cluster::Machine`] that a sitter runs.
 
 pub mod checkers;
+pub mod explore;
 pub mod fuzz;
 mod mutation;
 pub mod vectors;
