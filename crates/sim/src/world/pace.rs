@@ -75,7 +75,13 @@ impl Delays {
         let (low, high, long, longest) = what.range();
         match self.pace {
             // Trying again at once would never end.
-            Pace::Instant => if matches!(what, Delay::Reconnect) { 100 } else { 0 },
+            Pace::Instant => {
+                if matches!(what, Delay::Reconnect) {
+                    100
+                } else {
+                    0
+                }
+            }
             Pace::Steady => (low + high) / 2,
             Pace::Random => {
                 let bits = self.random.next_u64();

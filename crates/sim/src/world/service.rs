@@ -109,7 +109,7 @@ impl Service {
     pub(super) fn close_all_of(&mut self, peer: usize) -> bool {
         let ids: Vec<_> =
             self.sessions.iter().filter(|one| one.peer == peer).map(|one| one.id).collect();
-let before = self.sessions.len();
+        let before = self.sessions.len();
         for id in ids {
             self.close(id);
         }
