@@ -6,6 +6,7 @@ pub mod checkers;
 pub mod explore;
 pub mod fuzz;
 mod mutation;
+pub mod replay;
 pub mod script;
 pub mod vectors;
 pub mod world;
