@@ -2,8 +2,20 @@
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, Subcommand};
-use sim::{Mutation, fuzz};
-use std::{fs, num::NonZero, ops::RangeInclusive, path::PathBuf, process::ExitCode, thread};
+use sim::{
+    Mutation,
+    explore::{Bounds, explore},
+    fuzz,
+    script::{self, Script},
+};
+use std::{
+    fs,
+    num::NonZero,
+    ops::RangeInclusive,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    thread,
+};
 
 /// `manatee sim …`.
 #[derive(Debug, Subcommand)]
@@ -22,6 +34,42 @@ pub enum SimCommand {
     /// A seed that fails is made small and told step by step; the same seed fails again. Exits with
     /// 0 only if none failed.
     Fuzz(FuzzArgs),
+    /// Try every order of what may happen to a small shard, with few faults.
+    ///
+    /// Prints the shortest way to something that must not be seen, if there is one. Exits with 0 only
+    /// if there is none.
+    Explore {
+        /// Allow more faults; takes minutes and gigabytes.
+        #[arg(long)]
+        large: bool,
+        /// After how many choices a path ends.
+        #[arg(long)]
+        depth: Option<usize>,
+        /// How many threads; all processors where it is not given.
+        #[arg(long)]
+        jobs: Option<usize>,
+        /// Break a rule on purpose, to see that it is noticed.
+        #[arg(long)]
+        mutation: Option<Mutation>,
+    },
+    /// Run scenarios: text files, or lines from standard input (`help` lists what can be said).
+    ///
+    /// What a file FILE.txt prints is compared with FILE.out, where that exists. Exits with 0 only if
+    /// everything was as expected.
+    Script {
+        /// Files; standard input where there are none.
+        #[arg(value_name = "FILE")]
+        files: Vec<PathBuf>,
+        /// Write what each prints to its `.out` file instead.
+        #[arg(long)]
+        bless: bool,
+    },
+    /// Replay the trace of a sitter (`trace/sitter.jsonl` in its dataset) and show where this version
+    /// would have done something else.
+    Replay {
+        /// The trace.
+        trace: PathBuf,
+    },
 }
 
 /// What to run.
@@ -65,7 +113,92 @@ pub fn run(command: &SimCommand) -> Result<ExitCode> {
     match command {
         SimCommand::Check { files } => check(files),
         SimCommand::Fuzz(args) => run_fuzz(args),
+        SimCommand::Explore { large, depth, jobs, mutation } => {
+            let bounds = if *large { Bounds::LARGE } else { Bounds::SMALL };
+            let depth = depth.unwrap_or(bounds.depth);
+            run_explore(Bounds { depth, ..bounds }, *jobs, *mutation)
+        }
+        SimCommand::Script { files, .. } if files.is_empty() => read_script(),
+        SimCommand::Script { files, bless } => run_scripts(files, *bless),
+        SimCommand::Replay { trace } => run_replay(trace),
     }
+}
+
+fn code(well: bool) -> ExitCode {
+    if well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn run_explore(
+    bounds: Bounds,
+    jobs: Option<usize>,
+    mutation: Option<Mutation>,
+) -> Result<ExitCode> {
+    let explored = explore(bounds, mutation, jobs);
+    for line in explored.violation.iter().flatten() {
+        println!("{line}");
+    }
+    println!("{} states, up to {} choices deep", explored.states, explored.depth);
+    Ok(code(explored.violation.is_none()))
+}
+
+fn run_scripts(files: &[PathBuf], bless: bool) -> Result<ExitCode> {
+    let mut well = true;
+    for file in files {
+        let name = file.display();
+        let text = fs::read_to_string(file).with_context(|| format!("cannot read {name}"))?;
+        let (output, met) = script::run(&text);
+        let golden = file.with_extension("out");
+        if bless {
+            fs::write(&golden, &output)
+                .with_context(|| format!("cannot write {}", golden.display()))?;
+        } else if golden.exists() {
+            let expected = fs::read_to_string(&golden)
+                .with_context(|| format!("cannot read {}", golden.display()))?;
+            if output != expected {
+                well = false;
+                println!("{name} prints something else than {}:", golden.display());
+                print!("{output}");
+            }
+        } else {
+            print!("{output}");
+        }
+        if !met {
+            well = false;
+            println!("{name}: {}", output.lines().last().unwrap_or_default());
+        }
+    }
+    Ok(code(well))
+}
+
+/// Line by line, so that a person sees what each does; a mistake ends nothing.
+fn read_script() -> Result<ExitCode> {
+    let (mut script, mut well) = (Script::default(), true);
+    for line in std::io::stdin().lines() {
+        match script.line(&line.context("cannot read standard input")?) {
+            Ok(said) => print!("{said}"),
+            Err(problem) => {
+                well = false;
+                println!("{problem}");
+            }
+        }
+    }
+    Ok(code(well))
+}
+
+fn run_replay(trace: &Path) -> Result<ExitCode> {
+    let name = trace.display();
+    let text = fs::read_to_string(trace).with_context(|| format!("cannot read {name}"))?;
+    let replayed = sim::replay::replay(&text).with_context(|| format!("cannot replay {name}"))?;
+    for difference in &replayed.differences {
+        println!("{difference}");
+    }
+    println!(
+        "{} events of version {}; {} differ",
+        replayed.events,
+        replayed.version,
+        replayed.differences.len()
+    );
+    Ok(code(replayed.differences.is_empty()))
 }
 
 fn check(files: &[PathBuf]) -> Result<ExitCode> {
@@ -85,7 +218,7 @@ fn check(files: &[PathBuf]) -> Result<ExitCode> {
     }
     println!("{passed} passed, {failed} failed");
     ensure!(passed + failed > 0, "no vectors in {} files", files.len());
-    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(code(failed == 0))
 }
 
 fn run_fuzz(args: &FuzzArgs) -> Result<ExitCode> {
@@ -114,5 +247,5 @@ fn run_fuzz(args: &FuzzArgs) -> Result<ExitCode> {
             report.seeds, report.events, report.acknowledged, report.blocked
         );
     }
-    Ok(if report.failure.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(code(report.failure.is_none()))
 }

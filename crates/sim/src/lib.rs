@@ -3,8 +3,11 @@
 //! Contract: deterministic. What is driven here is the same [`cluster::Machine`] that a sitter runs.
 
 pub mod checkers;
+pub mod explore;
 pub mod fuzz;
 mod mutation;
+pub mod replay;
+pub mod script;
 pub mod vectors;
 pub mod world;
 

@@ -125,20 +125,12 @@ impl Machine {
 
     fn take_state(&mut self, seen: Option<StateSeen>) {
         let version = seen.as_ref().map(|seen| seen.version);
-        if self.seen.is_some_and(|first| version > Some(first)) {
-            self.settled = true;
-        }
         self.seen = self.seen.or(version);
         self.known = match seen {
             None => Known::Absent,
             Some(StateSeen { version, state: Ok(state) }) => Known::Legal(version, Box::new(state)),
             Some(StateSeen { state: Err(error), .. }) => Known::Illegal(error),
         };
-        // A stored version that is no longer the expected one settles a write in limbo: whatever was
-        // on its way can now only fail.
-        if matches!(&self.writing, Writing::Limbo(put) if put.expected != version) {
-            self.writing = Writing::Nothing;
-        }
     }
 
     pub(super) fn version(&self) -> Option<super::Version> {
@@ -154,10 +146,11 @@ impl Machine {
         };
         let unsettled = match outcome {
             PutOutcome::Committed(version) => {
-                self.settled = true;
                 // A watch may have told of it, or of something newer, already.
                 if self.version() == put.expected && self.known != Known::Nothing {
                     self.known = Known::Legal(version, Box::new(put.state));
+                } else if put.declares {
+                    self.writing = Writing::Limbo(put);
                 }
                 return;
             }
@@ -184,7 +177,7 @@ impl Machine {
         match result {
             Ok(seen) => {
                 let read = seen.as_ref().map(|seen| seen.version);
-                if let Some(put) = unsettled.filter(|put| put.declares && put.expected == read) {
+                if let Some(put) = unsettled.filter(|put| put.declares) {
                     self.writing = Writing::Limbo(put);
                 }
                 // A watch may have told of something newer while the read was on its way.

@@ -16,6 +16,7 @@ impl Machine {
             return;
         }
         self.decide(now);
+        self.settle();
         self.check_fence(now.monotonic, actions);
         self.drive_session(now.monotonic, actions);
         self.drive_write(now.monotonic, actions);
@@ -91,6 +92,20 @@ impl Machine {
     fn applied_for_sure(&self) -> Option<&Applied> {
         let leaving = self.postgres.is_some();
         self.applied.as_ref().filter(|applied| !(leaving && applied.config.is_quiesced()))
+    }
+
+    /// What may have been declared is settled once a decision has been taken from another version than
+    /// the one that it was to replace: whatever was on its way can now only fail. Not sooner: a target
+    /// that is held without a session was decided before that was known (rules D5, D6).
+    fn settle(&mut self) {
+        if !self.is_informed() || matches!(self.known, Known::Illegal(_)) {
+            return;
+        }
+        let version = self.version();
+        if matches!(&self.writing, Writing::Limbo(put) if put.expected != version) {
+            self.writing = Writing::Nothing;
+        }
+        self.settled |= self.seen.is_some_and(|first| version > Some(first));
     }
 
     /// A primary or sync whose PostgreSQL keeps failing steps aside when the others can go on
@@ -188,7 +203,7 @@ impl Machine {
         let in_pair = self.state().is_some_and(|state| {
             state.primary.id == *me || state.sync.as_ref().is_some_and(|sync| sync.id == *me)
         });
-        in_pair && !self.settled
+        !self.settled && (in_pair || !self.is_informed())
     }
 
     fn drive_postgres(&mut self, now: Monotonic, actions: &mut Vec<Action>) {

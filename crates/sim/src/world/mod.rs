@@ -5,6 +5,7 @@
 //! random choice, a script, an explorer) says what is taken next and which faults happen. The
 //! world itself judges nothing but hands what it sees to the [`Checkers`].
 
+mod choices;
 mod commands;
 mod faults;
 mod pace;
@@ -18,6 +19,7 @@ mod sitter;
 mod streams;
 mod timelines;
 
+pub use choices::Ready;
 pub use faults::{Fault, PutFault, Who};
 pub use pace::Pace;
 pub use peer::{Part, Peer, Server};

@@ -74,7 +74,14 @@ impl Delays {
     pub(crate) fn draw(&mut self, what: Delay) -> u64 {
         let (low, high, long, longest) = what.range();
         match self.pace {
-            Pace::Instant => 0,
+            // Trying again at once would never end.
+            Pace::Instant => {
+                if matches!(what, Delay::Reconnect) {
+                    100
+                } else {
+                    0
+                }
+            }
             Pace::Steady => (low + high) / 2,
             Pace::Random => {
                 let bits = self.random.next_u64();

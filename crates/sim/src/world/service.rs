@@ -21,7 +21,7 @@ pub struct Shown {
     pub active: Vec<usize>,
 }
 
-#[derive(Debug, Clone, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Session {
     id: SessionId,
     peer: usize,
@@ -109,7 +109,11 @@ impl Service {
     pub(super) fn close_all_of(&mut self, peer: usize) -> bool {
         let ids: Vec<_> =
             self.sessions.iter().filter(|one| one.peer == peer).map(|one| one.id).collect();
-        ids.into_iter().map(|id| self.close(id)).filter(|closed| *closed).count() > 0
+        let before = self.sessions.len();
+        for id in ids {
+            self.close(id);
+        }
+        self.sessions.len() < before
     }
 
     /// Ends the session if its time has come; else says when to look again.
