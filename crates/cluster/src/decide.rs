@@ -98,7 +98,12 @@ fn deposed(state: &ClusterState, view: &View<'_>) -> bool {
 fn set_up(view: &View<'_>) -> Decision {
     let wait = |reason| Decision::stay(Role::Unassigned, PgTarget::Offline, reason);
     if view.database == Database::Established {
-        return wait(Reason::DatabaseWithoutState);
+        // A state that was there and is gone is no reason to stop what serves.
+        let postgres = if view.applied.is_some() { PgTarget::Hold } else { PgTarget::Offline };
+        return Decision::stay(Role::Unassigned, postgres, Reason::DatabaseWithoutState);
+    }
+    if let Some(peer) = view.active.iter().find(|peer| peer.has_served()) {
+        return wait(Reason::DatabaseElsewhere { peer: peer.id.clone() });
     }
     if !view.one_node_write_mode {
         match view.active {

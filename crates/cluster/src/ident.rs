@@ -1,5 +1,6 @@
 //! Who a peer is.
 
+use crate::Database;
 use serde::{Deserialize, Serialize};
 use std::{borrow::Borrow, fmt};
 
@@ -65,6 +66,9 @@ pub struct PeerIdentError {
     url: String,
 }
 
+/// The field of a registration that tells what lies in the dataset.
+const DATABASE: &str = "database";
+
 impl PeerIdent {
     /// The identity of a peer at this address, with the URLs derived from it.
     pub fn new(ip: &str, pg_port: u16, backup_port: u16, zone_id: &str) -> Self {
@@ -97,6 +101,26 @@ impl PeerIdent {
         };
         let port = port.map_or(Ok(5432), str::parse).map_err(|_| error())?;
         if host.is_empty() { Err(error()) } else { Ok((host.to_owned(), port)) }
+    }
+
+    /// A registration's own words: the peer with what lies in its dataset, so that nobody sets a
+    /// shard up over a database that has served (rule G2).
+    #[must_use]
+    pub fn with_database(mut self, database: Database) -> Self {
+        let kind = serde_json::to_value(database).unwrap_or_default();
+        self.extra.insert(DATABASE.to_owned(), kind);
+        self
+    }
+
+    /// The reverse of [`PeerIdent::with_database`].
+    pub(crate) fn forget_database(&mut self) {
+        self.extra.remove(DATABASE);
+    }
+
+    /// Whether it registered with a database that has served.
+    pub fn has_served(&self) -> bool {
+        let kind = self.extra.get(DATABASE).cloned().map(serde_json::from_value);
+        matches!(kind, Some(Ok(Database::Established)))
     }
 
     /// The first eight characters of the zone: what tables show as PEER.

@@ -123,6 +123,8 @@ pub struct Machine {
     attempts: u32,
     retry_at: Monotonic,
     failing_since: Option<Monotonic>,
+    /// Since when PostgreSQL runs and does not answer.
+    unanswered_since: Option<Monotonic>,
     failure: Option<String>,
 
     /// Newest proof that this peer may serve as primary (rule F1).
@@ -170,6 +172,7 @@ impl Machine {
             attempts: 0,
             retry_at: start,
             failing_since: None,
+            unanswered_since: None,
             failure: None,
             proof: None,
             fenced: false,

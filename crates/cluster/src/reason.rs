@@ -72,6 +72,8 @@ macro_rules! reasons {
 reasons! {
     /// Nothing is known yet.
     Starting = "M1", "starting: has not yet read the state of the shard";
+    /// What is on this host cannot be looked at.
+    CannotInspect { problem: String } = "M1", "cannot look at PostgreSQL on this host: {problem}";
     /// The stored state is malformed or illegal.
     IllegalState { error: StateError } = "S1",
         "holding everything as it is, because the stored state cannot be acted on: {error}";
@@ -90,7 +92,10 @@ reasons! {
     SetupUnregistered = "G1", "no cluster state yet, and this peer is not yet in the list of active peers";
     /// No state, but a database is here.
     DatabaseWithoutState = "G2",
-        "there is a database here but no cluster state: waiting for an operator (state-backfill), never setting up over it";
+        "there is a database here but no cluster state: waiting for an operator to restore the state, never setting up over it";
+    /// No state, but another active peer has a database.
+    DatabaseElsewhere { peer: PeerId } = "G2",
+        "no cluster state, but {peer} has a database that has served: waiting for an operator to restore the state, never setting up over it";
     /// Creating the database to declare.
     PreparingDatabase = "G1", "setting the shard up: creating a database";
     /// Declaring generation 1.

@@ -248,6 +248,16 @@ impl ClusterState {
         self.chain().nth(place + 1)
     }
 
+    /// The same without what its peers said in their registrations only.
+    #[must_use]
+    pub fn without_words_of_registrations(mut self) -> Self {
+        let chain = std::iter::once(&mut self.primary).chain(&mut self.sync);
+        for peer in chain.chain(&mut self.asyncs).chain(&mut self.deposed) {
+            peer.forget_database();
+        }
+        self
+    }
+
     /// As it is stored: compact JSON with the original's field names.
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).expect("a cluster state is always JSON")

@@ -19,6 +19,11 @@ impl Machine {
                 self.inspecting = false;
                 self.failure = Some(problem);
                 self.back_off(now);
+                // A server that cannot be looked at may be a primary: one lease, as an adopted one.
+                if self.server == Server::Unknown && !self.exposed {
+                    self.exposed = true;
+                    self.prove(now);
+                }
             }
             Event::Joined => {
                 self.session = Session::Joined;
@@ -65,10 +70,21 @@ impl Machine {
                 if let Some(at) = sync_answered {
                     self.prove(at);
                 }
-                if self.postgres.is_none() && now - self.started_at >= STABLE {
+                if self.unanswered_since.take().is_some() {
+                    self.failure = None;
+                }
+                let idle = self.postgres.is_none() && self.applied.is_some();
+                if idle && now - self.started_at >= STABLE {
                     self.mended();
                 }
             }
+            Event::ProbeFailed(problem) => {
+                if self.server == Server::Running && self.postgres.is_none() {
+                    self.unanswered_since.get_or_insert(now);
+                    self.failure = Some(problem);
+                }
+            }
+            Event::Overridden => self.stale = self.applied.is_some(),
             Event::Diverged { from } => self.diverged_from = Some(from),
             Event::Wake => {}
         }
@@ -246,7 +262,14 @@ impl Machine {
 
     fn stopped(&mut self) {
         self.server = Server::Stopped;
-        self.exposed = false;
+        // What is being brought up as a primary may serve at any moment, whatever ended before it.
+        self.exposed = self.postgres.as_ref().is_some_and(|operation| {
+            matches!(&operation.command, PgCommand::Apply(config) if needs_proof(config))
+        });
+        // A server that had to be stopped because it did not answer has failed since then.
+        if let Some(since) = self.unanswered_since.take() {
+            self.failing_since.get_or_insert(since);
+        }
         self.applied = None;
         self.caught_up = None;
     }

@@ -13,6 +13,10 @@ impl Machine {
     pub(super) fn reconcile(&mut self, now: Now, actions: &mut Vec<Action>) {
         if self.database.is_none() {
             self.inspect_again(now.monotonic, actions);
+            self.check_fence(now.monotonic, actions);
+            if let Some(at) = self.next_wake(now.monotonic) {
+                actions.push(Action::WakeAt(at));
+            }
             return;
         }
         self.decide(now);
@@ -27,12 +31,10 @@ impl Machine {
     }
 
     fn inspect_again(&mut self, now: Monotonic, actions: &mut Vec<Action>) {
-        if self.inspecting {
-            return;
+        if let Some(problem) = &self.failure {
+            self.decision.reason = Reason::CannotInspect { problem: problem.clone() };
         }
-        if self.retry_at > now {
-            actions.push(Action::WakeAt(self.retry_at));
-        } else {
+        if !self.inspecting && self.retry_at <= now {
             self.inspecting = true;
             actions.push(Action::Inspect);
         }
@@ -116,8 +118,10 @@ impl Machine {
         };
         // What runs as it should, or is still being tried, does not fail now, whatever failed before.
         let idle = self.applied.is_none() && self.postgres.is_none();
-        let failing =
-            idle && self.failing_since.is_some_and(|since| now - since >= self.config.give_up);
+        let long = |since: Option<Monotonic>| {
+            since.is_some_and(|since| now - since >= self.config.give_up)
+        };
+        let failing = idle && long(self.failing_since) || long(self.unanswered_since);
         let active =
             |peer: &PeerIdent| self.active.iter().flatten().any(|active| active.id == peer.id);
         let partner = match self.decision.role {
@@ -172,6 +176,7 @@ impl Machine {
             (None, Some(state)) if unsettled && !self.keeps_quiesced() => state.clone(),
             _ => return,
         };
+        let state = state.without_words_of_registrations();
         let declares =
             self.state().is_some_and(|old| old.generation != state.generation) || unsettled;
         self.writing = Writing::Putting(Put { expected, state: state.clone(), declares });
@@ -207,8 +212,13 @@ impl Machine {
     }
 
     fn drive_postgres(&mut self, now: Monotonic, actions: &mut Vec<Action>) {
-        if self.decision.role != Role::Primary && self.is_informed() {
-            // Superseded: not one more answer, not even a stale one (rule F3).
+        let superseded = self.decision.role != Role::Primary
+            && self.is_informed()
+            && matches!(self.known, Known::Legal(..));
+        let hung = self.decision.postgres == PgTarget::Abdicate && self.unanswered_since.is_some();
+        if superseded || hung {
+            // Not one more answer, not even a stale one (rule F3); and what does not answer does not
+            // stop when it is asked to.
             self.fence(now, actions);
         }
         if self.fencing {
@@ -312,8 +322,9 @@ impl Machine {
         let retry = self.postgres.is_none().then_some(self.retry_at);
         let fence = if self.exposed { self.serve_until() } else { None };
         let fence_again = self.exposed.then_some(self.fence_at);
-        let give_up = self.failing_since.map(|since| since + self.config.give_up);
-        [join, put, retry, fence, fence_again, give_up]
+        let failing = self.failing_since.map(|since| since + self.config.give_up);
+        let hung = self.unanswered_since.map(|since| since + self.config.give_up);
+        [join, put, retry, fence, fence_again, failing, hung]
             .into_iter()
             .flatten()
             .filter(|at| *at > now)

@@ -188,6 +188,10 @@ pub enum Event {
         /// The sync that counts answered after this time.
         sync_answered: Option<Monotonic>,
     },
+    /// PostgreSQL was asked and did not answer, for this reason.
+    ProbeFailed(String),
+    /// Somebody has overridden what PostgreSQL was brought to.
+    Overridden,
     /// This standby cannot stream from there, ever: the history of that server has not, or left
     /// before it, what this database holds.
     Diverged {
