@@ -81,6 +81,10 @@ fn applied() -> PgOutcome {
     PgOutcome::Applied { position: Lsn::new(100), timeline: Some(1) }
 }
 
+fn is_join(action: &Action) -> bool {
+    matches!(action, Action::Join { .. })
+}
+
 fn copies(actions: &[Action]) -> bool {
     actions.iter().any(|action| matches!(action, Action::Postgres(PgCommand::Seed(_))))
 }
@@ -129,7 +133,7 @@ fn who_gave_up_comes_back() {
     assert!(sync.fail(given_up).contains(&Action::Leave), "it gives up");
     sync.at(given_up, Event::Left);
     let back = given_up + GIVE_UP;
-    assert!(sync.at(back, Event::Wake).contains(&Action::Join), "it comes back");
+    assert!(sync.at(back, Event::Wake).iter().any(is_join), "it comes back");
     let actions = sync.join(back + 1);
     assert!(!actions.contains(&Action::Leave), "{actions:?}");
     assert!(applies(&actions), "it tries anew: {actions:?}");

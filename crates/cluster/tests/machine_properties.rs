@@ -79,7 +79,7 @@ impl World {
         for action in actions {
             match action {
                 Action::Inspect => start(&mut self.inspecting),
-                Action::Join => {
+                Action::Join { .. } => {
                     assert!(!self.in_session, "joins only without a session");
                     start(&mut self.joining);
                 }

@@ -139,7 +139,8 @@ impl Machine {
         match self.session {
             Session::None if now >= self.join_at => {
                 self.session = Session::Joining;
-                actions.push(Action::Join);
+                let database = self.database.expect("joins only after it has looked");
+                actions.push(Action::Join { database });
             }
             // Only once PostgreSQL is down: until then this peer may still be needed.
             Session::Joined

@@ -207,8 +207,11 @@ pub enum Event {
 pub enum Action {
     /// Look what database and which PostgreSQL are here.
     Inspect,
-    /// Open a session and register.
-    Join,
+    /// Open a session and register, saying what lies in the dataset.
+    Join {
+        /// What lies there.
+        database: Database,
+    },
     /// Give up the session at once.
     Leave,
     /// Store this state if the stored version is still `expected`.

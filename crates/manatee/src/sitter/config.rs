@@ -193,7 +193,7 @@ impl Default for HealthConfig {
 }
 
 /// What is written down.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LogConfig {
     /// What is logged to stderr: `error`, `warn`, `info`, `debug`, or a filter by module.
@@ -306,6 +306,14 @@ impl Config {
                 format!(
                     "postgres.port ({postgres}), backup.port ({backup}) and status.port ({status}) must differ"
                 ),
+            );
+        }
+        if self.ip.is_unspecified() {
+            let start = text.find("ip").unwrap_or(0);
+            let ip = self.ip;
+            return at(
+                start,
+                format!("ip {ip}: give the address that other peers reach this one at"),
             );
         }
         if !self.dataset.is_absolute() {

@@ -13,6 +13,10 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
+/// The runtime's timers stand still while the machine is suspended, deadlines do not: look at the
+/// clock at least this often.
+const LONGEST_SLEEP: Duration = Duration::from_secs(1);
+
 /// A file that was read again.
 #[derive(Debug)]
 pub struct Reloaded {
@@ -29,6 +33,8 @@ pub enum Control {
     Stop,
     /// Take what was read again.
     Reload(Box<Reloaded>),
+    /// PostgreSQL's part of it was taken.
+    Reloaded(Box<MachineConfig>),
 }
 
 pub(super) struct Driver {
@@ -36,6 +42,7 @@ pub(super) struct Driver {
     executor: Executor,
     queue: mpsc::Receiver<Event>,
     controls: mpsc::Receiver<Control>,
+    control: mpsc::Sender<Control>,
     trace: Trace,
     shared: Arc<Shared>,
     wake: Option<Monotonic>,
@@ -47,35 +54,38 @@ impl Driver {
         machine: Machine,
         executor: Executor,
         queue: mpsc::Receiver<Event>,
-        controls: mpsc::Receiver<Control>,
+        (control, controls): (mpsc::Sender<Control>, mpsc::Receiver<Control>),
         trace: Trace,
         shared: Arc<Shared>,
     ) -> Self {
-        Driver { machine, executor, queue, controls, trace, shared, wake: None, told: None }
+        let (wake, told) = (None, None);
+        Driver { machine, executor, queue, controls, control, trace, shared, wake, told }
     }
 
     /// Runs until it is told to stop.
     pub(super) async fn run(mut self, first: Vec<Action>) -> Result<()> {
         self.perform(first);
         loop {
-            let until = self.wake.map_or(Duration::from_secs(3600), |at| {
-                Duration::from_millis((at - clock::now()).0)
+            let until = self.wake.map_or(LONGEST_SLEEP, |at| {
+                Duration::from_millis((at - clock::now()).0).min(LONGEST_SLEEP)
             });
             let event = tokio::select! {
                 biased;
                 () = sleep_until(Instant::now() + until), if self.wake.is_some() => {
+                    if self.wake.is_some_and(|at| clock::now() < at) {
+                        continue;
+                    }
                     self.wake = None;
                     Event::Wake
                 }
                 Some(control) = self.controls.recv() => match control {
                     Control::Stop => return self.stop().await,
                     Control::Reload(reloaded) => {
-                        let Reloaded { machine, settings } = *reloaded;
-                        if let Err(error) = self.executor.reload(settings).await {
-                            tracing::error!("the file was not taken: {error:#}");
-                            continue;
-                        }
-                        self.machine.reconfigure(machine);
+                        self.executor.reload(*reloaded, self.control.clone());
+                        continue;
+                    }
+                    Control::Reloaded(machine) => {
+                        self.machine.reconfigure(*machine);
                         tracing::info!("the file was read again and taken");
                         Event::Wake
                     }
@@ -89,9 +99,10 @@ impl Driver {
     fn handle(&mut self, event: Event) {
         let now = Now { monotonic: clock::now(), wall: Timestamp::now() };
         let actions = self.machine.handle(now, event.clone());
+        // What is to be done first: a fence must not wait for a disk or a terminal.
+        self.perform(actions.clone());
         self.trace.append(now, &event, &actions);
         self.publish();
-        self.perform(actions);
     }
 
     fn perform(&mut self, actions: Vec<Action>) {

@@ -3,6 +3,7 @@
 
 use super::{
     config::Config,
+    driver::{Control, Reloaded},
     probe,
     server::Shared,
     sources::{hold_session, seen, send, watch_exits, whole},
@@ -118,7 +119,7 @@ impl Executor {
         let world = self.world.clone();
         match action {
             Action::Inspect => drop(tokio::spawn(async move { world.inspect().await })),
-            Action::Join => self.join(),
+            Action::Join { database } => self.join(database),
             Action::Leave => {
                 let told = self.session.take().is_some_and(|(leave, _)| leave.send(()).is_ok());
                 if !told {
@@ -139,25 +140,30 @@ impl Executor {
         }
     }
 
-    fn join(&mut self) {
+    fn join(&mut self, database: Database) {
         let (leave, left) = oneshot::channel();
         let world = &self.world;
         let (coordination, events) = (world.coordination.clone(), world.events.clone());
-        let session =
-            hold_session(coordination, self.me.clone(), self.session_timeout, events, left);
+        let me = self.me.clone().with_database(database);
+        let session = hold_session(coordination, me, self.session_timeout, events, left);
         self.session = Some((leave, tokio::spawn(session)));
     }
 
-    /// Takes new settings of PostgreSQL; what is running is adopted under them.
-    pub(super) async fn reload(&self, settings: Settings) -> Result<()> {
-        let _busy = timeout(STOP_PATIENCE, self.world.busy.lock())
-            .await
-            .context("an operation on PostgreSQL is in flight: try again when it has ended")?;
-        let postgres = Postgres::open(settings.clone())?;
-        postgres.inspect().await?;
-        *self.world.settings.write().expect("no holder panics") = settings;
-        self.world.adopt(Arc::new(postgres));
-        Ok(())
+    /// Takes new settings of PostgreSQL in a task of its own; what is running is adopted under them.
+    /// Says so by `control` when that is done.
+    pub(super) fn reload(&self, reloaded: Reloaded, control: mpsc::Sender<Control>) {
+        let world = self.world.clone();
+        tokio::spawn(async move {
+            let Reloaded { machine, settings } = reloaded;
+            match world.take_settings(settings).await {
+                Ok(()) => {
+                    if control.send(Control::Reloaded(Box::new(machine))).await.is_err() {
+                        tracing::debug!("the file was read again while the driver ended");
+                    }
+                }
+                Err(error) => tracing::error!("the file was not taken: {error:#}"),
+            }
+        });
     }
 
     /// Stops PostgreSQL in an orderly way, then ends the session.
@@ -196,9 +202,21 @@ fn fence(world: Arc<World>) {
 }
 
 impl World {
+    async fn take_settings(self: &Arc<Self>, settings: Settings) -> Result<()> {
+        let _busy = timeout(STOP_PATIENCE, self.busy.lock())
+            .await
+            .context("an operation on PostgreSQL is in flight: try again when it has ended")?;
+        let postgres = Postgres::open(settings.clone())?;
+        postgres.inspect().await?;
+        *self.settings.write().expect("no holder panics") = settings;
+        self.adopt(Arc::new(postgres));
+        Ok(())
+    }
+
     fn adopt(self: &Arc<Self>, postgres: Arc<Postgres>) {
         self.postgres.send_replace(Some(postgres.clone()));
-        tokio::spawn(watch_exits(postgres.clone(), self.events.clone()));
+        let current = self.postgres.subscribe();
+        tokio::spawn(watch_exits(postgres.clone(), current, self.events.clone()));
         let (events, shared) = (self.events.clone(), self.shared.clone());
         let timing = probe::Timing { interval: self.interval, lease: self.lease };
         let current = self.postgres.subscribe();
@@ -292,15 +310,27 @@ impl World {
                     tracing::info!("the old database is kept in {}", kept.display());
                 }
                 self.copy(postgres, sources).await?;
-                for pruned in self.storage.prune_aside(self.keep_aside).await? {
-                    tracing::info!(
-                        "an older database that was kept is removed: {}",
-                        pruned.display()
-                    );
-                }
+                self.prune().await;
                 PgOutcome::Copied
             }
         })
+    }
+
+    /// Removes what is kept beyond the configured number. That this fails spoils no copy.
+    async fn prune(&self) {
+        match self.storage.prune_aside(self.keep_aside).await {
+            Ok(pruned) => {
+                for path in pruned {
+                    tracing::info!(
+                        "an older database that was kept is removed: {}",
+                        path.display()
+                    );
+                }
+            }
+            Err(error) => {
+                tracing::warn!("older databases could not be removed: {}", whole(&error));
+            }
+        }
     }
 
     async fn copy(&self, postgres: &Postgres, sources: &[PeerIdent]) -> Result<()> {

@@ -42,7 +42,7 @@ const QUEUE: usize = 256;
 /// When it cannot start: a bad file, a taken port, a dataset that another sitter uses.
 pub fn run(path: &Path) -> Result<ExitCode> {
     let config = Config::load(path)?;
-    log_to_stderr(&config)?;
+    let _log = log_to_stderr(&config)?;
     die_of_any_panic();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -53,20 +53,23 @@ pub fn run(path: &Path) -> Result<ExitCode> {
     runtime.block_on(serve(path, config))
 }
 
-fn log_to_stderr(config: &Config) -> Result<()> {
+/// The log is written by a thread of its own, and loses lines rather than making anybody wait: stderr
+/// may be a pipe that nobody reads.
+fn log_to_stderr(config: &Config) -> Result<tracing_appender::non_blocking::WorkerGuard> {
     let filter = EnvFilter::builder()
         .parse(&config.log.level)
         .with_context(|| format!("log.level {:?} is no level and no filter", config.log.level))?;
+    let (writer, guard) = tracing_appender::non_blocking(std::io::stderr());
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr);
+        .with_writer(writer);
     if config.log.json {
         log.json().init()
     } else {
         log.with_target(false).init()
     }
-    Ok(())
+    Ok(guard)
 }
 
 /// A task that panics would leave a sitter that looks alive and does not act: corrupt state ends the
@@ -101,7 +104,8 @@ async fn serve(path: &Path, config: Config) -> Result<ExitCode> {
     tracing::info!(peer = %me.id, shard = config.shard, "sitter {} starts", crate::VERSION);
     let trace = trace::Trace::open(&config, &machine_config)?;
     let (control, controls) = mpsc::channel(4);
-    let driver = Driver::new(machine, executor, queue, controls, trace, shared);
+    let channel = (control.clone(), controls);
+    let driver = Driver::new(machine, executor, queue, channel, trace, shared);
     let driver = tokio::spawn(driver.run(first));
     tokio::pin!(driver);
     let mut terminate = signal(SignalKind::terminate())?;
@@ -134,6 +138,11 @@ fn reload(path: &Path, old: &Config) -> Result<driver::Reloaded> {
         ("shard", new.shard != old.shard),
         ("coordination", new.coordination != old.coordination),
         ("dataset", new.dataset != old.dataset),
+        ("lease", new.lease() != old.lease()),
+        ("keep_aside", new.keep_aside != old.keep_aside),
+        ("coordination_timeout", new.coordination_timeout != old.coordination_timeout),
+        ("health.interval", new.health.interval != old.health.interval),
+        ("log", new.log != old.log),
         ("session_timeout", new.session_timeout.get_ref() != old.session_timeout.get_ref()),
         (
             "status",

@@ -26,6 +26,9 @@ const WHILE_WAITING: Millis = Millis(100);
 /// what reconnecting takes.
 const SILENT: Millis = Millis(5_000);
 
+/// Two looks further apart than this were not taken in time: this process or this host stood still.
+const LONGEST_GAP: Millis = Millis(5_000);
+
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Timing {
     pub(super) interval: Millis,
@@ -55,12 +58,22 @@ pub(super) async fn watch(
                     {
                         compare(&postgres, &probe, &upstream, log_from, &events).await;
                     }
+                    let overridden = probe.names_in_force == Some(false);
                     shared.publish_postgres(PgSeen { at: began, probe: Ok(probe) });
                     send(&events, event).await;
+                    if overridden {
+                        tracing::error!(
+                            "somebody has overridden what decides whose flush acknowledges a commit; \
+                             putting it back"
+                        );
+                        send(&events, Event::Overridden).await;
+                    }
                 }
                 Err(error) => {
-                    let probe = Err(whole(&error));
+                    let problem = format!("PostgreSQL does not answer: {}", whole(&error));
+                    let probe = Err(problem.clone());
                     shared.publish_postgres(PgSeen { at: began, probe });
+                    send(&events, Event::ProbeFailed(problem)).await;
                 }
             }
         } else {
@@ -105,8 +118,11 @@ impl Answers {
             counting.map(|(peer, sender)| (began, peer.clone(), sender.reply_time, sender.flush));
         // An answer that was not there at the look before came after that look began.
         let sync_answered = match (&self.before, &now) {
+            // After a pause in looking, what is new may have lain in a buffer for as long.
             (Some((at, old, time, flush)), Some((_, peer, new_time, new_flush)))
-                if old == peer && (time != new_time || flush != new_flush) =>
+                if old == peer
+                    && (time != new_time || flush != new_flush)
+                    && (began - *at) < LONGEST_GAP =>
             {
                 Some(*at)
             }

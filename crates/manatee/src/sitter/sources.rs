@@ -6,7 +6,7 @@ use adapters::{
 };
 use cluster::{ClusterState, Event, Millis, PeerIdent, StateSeen};
 use std::sync::Arc;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// An error with all its causes, in one line.
 pub(super) fn whole(error: &dyn std::error::Error) -> String {
@@ -72,10 +72,22 @@ fn machine_event(event: CoordEvent) -> Event {
     }
 }
 
-/// Tells when PostgreSQL ends by itself.
-pub(super) async fn watch_exits(postgres: Arc<Postgres>, events: mpsc::Sender<Event>) {
+/// Tells when PostgreSQL ends by itself, until another `Postgres` takes the place of this one.
+pub(super) async fn watch_exits(
+    postgres: Arc<Postgres>,
+    mut current: watch::Receiver<Option<Arc<Postgres>>>,
+    events: mpsc::Sender<Event>,
+) {
     let mut exits = postgres.exits();
-    while exits.changed().await.is_ok() {
+    loop {
+        let replaced = |now: &Option<Arc<Postgres>>| {
+            now.as_ref().is_none_or(|now| !Arc::ptr_eq(now, &postgres))
+        };
+        tokio::select! {
+            biased;
+            _ = current.wait_for(replaced) => return,
+            changed = exits.changed() => if changed.is_err() { return },
+        }
         let exit = exits.borrow_and_update().clone();
         if let Some(exit) = exit {
             let status = exit.status.unwrap_or_else(|| "status unknown".to_owned());

@@ -142,7 +142,7 @@ impl World {
                     let event = Event::Inspected { database, running: false, applied: None };
                     self.schedule(0, Completion::Event(event));
                 }
-                Action::Join => {
+                Action::Join { .. } => {
                     self.schedule(0, Completion::Event(Event::Joined));
                     self.schedule(0, Completion::Event(Event::State(self.seen())));
                     self.schedule(0, Completion::Event(Event::Active(self.active.clone())));

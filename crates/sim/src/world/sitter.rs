@@ -123,7 +123,7 @@ impl World {
                 Action::Inspect => {
                     self.schedule(Delay::Local, Happening::Inspected { peer, life });
                 }
-                Action::Join => self.join(peer),
+                Action::Join { .. } => self.join(peer),
                 Action::Leave => self.leave(peer),
                 Action::Put { expected, state } => self.put(peer, expected, *state),
                 Action::Read => self.read(peer),
