@@ -1,6 +1,6 @@
 //! The trace: every event with its time and the actions that followed, one JSON object a line, so
 //! that what a sitter did can be replayed. Bounded: begun anew when it has grown too large, the one
-//! before is kept.
+//! before is kept. Written by a thread of its own, so that a disk that hangs holds up nobody.
 
 use super::config::Config;
 use anyhow::{Context, Result};
@@ -8,55 +8,91 @@ use cluster::{Action, Event, MachineConfig, Now};
 use serde_json::json;
 use std::{
     fs::{self, File},
-    io::Write,
+    io::{self, Write},
     path::PathBuf,
+    sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
 };
 
+/// Lines that wait for the disk. With more, the trace ends: one with holes cannot be replayed.
+const WAITING: usize = 4096;
+
 pub(super) struct Trace {
+    lines: Option<SyncSender<String>>,
+}
+
+/// The thread's part.
+struct Files {
     path: PathBuf,
     limit: u64,
     header: String,
-    open: Option<(File, u64)>,
 }
 
 impl Trace {
     /// Begins a trace; the one before is kept beside it.
     pub(super) fn open(config: &Config, machine: &MachineConfig) -> Result<Self> {
+        if config.log.trace_mib == 0 {
+            return Ok(Trace { lines: None });
+        }
         let directory = config.dataset.join("trace");
-        let path = directory.join("sitter.jsonl");
-        let header = json!({ "manatee": crate::VERSION, "machine": machine }).to_string();
-        let limit = config.log.trace_mib * 1024 * 1024;
-        let mut trace = Trace { path, limit, header, open: None };
-        if limit > 0 {
-            fs::create_dir_all(&directory)
-                .and_then(|()| trace.begin())
-                .with_context(|| format!("cannot write a trace in {}", directory.display()))?;
-        }
-        Ok(trace)
-    }
-
-    fn begin(&mut self) -> std::io::Result<()> {
-        match fs::rename(&self.path, self.path.with_extension("jsonl.1")) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = File::create(&self.path)?;
-        writeln!(file, "{}", self.header)?;
-        self.open = Some((file, 0));
-        Ok(())
+        let files = Files {
+            path: directory.join("sitter.jsonl"),
+            limit: config.log.trace_mib * 1024 * 1024,
+            header: json!({ "manatee": crate::VERSION, "machine": machine }).to_string(),
+        };
+        let file = fs::create_dir_all(&directory)
+            .and_then(|()| files.begin())
+            .with_context(|| format!("cannot write a trace in {}", directory.display()))?;
+        let (sender, receiver) = sync_channel(WAITING);
+        std::thread::Builder::new()
+            .name("trace".to_owned())
+            .spawn(move || files.write(file, &receiver))
+            .context("cannot start the thread that writes the trace")?;
+        Ok(Trace { lines: Some(sender) })
     }
 
     /// Appends one step. A trace that cannot be written ends with a warning: a peer does not stop
     /// serving because its diary is full.
     pub(super) fn append(&mut self, now: Now, event: &Event, actions: &[Action]) {
-        let Some((file, size)) = &mut self.open else { return };
+        let Some(lines) = &self.lines else { return };
         let line = json!({ "now": now, "event": event, "actions": actions }).to_string() + "\n";
-        *size += line.len() as u64;
-        let full = *size > self.limit;
-        let written = file.write_all(line.as_bytes());
-        if let Err(error) = written.and_then(|()| if full { self.begin() } else { Ok(()) }) {
-            tracing::warn!("the trace {} ends here: {error}", self.path.display());
-            self.open = None;
+        match lines.try_send(line) {
+            Ok(()) => return,
+            Err(TrySendError::Full(_)) => {
+                tracing::warn!("the trace ends here: the disk does not keep up");
+            }
+            // The thread has said why it ended.
+            Err(TrySendError::Disconnected(_)) => {}
+        }
+        self.lines = None;
+    }
+}
+
+impl Files {
+    fn begin(&self) -> io::Result<File> {
+        match fs::rename(&self.path, self.path.with_extension("jsonl.1")) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = File::create(&self.path)?;
+        writeln!(file, "{}", self.header)?;
+        Ok(file)
+    }
+
+    fn write(&self, mut file: File, lines: &Receiver<String>) {
+        let mut size = 0;
+        for line in lines {
+            size += line.len() as u64;
+            let written = file.write_all(line.as_bytes()).and_then(|()| {
+                if size > self.limit {
+                    size = 0;
+                    file = self.begin()?;
+                }
+                Ok(())
+            });
+            if let Err(error) = written {
+                tracing::warn!("the trace {} ends here: {error}", self.path.display());
+                return;
+            }
         }
     }
 }
