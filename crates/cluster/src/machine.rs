@@ -133,6 +133,8 @@ pub struct Machine {
     exposed: bool,
 
     decision: Decision,
+    /// The generation that it was taken in.
+    decided_in: Option<Generation>,
 }
 
 impl Machine {
@@ -180,6 +182,7 @@ impl Machine {
                 write: None,
                 reason: Reason::Starting,
             },
+            decided_in: None,
         };
         (machine, vec![Action::Inspect])
     }
@@ -222,6 +225,11 @@ impl Machine {
     /// Why it does what it does.
     pub fn reason(&self) -> &Reason {
         &self.decision.reason
+    }
+
+    /// The generation of the state that its decision was taken from, held or not.
+    pub fn decided_in(&self) -> Option<Generation> {
+        self.decided_in
     }
 
     /// The place of this peer.

@@ -44,6 +44,8 @@ pub const SESSION_TIMEOUT: u64 = 6_000;
 pub const LEASE: Millis = Millis(SESSION_TIMEOUT);
 /// How long a call to the coordination may take.
 const CALL_LIMIT: u64 = 2_000;
+/// How many events at one moment are too many: somebody does the same again and again.
+const AT_ONCE: u32 = 10_000;
 /// By how much a clock may run fast or slow, in millionths.
 pub const DRIFT: i64 = 10_000;
 
@@ -249,6 +251,8 @@ pub struct World {
     /// Who watches.
     pub checkers: Checkers,
     handled: u64,
+    /// How many events there were without time passing.
+    at_once: u32,
     /// What happened, in words, when somebody wants to read it.
     diary: Option<Vec<String>>,
 }
@@ -279,6 +283,7 @@ impl World {
             connections: 0,
             checkers: Checkers::default(),
             handled: 0,
+            at_once: 0,
             diary: None,
             delays,
             setup,
@@ -322,7 +327,14 @@ impl World {
             && self.checkers.violation().is_none()
         {
             let ((at, _), happening) = self.queue.pop_first().expect("just seen");
-            self.now = self.now.max(at);
+            if at > self.now {
+                (self.now, self.at_once) = (at, 0);
+            }
+            self.at_once += 1;
+            if self.at_once > AT_ONCE {
+                let problem = format!("time stands still: {happening:?}");
+                self.checkers.stuck(self.now, problem);
+            }
             self.take(happening);
         }
         self.now = self.now.max(time);
