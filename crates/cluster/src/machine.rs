@@ -100,8 +100,8 @@ pub struct Machine {
     writing: Writing,
     /// Whether no declaration of a sitter before this one can be stored any more (rule D6).
     settled: bool,
-    /// The first version that was ever read here.
-    seen: Option<Version>,
+    /// The first version that was ever read here; none in it if nothing was stored then.
+    seen: Option<Option<Version>>,
     reading: bool,
     put_at: Monotonic,
 

@@ -100,7 +100,7 @@ impl Machine {
         if matches!(&self.writing, Writing::Limbo(put) if put.expected != version) {
             self.writing = Writing::Nothing;
         }
-        self.settled |= self.seen.is_some_and(|first| version > Some(first));
+        self.settled |= self.seen.is_some_and(|first| version > first);
     }
 
     /// A primary or sync whose PostgreSQL keeps failing steps aside when the others can go on
