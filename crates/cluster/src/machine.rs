@@ -100,8 +100,8 @@ pub struct Machine {
     writing: Writing,
     /// Whether no declaration of a sitter before this one can be stored any more (rule D6).
     settled: bool,
-    /// The first version that was ever read here.
-    seen: Option<Version>,
+    /// The first version that was ever read here; none in it if nothing was stored then.
+    seen: Option<Option<Version>>,
     reading: bool,
     put_at: Monotonic,
 
@@ -135,6 +135,8 @@ pub struct Machine {
     exposed: bool,
 
     decision: Decision,
+    /// The generation that it was taken in.
+    decided_in: Option<Generation>,
 }
 
 impl Machine {
@@ -184,6 +186,7 @@ impl Machine {
                 reason: Reason::Starting,
                 retreat: None,
             },
+            decided_in: None,
         };
         (machine, vec![Action::Inspect])
     }
@@ -226,6 +229,11 @@ impl Machine {
     /// Why it does what it does.
     pub fn reason(&self) -> &Reason {
         &self.decision.reason
+    }
+
+    /// The generation of the state that its decision was taken from, held or not.
+    pub fn decided_in(&self) -> Option<Generation> {
+        self.decided_in
     }
 
     /// The place of this peer.

@@ -141,7 +141,7 @@ impl Machine {
 
     fn take_state(&mut self, seen: Option<StateSeen>) {
         let version = seen.as_ref().map(|seen| seen.version);
-        self.seen = self.seen.or(version);
+        self.seen.get_or_insert(version);
         self.known = match seen {
             None => Known::Absent,
             Some(StateSeen { version, state: Ok(state) }) => Known::Legal(version, Box::new(state)),

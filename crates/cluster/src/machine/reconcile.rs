@@ -81,6 +81,7 @@ impl Machine {
             rebuilt: state.is_some_and(|state| self.rebuilt_in == Some(state.generation)),
         };
         self.decision = decide(&view);
+        self.decided_in = self.state().map(|state| state.generation);
         if self.should_give_up(now.monotonic) {
             self.decision.postgres = PgTarget::Abdicate;
             self.decision.write = None;
@@ -107,7 +108,7 @@ impl Machine {
         if matches!(&self.writing, Writing::Limbo(put) if put.expected != version) {
             self.writing = Writing::Nothing;
         }
-        self.settled |= self.seen.is_some_and(|first| version > Some(first));
+        self.settled |= self.seen.is_some_and(|first| version > first);
     }
 
     /// A primary or sync whose PostgreSQL keeps failing steps aside when the others can go on
@@ -249,7 +250,9 @@ impl Machine {
         if now < self.retry_at && command != PgCommand::Stop {
             return;
         }
-        let generation = self.state().map(|state| state.generation);
+        // A target that is held belongs to the generation that it was decided in, not to a newer one
+        // of which only the state is known yet.
+        let generation = self.decided_in;
         let operation = InFlight { command: command.clone(), generation, cancelled: false };
         if matches!(&command, PgCommand::Apply(config) if needs_proof(config)) {
             self.exposed = true;

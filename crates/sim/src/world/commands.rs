@@ -28,10 +28,8 @@ impl World {
         self.note(|world| {
             format!("{}: {}", world.name(peer), world.in_letters(&command.to_string()))
         });
-        let generation = self.peers[peer]
-            .sitter
-            .as_ref()
-            .and_then(|sitter| sitter.machine.state().map(|state| state.generation));
+        let generation =
+            self.peers[peer].sitter.as_ref().and_then(|sitter| sitter.machine.decided_in());
         let host = &mut self.peers[peer];
         host.operations += 1;
         let (operation, life) = (host.operations, host.life);

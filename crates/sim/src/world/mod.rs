@@ -8,6 +8,7 @@
 mod choices;
 mod commands;
 mod faults;
+mod happening;
 mod pace;
 mod peer;
 mod postgres;
@@ -30,12 +31,10 @@ use crate::{
     Mutation,
     checkers::{Checkers, Violation},
 };
-use cluster::{
-    ClusterState, Generation, Millis, Monotonic, PeerId, PeerIdent, PutOutcome, Version,
-};
+use cluster::{Generation, Millis, PeerId, PeerIdent};
+use happening::{Happening, Put};
 use pace::{Delay, Delays};
 use peer::Clock;
-use service::SessionId;
 use std::collections::BTreeMap;
 
 /// After how long without a heartbeat the service ends a session.
@@ -44,6 +43,8 @@ pub const SESSION_TIMEOUT: u64 = 6_000;
 pub const LEASE: Millis = Millis(SESSION_TIMEOUT);
 /// How long a call to the coordination may take.
 const CALL_LIMIT: u64 = 2_000;
+/// How many events at one moment are too many: somebody does the same again and again.
+const AT_ONCE: u32 = 10_000;
 /// By how much a clock may run fast or slow, in millionths.
 pub const DRIFT: i64 = 10_000;
 
@@ -64,165 +65,6 @@ pub struct Setup {
     pub stale_reads: bool,
     /// A rule that is broken on purpose.
     pub mutation: Option<Mutation>,
-}
-
-/// What is to come.
-#[derive(Debug, Clone, Hash)]
-pub(crate) enum Happening {
-    /// The machine's alarm.
-    Wake {
-        peer: usize,
-        life: u32,
-    },
-    /// The sitter has looked at its host.
-    Inspected {
-        peer: usize,
-        life: u32,
-    },
-    /// The sitter looks at PostgreSQL.
-    Probe {
-        peer: usize,
-        life: u32,
-    },
-    JoinArrives {
-        peer: usize,
-        life: u32,
-        call: u32,
-        sent: Monotonic,
-    },
-    Joined {
-        peer: usize,
-        life: u32,
-        call: u32,
-        session: SessionId,
-        shown: usize,
-        sent: Monotonic,
-    },
-    JoinLimit {
-        peer: usize,
-        life: u32,
-        call: u32,
-    },
-    Beat {
-        peer: usize,
-        session: SessionId,
-    },
-    BeatArrives {
-        peer: usize,
-        session: SessionId,
-        sent: Monotonic,
-    },
-    BeatAnswered {
-        peer: usize,
-        session: SessionId,
-        alive: bool,
-        shown: usize,
-        sent: Monotonic,
-    },
-    Notice {
-        peer: usize,
-        session: SessionId,
-        shown: usize,
-    },
-    /// The service looks whether a session has run out.
-    SessionDue {
-        session: SessionId,
-    },
-    Left {
-        peer: usize,
-        life: u32,
-    },
-    PutArrives {
-        peer: usize,
-        life: u32,
-        call: u32,
-        put: Box<Put>,
-    },
-    PutAnswered {
-        peer: usize,
-        life: u32,
-        call: u32,
-        outcome: PutOutcome,
-    },
-    PutLimit {
-        peer: usize,
-        life: u32,
-        call: u32,
-    },
-    ReadArrives {
-        peer: usize,
-        life: u32,
-        call: u32,
-    },
-    ReadAnswered {
-        peer: usize,
-        life: u32,
-        call: u32,
-        shown: usize,
-    },
-    ReadLimit {
-        peer: usize,
-        life: u32,
-        call: u32,
-    },
-    /// A command to PostgreSQL goes on.
-    Command {
-        peer: usize,
-        life: u32,
-        operation: u32,
-    },
-    /// A command to PostgreSQL runs into its limit.
-    CommandLimit {
-        peer: usize,
-        life: u32,
-        operation: u32,
-    },
-    Fenced {
-        peer: usize,
-        life: u32,
-    },
-    Exited {
-        peer: usize,
-        life: u32,
-    },
-    /// A standby tries to stream.
-    Connect {
-        peer: usize,
-        boot: u32,
-    },
-    /// WAL arrives at a standby.
-    Data {
-        peer: usize,
-        connection: u32,
-        upto: Point,
-    },
-    Flush {
-        peer: usize,
-        boot: u32,
-    },
-    /// A standby's report arrives at where it streams from.
-    Reply {
-        peer: usize,
-        from: usize,
-        connection: u32,
-        flushed: Point,
-    },
-    /// A WAL sender reads the files again.
-    Reload {
-        peer: usize,
-        connection: u32,
-    },
-}
-
-/// A conditional put on its way.
-#[derive(Debug, Clone, Hash)]
-pub(crate) struct Put {
-    expected: Option<Version>,
-    state: ClusterState,
-    /// What the writer's database held when it wrote.
-    content: Option<Point>,
-    /// Already answered, where that is the mutation.
-    assumed: bool,
 }
 
 /// The shard and everything around it.
@@ -249,6 +91,8 @@ pub struct World {
     /// Who watches.
     pub checkers: Checkers,
     handled: u64,
+    /// How many events there were without time passing.
+    at_once: u32,
     /// What happened, in words, when somebody wants to read it.
     diary: Option<Vec<String>>,
 }
@@ -279,6 +123,7 @@ impl World {
             connections: 0,
             checkers: Checkers::default(),
             handled: 0,
+            at_once: 0,
             diary: None,
             delays,
             setup,
@@ -322,7 +167,14 @@ impl World {
             && self.checkers.violation().is_none()
         {
             let ((at, _), happening) = self.queue.pop_first().expect("just seen");
-            self.now = self.now.max(at);
+            if at > self.now {
+                (self.now, self.at_once) = (at, 0);
+            }
+            self.at_once += 1;
+            if self.at_once > AT_ONCE {
+                let problem = format!("time stands still: {happening:?}");
+                self.checkers.stuck(self.now, problem);
+            }
             self.take(happening);
         }
         self.now = self.now.max(time);
@@ -432,42 +284,6 @@ impl World {
                 self.reply(peer, from, connection, flushed);
             }
             Happening::Reload { peer, connection } => self.sender_reloads(peer, connection),
-        }
-    }
-}
-
-impl Happening {
-    /// What has to be running for it; nothing for what happens at the service or on a wire.
-    fn needs(&self) -> Option<(usize, Part)> {
-        use Happening as H;
-        match self {
-            H::Wake { peer, .. }
-            | H::Inspected { peer, .. }
-            | H::Probe { peer, .. }
-            | H::Joined { peer, .. }
-            | H::JoinLimit { peer, .. }
-            | H::Beat { peer, .. }
-            | H::BeatAnswered { peer, .. }
-            | H::Notice { peer, .. }
-            | H::Left { peer, .. }
-            | H::PutAnswered { peer, .. }
-            | H::PutLimit { peer, .. }
-            | H::ReadAnswered { peer, .. }
-            | H::ReadLimit { peer, .. }
-            | H::Command { peer, .. }
-            | H::CommandLimit { peer, .. }
-            | H::Fenced { peer, .. }
-            | H::Exited { peer, .. } => Some((*peer, Part::Sitter)),
-            H::Connect { peer, .. }
-            | H::Data { peer, .. }
-            | H::Flush { peer, .. }
-            | H::Reply { peer, .. }
-            | H::Reload { peer, .. } => Some((*peer, Part::Postgres)),
-            H::JoinArrives { .. }
-            | H::BeatArrives { .. }
-            | H::SessionDue { .. }
-            | H::PutArrives { .. }
-            | H::ReadArrives { .. } => None,
         }
     }
 }
