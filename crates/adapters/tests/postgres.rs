@@ -389,10 +389,41 @@ async fn alter_system_is_undone() {
     a.apply(&config).await;
     assert_eq!(a.value("show synchronous_standby_names").await, wanted);
     assert_eq!(a.postgres.probe().await.expect("a probe").names_in_force, Some(true));
+
+    // The operator's to set, but not to a value that lets commits go without the standby.
+    for weak in ["off", "local", "remote_write"] {
+        let sql = format!("alter system set synchronous_commit = '{weak}'");
+        session.batch_execute(&sql).await.expect(&sql);
+        session.batch_execute("select pg_reload_conf()").await.expect("a reload");
+        a.wait(&format!("current_setting('synchronous_commit') = '{weak}'")).await;
+        assert_eq!(a.postgres.probe().await.expect("a probe").names_in_force, Some(false));
+        a.apply(&config).await;
+        assert_eq!(a.value("show synchronous_commit").await, "on");
+        assert_eq!(a.postgres.probe().await.expect("a probe").names_in_force, Some(true));
+    }
+    let auto = a.postgres.data().join("postgresql.auto.conf");
+    assert!(!fs::read_to_string(&auto).expect("a file").contains("synchronous_commit"));
+    // One that is stronger stays; that of our own role does not speak for the server.
+    for sql in [
+        "alter system set synchronous_commit = 'remote_apply'",
+        "set synchronous_commit = local",
+        "alter role postgres set synchronous_commit = 'off'",
+        "select pg_reload_conf()",
+    ] {
+        session.batch_execute(sql).await.expect(sql);
+    }
+    a.apply(&config).await;
+    let role = "alter role postgres reset synchronous_commit";
+    assert_eq!(a.postgres.probe().await.expect("a probe").names_in_force, Some(true));
+    session.batch_execute(role).await.expect(role);
+    assert_eq!(a.value("show synchronous_commit").await, "remote_apply");
+
+    session.batch_execute("alter system set synchronous_commit = off").await.expect("a change");
     session.batch_execute("alter system set fsync = off").await.expect("a change");
     a.postgres.stop(StopMode::Fast).await.expect("a stop");
     a.apply(&config).await;
     assert_eq!(a.value("show fsync").await, "on");
+    assert_eq!(a.value("show synchronous_commit").await, "on");
     assert_eq!(a.value("show work_mem").await, "5MB");
     let waiting = commit(&a, "create table t (i int)");
     wait_waiting(&a, 1).await;

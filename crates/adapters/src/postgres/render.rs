@@ -2,7 +2,8 @@
 //!
 //! The operator's settings come first in `manatee.conf`, ours after them, and `manatee.conf` is the
 //! last thing that `postgresql.conf` includes: ours win. `postgresql.auto.conf` (ALTER SYSTEM) is
-//! read after all of it, so what it says of our settings is taken out of it.
+//! read after all of it, so what it says of our settings is taken out of it, and of the operator's
+//! what weakens the shard.
 
 use super::Settings;
 use cluster::{Counts, PeerId};
