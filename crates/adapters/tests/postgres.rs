@@ -2,7 +2,7 @@
 
 mod support;
 
-use adapters::postgres::{Database, PgCause, StopMode};
+use adapters::postgres::{Database, Divergence, PgCause, StopMode};
 use cluster::{Counts, Gate, Generation, Lsn, PgConfig};
 use rustix::process::Signal;
 use std::{fs, time::Duration};
@@ -531,7 +531,7 @@ async fn a_standby_ahead_of_its_new_upstream_has_diverged() {
     };
     let why = in_time("b to be refused", async {
         loop {
-            if let Some(why) = judge(&b).await {
+            if let Divergence::CannotFollow(why) = judge(&b).await {
                 return why;
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -539,7 +539,12 @@ async fn a_standby_ahead_of_its_new_upstream_has_diverged() {
     })
     .await;
     assert!(why.contains("left timeline 1"), "{why}; c was detached at {detached}");
-    assert_eq!(judge(&d).await, None, "the one that follows");
+    assert_eq!(judge(&d).await, Divergence::None, "the one that follows");
+    // Another database tells nothing about the data here, whatever the log says.
+    let mut probe = b.postgres.probe().await.expect("a probe");
+    probe.system_identifier ^= 1;
+    let judged = b.postgres.divergence(&probe, "127.0.0.1", port, 0).await.expect("an answer");
+    assert!(matches!(&judged, Divergence::Foreign(why) if why.contains("another database")));
 }
 
 /// A promotion for generation 5 begins timeline 5, whatever number PostgreSQL would have taken; those
@@ -600,7 +605,7 @@ async fn a_promotion_takes_a_number_of_its_own() {
             let probe = f.postgres.probe().await.expect("a probe");
             let port = d.settings.port;
             let asked = f.postgres.divergence(&probe, "127.0.0.1", port, mark).await;
-            if let Some(why) = asked.expect("an answer") {
+            if let Divergence::CannotFollow(why) = asked.expect("an answer") {
                 return why;
             }
             tokio::time::sleep(Duration::from_millis(100)).await;

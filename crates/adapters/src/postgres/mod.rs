@@ -24,6 +24,7 @@ mod slots;
 mod timelines;
 
 pub use error::{PgCause, PgError};
+pub use history::Divergence;
 pub use probe::{Probe, Receiver, Sender};
 
 use crate::exec::OsUser;
@@ -283,9 +284,9 @@ impl Postgres {
         std::fs::metadata(self.inner.log_path()).map_or(0, |log| log.len())
     }
 
-    /// Why this standby can never stream from the server at this address, because that has another
-    /// history, or no longer the WAL that comes next here; nothing as long as that is not certain. Of
-    /// our own log only what stands after `log_from` counts.
+    /// Whether this standby can never stream from the server at this address, because that has
+    /// another history, or no longer the WAL that comes next here; [`Divergence::None`] as long as
+    /// that is not certain. Of our own log only what stands after `log_from` counts.
     ///
     /// # Errors
     /// When that server cannot be asked.
@@ -295,7 +296,7 @@ impl Postgres {
         host: &str,
         port: u16,
         log_from: u64,
-    ) -> Result<Option<String>, PgError> {
+    ) -> Result<Divergence, PgError> {
         let inner = &self.inner;
         let asked = inner.divergence(ours, host, port, log_from).await;
         asked.map_err(|cause| inner.error("compare its history with its upstream's", cause))
