@@ -454,6 +454,45 @@ async fn the_operators_settings() {
     assert!(support::chain(&error).contains("fsync"), "{error}");
 }
 
+/// Settings are tried on the server program before anything runs with them; what it says of a wrong
+/// one is told, and what is not the operator's to set is named.
+#[tokio::test]
+async fn settings_are_checked_before_they_are_used() {
+    let a = Peer::new("a");
+    let map = |settings: &[(&str, &str)]| {
+        let own = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        own.collect::<std::collections::BTreeMap<_, _>>()
+    };
+    let check = async |settings: &[(&str, &str)]| a.postgres.check_settings(&map(settings)).await;
+    let fine = [
+        ("shared_buffers", "1GB"),
+        ("pg_stat_statements.max", "100"),
+        ("shared_preload_libraries", "pg_stat_statements"),
+        ("log_line_prefix", "it's \\ %m "),
+        ("synchronous_commit", "remote_apply"),
+    ];
+    check(&fine).await.expect("good settings");
+    check(&[]).await.expect("none");
+    for (name, value, said) in [
+        ("shared_bufers", "1GB", "unrecognized configuration parameter \"shared_bufers\""),
+        ("work_mem", "much", "invalid value for parameter \"work_mem\": \"much\""),
+        ("max_connections", "0", "max_connections"),
+        ("wal_compression", "perhaps", "\"perhaps\"; Available values: "),
+    ] {
+        let error = check(&[("log_line_prefix", "! "), (name, value)]).await.expect_err(name);
+        let PgCause::Rejected(text) = &error.cause else { panic!("{error:?}") };
+        assert!(text.contains(said) && !text.contains("/tmp"), "{text}");
+    }
+    for (name, value) in [("FSYNC", "on"), ("synchronous_commit", "local"), ("a b", "1")] {
+        let error = check(&[(name, value)]).await.expect_err(name);
+        assert!(matches!(error.cause, PgCause::Settings { .. }), "{error:?}");
+        let settings = map(&[("work_mem", "much"), (name, value)]);
+        let refused = adapters::postgres::check_names(&settings).expect_err(name);
+        assert_eq!(refused.name, name);
+        assert!(refused.to_string().contains(value), "{refused}");
+    }
+}
+
 /// What keeps a server from starting is told in words.
 #[tokio::test]
 async fn starts_that_fail() {

@@ -2,6 +2,7 @@
 
 use super::{PgCause, Settings};
 use cluster::PeerId;
+use std::collections::BTreeMap;
 
 /// The longest name that PostgreSQL keeps whole.
 const LONGEST_NAME: usize = 63;
@@ -69,9 +70,7 @@ pub(super) fn is_guarded(name: &str) -> bool {
 /// # Errors
 /// At the first one that would break a rule of the shard or a file.
 pub(super) fn check(settings: &Settings) -> Result<(), PgCause> {
-    for (name, value) in &settings.user_settings {
-        check_setting(name, value)?;
-    }
+    check_names(&settings.user_settings)?;
     check_name(&settings.me)?;
     let printable = |what: &str, text: &str| {
         if text.chars().any(char::is_control) {
@@ -108,22 +107,50 @@ pub(super) fn check(settings: &Settings) -> Result<(), PgCause> {
     Ok(())
 }
 
-fn check_setting(name: &str, value: &str) -> Result<(), PgCause> {
-    let what = || format!("PostgreSQL setting {name} = {value:?}");
+/// A setting that the operator may not make.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("PostgreSQL setting {name} = {value:?}: {remedy}")]
+pub struct RefusedSetting {
+    /// Its name, as it was written.
+    pub name: String,
+    /// The value that it was to have.
+    pub value: String,
+    /// What to do.
+    pub remedy: &'static str,
+}
+
+impl From<RefusedSetting> for PgCause {
+    fn from(refused: RefusedSetting) -> PgCause {
+        let RefusedSetting { name, value, remedy } = refused;
+        PgCause::settings(format!("PostgreSQL setting {name} = {value:?}"), remedy)
+    }
+}
+
+/// Checks the operator's settings for what is not theirs to set. It asks no server, so it does not
+/// know which settings exist; [`super::Postgres::check_settings`] does.
+///
+/// # Errors
+/// At the first one that is refused.
+pub fn check_names(settings: &BTreeMap<String, String>) -> Result<(), RefusedSetting> {
+    for (name, value) in settings {
+        if let Some(remedy) = refusal(name, value) {
+            return Err(RefusedSetting { name: name.clone(), value: value.clone(), remedy });
+        }
+    }
+    Ok(())
+}
+
+/// What to do about this setting, if it cannot stay.
+fn refusal(name: &str, value: &str) -> Option<&'static str> {
     let well_formed = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'.');
     if !well_formed || value.chars().any(char::is_control) {
-        let remedy = "a name has letters, digits, _ and dots, a value no control characters";
-        return Err(PgCause::settings(what(), remedy));
+        return Some("a name has letters, digits, _ and dots, a value no control characters");
     }
     if is_guarded(name) {
-        let remedy = "Manatee sets this itself: remove it";
-        return Err(PgCause::settings(what(), remedy));
+        return Some("Manatee sets this itself: remove it");
     }
-    if !weakens(name, value) {
-        return Ok(());
-    }
-    Err(PgCause::settings(what(), "it weakens what the shard rests on: remove it"))
+    weakens(name, value).then_some("it weakens what the shard rests on: remove it")
 }
 
 /// Whether this value of a setting that is otherwise the operator's breaks a promise of the shard:

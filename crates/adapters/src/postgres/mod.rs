@@ -13,6 +13,7 @@ pub(crate) mod files;
 mod force;
 mod guard;
 mod history;
+mod preview;
 mod probe;
 pub(crate) mod process;
 mod render;
@@ -24,6 +25,7 @@ mod slots;
 mod timelines;
 
 pub use error::{PgCause, PgError};
+pub use guard::{RefusedSetting, check_names};
 pub use history::Divergence;
 pub use probe::{Probe, Receiver, Sender};
 
@@ -206,6 +208,21 @@ impl Postgres {
     /// The log of the server.
     pub fn log_path(&self) -> PathBuf {
         self.inner.log_path()
+    }
+
+    /// Shows these settings of the operator to the server program, without a database: whether they
+    /// exist and can have these values. Those of extensions are not known to it and pass.
+    ///
+    /// # Errors
+    /// [`PgCause::Settings`] for what is not the operator's to set, [`PgCause::Rejected`] with the
+    /// program's own words, or when it does not answer within `query_timeout`.
+    pub async fn check_settings(
+        &self,
+        user_settings: &BTreeMap<String, String>,
+    ) -> Result<(), PgError> {
+        let inner = &self.inner;
+        let checked = inner.preview(user_settings).await;
+        checked.map_err(|cause| inner.error("use these settings", cause))
     }
 
     /// Looks at the dataset, and takes a server that runs in it for ours, whoever started it.

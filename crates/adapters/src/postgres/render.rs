@@ -98,6 +98,14 @@ pub(super) fn files(
     Files { conf, hba, ident, nonce, names: shape.names() }
 }
 
+/// These settings alone.
+pub(super) fn settings(settings: &BTreeMap<String, String>) -> String {
+    settings.iter().fold(String::new(), |mut conf, (name, value)| {
+        line(&mut conf, name, value);
+        conf
+    })
+}
+
 fn line(conf: &mut String, name: &str, value: &str) {
     let value = value.replace('\\', "\\\\").replace('\'', "''");
     // Writing to a String cannot fail.
