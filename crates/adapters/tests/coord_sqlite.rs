@@ -256,6 +256,36 @@ async fn sessions_of_another_boot_are_dead() {
     member.until("expired", |event| matches!(event, CoordEvent::Expired).then_some(())).await;
 }
 
+/// A registration that cannot be read is nobody's, and ends nobody else's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unreadable_peer_is_passed_over() {
+    let backend = Sqlite::new();
+    let coord = backend.outside();
+    let (_first, unreadable) = common::join(&coord, 1, LONG).await;
+    let (mut member, own) = common::join(&coord, 2, Millis(1500)).await;
+    member.until_confirmed().await;
+    let other = rusqlite::Connection::open(backend.path()).expect("the database");
+    other.busy_timeout(common::LIMIT).expect("a limit");
+    for peer in ["x'7b7d'", "'{\"id\": 7}'", "CAST(x'ff' AS TEXT)"] {
+        let sql = format!("UPDATE session SET peer = CAST({peer} AS TEXT) WHERE sequence = ?1");
+        other.execute(&sql, [unreadable]).expect("an update");
+        let changed = clock::now();
+        let (_new, new) = common::join(&coord, 3, LONG).await;
+        let active = coord.read().await.expect("to read").active;
+        let active = sequences(&active);
+        assert!(active.contains(&own) && active.contains(&new), "{active:?}");
+        assert!(!active.contains(&unreadable), "{active:?}");
+        // It lives on beyond the timeout that it had when that came.
+        let beyond = changed + Millis(2000);
+        let is_beyond = |event: &CoordEvent| match event {
+            CoordEvent::Confirmed { sent } => (*sent > beyond).then_some(()),
+            CoordEvent::Expired => panic!("expired"),
+            _ => None,
+        };
+        member.until("a heartbeat", is_beyond).await;
+    }
+}
+
 /// While somebody keeps the write lock, members say so; those who only read go on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_held_write_lock_is_reported() {

@@ -2,7 +2,7 @@
 
 mod support;
 
-use adapters::postgres::{Database, PgCause, StopMode};
+use adapters::postgres::{Database, Divergence, PgCause, StopMode};
 use cluster::{Counts, Gate, Generation, Lsn, PgConfig};
 use rustix::process::Signal;
 use std::{fs, time::Duration};
@@ -389,10 +389,41 @@ async fn alter_system_is_undone() {
     a.apply(&config).await;
     assert_eq!(a.value("show synchronous_standby_names").await, wanted);
     assert_eq!(a.postgres.probe().await.expect("a probe").names_in_force, Some(true));
+
+    // The operator's to set, but not to a value that lets commits go without the standby.
+    for weak in ["off", "local", "remote_write"] {
+        let sql = format!("alter system set synchronous_commit = '{weak}'");
+        session.batch_execute(&sql).await.expect(&sql);
+        session.batch_execute("select pg_reload_conf()").await.expect("a reload");
+        a.wait(&format!("current_setting('synchronous_commit') = '{weak}'")).await;
+        assert_eq!(a.postgres.probe().await.expect("a probe").names_in_force, Some(false));
+        a.apply(&config).await;
+        assert_eq!(a.value("show synchronous_commit").await, "on");
+        assert_eq!(a.postgres.probe().await.expect("a probe").names_in_force, Some(true));
+    }
+    let auto = a.postgres.data().join("postgresql.auto.conf");
+    assert!(!fs::read_to_string(&auto).expect("a file").contains("synchronous_commit"));
+    // One that is stronger stays; that of our own role does not speak for the server.
+    for sql in [
+        "alter system set synchronous_commit = 'remote_apply'",
+        "set synchronous_commit = local",
+        "alter role postgres set synchronous_commit = 'off'",
+        "select pg_reload_conf()",
+    ] {
+        session.batch_execute(sql).await.expect(sql);
+    }
+    a.apply(&config).await;
+    let role = "alter role postgres reset synchronous_commit";
+    assert_eq!(a.postgres.probe().await.expect("a probe").names_in_force, Some(true));
+    session.batch_execute(role).await.expect(role);
+    assert_eq!(a.value("show synchronous_commit").await, "remote_apply");
+
+    session.batch_execute("alter system set synchronous_commit = off").await.expect("a change");
     session.batch_execute("alter system set fsync = off").await.expect("a change");
     a.postgres.stop(StopMode::Fast).await.expect("a stop");
     a.apply(&config).await;
     assert_eq!(a.value("show fsync").await, "on");
+    assert_eq!(a.value("show synchronous_commit").await, "on");
     assert_eq!(a.value("show work_mem").await, "5MB");
     let waiting = commit(&a, "create table t (i int)");
     wait_waiting(&a, 1).await;
@@ -421,6 +452,45 @@ async fn the_operators_settings() {
     a.settings.user_settings.insert("fsync".into(), "off".into());
     let error = adapters::postgres::Postgres::open(a.settings.clone()).expect_err("forbidden");
     assert!(support::chain(&error).contains("fsync"), "{error}");
+}
+
+/// Settings are tried on the server program before anything runs with them; what it says of a wrong
+/// one is told, and what is not the operator's to set is named.
+#[tokio::test]
+async fn settings_are_checked_before_they_are_used() {
+    let a = Peer::new("a");
+    let map = |settings: &[(&str, &str)]| {
+        let own = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        own.collect::<std::collections::BTreeMap<_, _>>()
+    };
+    let check = async |settings: &[(&str, &str)]| a.postgres.check_settings(&map(settings)).await;
+    let fine = [
+        ("shared_buffers", "1GB"),
+        ("pg_stat_statements.max", "100"),
+        ("shared_preload_libraries", "pg_stat_statements"),
+        ("log_line_prefix", "it's \\ %m "),
+        ("synchronous_commit", "remote_apply"),
+    ];
+    check(&fine).await.expect("good settings");
+    check(&[]).await.expect("none");
+    for (name, value, said) in [
+        ("shared_bufers", "1GB", "unrecognized configuration parameter \"shared_bufers\""),
+        ("work_mem", "much", "invalid value for parameter \"work_mem\": \"much\""),
+        ("max_connections", "0", "max_connections"),
+        ("wal_compression", "perhaps", "\"perhaps\"; Available values: "),
+    ] {
+        let error = check(&[("log_line_prefix", "! "), (name, value)]).await.expect_err(name);
+        let PgCause::Rejected(text) = &error.cause else { panic!("{error:?}") };
+        assert!(text.contains(said) && !text.contains("/tmp"), "{text}");
+    }
+    for (name, value) in [("FSYNC", "on"), ("synchronous_commit", "local"), ("a b", "1")] {
+        let error = check(&[(name, value)]).await.expect_err(name);
+        assert!(matches!(error.cause, PgCause::Settings { .. }), "{error:?}");
+        let settings = map(&[("work_mem", "much"), (name, value)]);
+        let refused = adapters::postgres::check_names(&settings).expect_err(name);
+        assert_eq!(refused.name, name);
+        assert!(refused.to_string().contains(value), "{refused}");
+    }
 }
 
 /// What keeps a server from starting is told in words.
@@ -500,7 +570,7 @@ async fn a_standby_ahead_of_its_new_upstream_has_diverged() {
     };
     let why = in_time("b to be refused", async {
         loop {
-            if let Some(why) = judge(&b).await {
+            if let Divergence::CannotFollow(why) = judge(&b).await {
                 return why;
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -508,7 +578,12 @@ async fn a_standby_ahead_of_its_new_upstream_has_diverged() {
     })
     .await;
     assert!(why.contains("left timeline 1"), "{why}; c was detached at {detached}");
-    assert_eq!(judge(&d).await, None, "the one that follows");
+    assert_eq!(judge(&d).await, Divergence::None, "the one that follows");
+    // Another database tells nothing about the data here, whatever the log says.
+    let mut probe = b.postgres.probe().await.expect("a probe");
+    probe.system_identifier ^= 1;
+    let judged = b.postgres.divergence(&probe, "127.0.0.1", port, 0).await.expect("an answer");
+    assert!(matches!(&judged, Divergence::Foreign(why) if why.contains("another database")));
 }
 
 /// A promotion for generation 5 begins timeline 5, whatever number PostgreSQL would have taken; those
@@ -569,7 +644,7 @@ async fn a_promotion_takes_a_number_of_its_own() {
             let probe = f.postgres.probe().await.expect("a probe");
             let port = d.settings.port;
             let asked = f.postgres.divergence(&probe, "127.0.0.1", port, mark).await;
-            if let Some(why) = asked.expect("an answer") {
+            if let Divergence::CannotFollow(why) = asked.expect("an answer") {
                 return why;
             }
             tokio::time::sleep(Duration::from_millis(100)).await;

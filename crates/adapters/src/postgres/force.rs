@@ -23,11 +23,11 @@
 use super::{
     Inner, POLL, PgCause, guard,
     render::{self, Files},
-    session::{Session, literal, parse, within},
+    session::{COMMIT, Session, literal, parse, within},
 };
 use cluster::{Counts, Lsn, Millis};
 use rustix::process::{Pid, Signal, kill_process};
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 impl Inner {
     /// Writes the files, asks for a reload if need be, and waits until the server has read them.
@@ -76,16 +76,20 @@ impl Inner {
     async fn reset_altered(&self, session: &Session) -> Result<bool, PgCause> {
         let altered = session
             .rows(
-                "select distinct name from pg_file_settings \
+                "select distinct name, setting from pg_file_settings \
                  where sourcefile like '%/postgresql.auto.conf' and name is not null",
             )
             .await?;
-        let names = altered.into_iter().filter_map(|row| row.into_iter().next().flatten());
-        let ours: Vec<String> = names.filter(|name| guard::is_guarded(name)).collect();
+        let forbidden = |row: &Vec<Option<String>>| {
+            let field = |index: usize| row.get(index)?.as_deref();
+            let name = field(0)?;
+            guard::is_forbidden(name, field(1).unwrap_or_default()).then(|| name.to_owned())
+        };
+        let ours: BTreeSet<String> = altered.iter().filter_map(forbidden).collect();
         if ours.is_empty() {
             return Ok(false);
         }
-        tracing::warn!(settings = ?ours, "ALTER SYSTEM RESET: Manatee sets them");
+        tracing::warn!(settings = ?ours, "ALTER SYSTEM RESET: the shard rests on them");
         if self.bin.major >= 17 {
             // Forbidden to everybody, us included; the file is ours to write then.
             let path = self.data.join("postgresql.auto.conf");
@@ -127,11 +131,12 @@ impl Inner {
             let [name, setting, from] = row.as_slice() else {
                 continue;
             };
-            let name = name.clone().unwrap_or_default();
-            if guard::is_guarded(&name) {
+            let (name, found) =
+                (name.clone().unwrap_or_default(), setting.clone().unwrap_or_default());
+            if guard::is_forbidden(&name, &found) {
                 return Err(PgCause::Overridden {
                     setting: name,
-                    found: setting.clone().unwrap_or_default(),
+                    found,
                     wanted: format!(
                         "manatee.conf's, not that of {}",
                         from.as_deref().unwrap_or("?")
@@ -140,6 +145,14 @@ impl Inner {
             }
         }
         // Also when it was given on the command line, which no file changes.
+        let commit = self.plain_session().await?.value(COMMIT).await?;
+        if guard::weakens("synchronous_commit", &commit) {
+            return Err(PgCause::Overridden {
+                setting: "synchronous_commit".to_owned(),
+                found: commit,
+                wanted: "on".to_owned(),
+            });
+        }
         let found = session.value("select current_setting('synchronous_standby_names')").await?;
         if found == files.names {
             return Ok(());
@@ -215,7 +228,7 @@ impl Inner {
     }
 
     async fn commit_waits(&self, session: &Session) -> Result<bool, PgCause> {
-        let canary = self.session_with("on", Millis(0)).await?.patient();
+        let canary = self.session_with(Some("on"), Millis(0)).await?.patient();
         let pid = canary.value("select pg_backend_pid()").await?;
         let waits = format!(
             "select exists (select from pg_stat_activity where pid = {pid} and wait_event = 'SyncRep')"
@@ -297,7 +310,7 @@ impl Inner {
     /// Promotes a standby and waits until it is a primary.
     pub async fn promote(&self) -> Result<(), PgCause> {
         let limit = self.settings.start_timeout;
-        let session = self.session_with("local", Millis(0)).await?.patient();
+        let session = self.session_with(Some("local"), Millis(0)).await?.patient();
         let seconds = limit.0.div_ceil(1000).max(1);
         let promotion = session.value("select pg_is_wal_replay_paused()");
         if promotion.await? == "t" {

@@ -2,6 +2,7 @@
 
 use super::{PgCause, Settings};
 use cluster::PeerId;
+use std::collections::BTreeMap;
 
 /// The longest name that PostgreSQL keeps whole.
 const LONGEST_NAME: usize = 63;
@@ -69,9 +70,7 @@ pub(super) fn is_guarded(name: &str) -> bool {
 /// # Errors
 /// At the first one that would break a rule of the shard or a file.
 pub(super) fn check(settings: &Settings) -> Result<(), PgCause> {
-    for (name, value) in &settings.user_settings {
-        check_setting(name, value)?;
-    }
+    check_names(&settings.user_settings)?;
     check_name(&settings.me)?;
     let printable = |what: &str, text: &str| {
         if text.chars().any(char::is_control) {
@@ -108,29 +107,67 @@ pub(super) fn check(settings: &Settings) -> Result<(), PgCause> {
     Ok(())
 }
 
-fn check_setting(name: &str, value: &str) -> Result<(), PgCause> {
-    let what = || format!("PostgreSQL setting {name} = {value:?}");
-    let lower = value.trim().to_ascii_lowercase();
+/// A setting that the operator may not make.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("PostgreSQL setting {name} = {value:?}: {remedy}")]
+pub struct RefusedSetting {
+    /// Its name, as it was written.
+    pub name: String,
+    /// The value that it was to have.
+    pub value: String,
+    /// What to do.
+    pub remedy: &'static str,
+}
+
+impl From<RefusedSetting> for PgCause {
+    fn from(refused: RefusedSetting) -> PgCause {
+        let RefusedSetting { name, value, remedy } = refused;
+        PgCause::settings(format!("PostgreSQL setting {name} = {value:?}"), remedy)
+    }
+}
+
+/// Checks the operator's settings for what is not theirs to set. It asks no server, so it does not
+/// know which settings exist; [`super::Postgres::check_settings`] does.
+///
+/// # Errors
+/// At the first one that is refused.
+pub fn check_names(settings: &BTreeMap<String, String>) -> Result<(), RefusedSetting> {
+    for (name, value) in settings {
+        if let Some(remedy) = refusal(name, value) {
+            return Err(RefusedSetting { name: name.clone(), value: value.clone(), remedy });
+        }
+    }
+    Ok(())
+}
+
+/// What to do about this setting, if it cannot stay.
+fn refusal(name: &str, value: &str) -> Option<&'static str> {
     let well_formed = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'.');
     if !well_formed || value.chars().any(char::is_control) {
-        let remedy = "a name has letters, digits, _ and dots, a value no control characters";
-        return Err(PgCause::settings(what(), remedy));
+        return Some("a name has letters, digits, _ and dots, a value no control characters");
     }
     if is_guarded(name) {
-        let remedy = "Manatee sets this itself: remove it";
-        return Err(PgCause::settings(what(), remedy));
+        return Some("Manatee sets this itself: remove it");
     }
-    let allowed: &[&str] = match name.to_ascii_lowercase().as_str() {
-        "synchronous_commit" => &["on", "remote_apply"],
-        "wal_level" => &["replica", "logical"],
-        _ => return Ok(()),
+    weakens(name, value).then_some("it weakens what the shard rests on: remove it")
+}
+
+/// Whether this value of a setting that is otherwise the operator's breaks a promise of the shard:
+/// commits that do not wait for the flush of the standby, or WAL that no standby can replay.
+pub(super) fn weakens(name: &str, value: &str) -> bool {
+    // All that PostgreSQL understands: unknown values are refused rather than trusted.
+    let enough: &[&str] = match name.to_ascii_lowercase().as_str() {
+        "synchronous_commit" => &["on", "remote_apply", "true", "yes", "1"],
+        "wal_level" => &["replica", "logical", "archive", "hot_standby"],
+        _ => return false,
     };
-    if allowed.contains(&lower.as_str()) {
-        return Ok(());
-    }
-    let remedy = format!("the shard needs one of: {}", allowed.join(", "));
-    Err(PgCause::settings(what(), remedy))
+    !enough.iter().any(|enough| value.trim().eq_ignore_ascii_case(enough))
+}
+
+/// Whether nobody but us may make this setting have this value, wherever it stands.
+pub(super) fn is_forbidden(name: &str, value: &str) -> bool {
+    is_guarded(name) || weakens(name, value)
 }
 
 /// Whether a standby can carry this peer's name unchanged.
@@ -149,17 +186,60 @@ pub(super) fn check_name(peer: &PeerId) -> Result<(), PgCause> {
     ))
 }
 
-/// `postgresql.auto.conf` without settings that are for us alone to make, and their names; `None`
-/// when there are none.
+/// `postgresql.auto.conf` without settings that are for us alone to make or that weaken what the
+/// shard rests on, and their names; `None` when there are none.
 pub(super) fn stripped(auto_conf: &str) -> Option<(String, Vec<String>)> {
-    let guarded = |line: &str| {
-        let name = line.trim_start().split(['=', ' ', '\t']).next()?;
-        is_guarded(name).then(|| name.to_owned())
+    let forbidden = |line: &str| {
+        let (name, value) = assignment(line);
+        is_forbidden(name, &value).then(|| name.to_owned())
     };
-    let names: Vec<String> = auto_conf.lines().filter_map(guarded).collect();
+    let names: Vec<String> = auto_conf.lines().filter_map(forbidden).collect();
     if names.is_empty() {
         return None;
     }
-    let kept = auto_conf.lines().filter(|line| guarded(line).is_none());
+    let kept = auto_conf.lines().filter(|line| forbidden(line).is_none());
     Some((kept.fold(String::new(), |text, line| text + line + "\n"), names))
+}
+
+/// Name and value of a line of a configuration file: `name = 'value' # comment`, the sign and the
+/// quotes being optional. What it makes of a malformed one is no good value of anything.
+fn assignment(line: &str) -> (&str, String) {
+    let line = line.trim();
+    let end = line.find(|c: char| c == '=' || c == '#' || c.is_whitespace()).unwrap_or(line.len());
+    let (name, rest) = line.split_at(end);
+    let rest = rest.trim_start();
+    let rest = rest.strip_prefix('=').unwrap_or(rest).trim_start();
+    let value = match rest.strip_prefix('\'') {
+        // No value that is looked for has a quote in it.
+        Some(quoted) => quoted.split('\'').next(),
+        None => rest.split(|c: char| c == '#' || c.is_whitespace()).next(),
+    };
+    (name, value.unwrap_or_default().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn auto_conf_keeps_what_does_no_harm() {
+        let kept = "# comment\nwork_mem = '5MB'\nsynchronous_commit = 'remote_apply'\n\
+            synchronous_commit on # why\nSynchronous_Commit=TRUE\nwal_level = 'logical'\n";
+        assert_eq!(stripped(kept), None);
+        for line in [
+            "synchronous_commit = 'off'",
+            "synchronous_commit=local",
+            "  Synchronous_Commit 'remote_write' # faster",
+            "synchronous_commit = 'no'",
+            "synchronous_commit = 0",
+            "synchronous_commit =",
+            "wal_level = minimal",
+            "fsync = on",
+            "port=1",
+        ] {
+            let text = format!("{kept}{line}\n");
+            let (text, names) = stripped(&text).unwrap_or_else(|| panic!("kept: {line}"));
+            assert_eq!((text.as_str(), names.len()), (kept, 1), "{line}");
+        }
+    }
 }

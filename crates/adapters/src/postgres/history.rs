@@ -15,6 +15,19 @@ const REFUSALS: [&str; 2] =
 /// What it writes when the upstream has recycled the WAL that comes next here.
 const REMOVED: &str = "has already been removed";
 
+/// Whether a standby can go on from what its upstream has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Divergence {
+    /// As far as is certain, it can.
+    None,
+    /// It never can; why.
+    CannotFollow(String),
+    /// There is another database, not another history of this one; how that shows. It says nothing
+    /// of the data here: a mistake in an address, or an empty database where ours was lost, must
+    /// not replace it.
+    Foreign(String),
+}
+
 /// Who a server says that it is: `IDENTIFY_SYSTEM` of the replication protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Identity {
@@ -31,15 +44,22 @@ impl Inner {
         host: &str,
         port: u16,
         log_from: u64,
-    ) -> Result<Option<String>, PgCause> {
+    ) -> Result<Divergence, PgCause> {
         let log = files::log_tail(&self.log_path(), log_from);
         let theirs = parse_identity(&self.replication(host, port, "IDENTIFY_SYSTEM").await?)?;
-        if theirs.system_identifier == ours.system_identifier
-            && !REFUSALS.iter().any(|refusal| log.contains(refusal))
-        {
-            return Ok(log
-                .contains(REMOVED)
-                .then(|| "the WAL that is needed next is no longer kept there".to_owned()));
+        if theirs.system_identifier != ours.system_identifier {
+            return Ok(Divergence::Foreign(format!(
+                "it is another database: system identifier {} there, {} here",
+                theirs.system_identifier, ours.system_identifier
+            )));
+        }
+        if !REFUSALS.iter().any(|refusal| log.contains(refusal)) {
+            return Ok(if log.contains(REMOVED) {
+                let why = "the WAL that is needed next is no longer kept there";
+                Divergence::CannotFollow(why.to_owned())
+            } else {
+                Divergence::None
+            });
         }
         let history = if theirs.timeline > ours.timeline {
             let command = format!("TIMELINE_HISTORY {}", theirs.timeline);
@@ -47,8 +67,8 @@ impl Inner {
         } else {
             Vec::new()
         };
-        let us = Identity { system_identifier: ours.system_identifier, timeline: ours.timeline };
-        Ok(compare(us, ours.wal, theirs, &history))
+        let left = compare(ours.timeline, ours.wal, theirs.timeline, &history);
+        Ok(left.map_or(Divergence::None, Divergence::CannotFollow))
     }
 
     /// One command of the replication protocol, which `psql` speaks and our client does not.
@@ -97,20 +117,14 @@ fn parse_history(answer: &str) -> Result<Vec<(u32, Lsn)>, PgCause> {
         .collect()
 }
 
-/// Why we are not a part of their history, if that is certain.
-fn compare(us: Identity, wal: Lsn, them: Identity, history: &[(u32, Lsn)]) -> Option<String> {
-    if us.system_identifier != them.system_identifier {
-        return Some(format!(
-            "it is another database: system identifier {} there, {} here",
-            them.system_identifier, us.system_identifier
-        ));
-    }
-    if them.timeline <= us.timeline {
+/// Why we, at this position of this timeline of the same database, are not a part of their history,
+/// if that is certain.
+fn compare(ours: u32, wal: Lsn, theirs: u32, history: &[(u32, Lsn)]) -> Option<String> {
+    if theirs <= ours {
         return None;
     }
-    let left = history.iter().find(|(timeline, _)| *timeline == us.timeline);
-    match left {
-        None => Some(format!("its timeline {} never was on {}", them.timeline, us.timeline)),
+    match history.iter().find(|(timeline, _)| *timeline == ours) {
+        None => Some(format!("its timeline {theirs} never was on {ours}")),
         Some((timeline, position)) if wal > *position => {
             Some(format!("it left timeline {timeline} at {position}, and we are at {wal}"))
         }
@@ -125,11 +139,10 @@ mod tests {
     const HISTORY: &str = "00000003.history|1\t0/3000060\tno recovery target specified\n\n\
         2\t0/5000148\tno recovery target specified\n";
 
-    fn check(system_identifier: u64, timeline: u32, wal: u64, expected: Option<&str>) {
-        let us = Identity { system_identifier, timeline };
+    fn check(timeline: u32, wal: u64, expected: Option<&str>) {
         let them = parse_identity("7|3|0/6000000|\n").expect("an identity");
         let history = parse_history(HISTORY).expect("a history");
-        let got = compare(us, Lsn::new(wal), them, &history);
+        let got = compare(timeline, Lsn::new(wal), them.timeline, &history);
         match (&got, expected) {
             (None, None) => {}
             (Some(got), Some(expected)) if got.contains(expected) => {}
@@ -139,16 +152,13 @@ mod tests {
 
     #[test]
     fn only_what_is_certain_has_diverged() {
-        check(7, 1, 0x300_0060, None);
-        check(7, 1, 0x300_0061, Some("left timeline 1 at 0/3000060"));
-        check(7, 2, 0x500_0148, None);
-        check(7, 2, 0x600_0000, Some("left timeline 2"));
-        check(7, 3, 0x700_0000, None);
-        check(7, 4, 0x100_0000, None);
-        check(8, 1, 0x100_0000, Some("another database"));
-        let us = Identity { system_identifier: 7, timeline: 9 };
-        let them = Identity { system_identifier: 7, timeline: 10 };
-        assert!(compare(us, Lsn::ZERO, them, &[(8, Lsn::ZERO)]).is_some());
+        check(1, 0x300_0060, None);
+        check(1, 0x300_0061, Some("left timeline 1 at 0/3000060"));
+        check(2, 0x500_0148, None);
+        check(2, 0x600_0000, Some("left timeline 2"));
+        check(3, 0x700_0000, None);
+        check(4, 0x100_0000, None);
+        assert!(compare(9, Lsn::ZERO, 10, &[(8, Lsn::ZERO)]).is_some());
     }
 
     #[test]

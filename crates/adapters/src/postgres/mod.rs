@@ -13,6 +13,7 @@ pub(crate) mod files;
 mod force;
 mod guard;
 mod history;
+mod preview;
 mod probe;
 pub(crate) mod process;
 mod render;
@@ -24,6 +25,8 @@ mod slots;
 mod timelines;
 
 pub use error::{PgCause, PgError};
+pub use guard::{RefusedSetting, check_names};
+pub use history::Divergence;
 pub use probe::{Probe, Receiver, Sender};
 
 use crate::exec::OsUser;
@@ -207,6 +210,21 @@ impl Postgres {
         self.inner.log_path()
     }
 
+    /// Shows these settings of the operator to the server program, without a database: whether they
+    /// exist and can have these values. Those of extensions are not known to it and pass.
+    ///
+    /// # Errors
+    /// [`PgCause::Settings`] for what is not the operator's to set, [`PgCause::Rejected`] with the
+    /// program's own words, or when it does not answer within `query_timeout`.
+    pub async fn check_settings(
+        &self,
+        user_settings: &BTreeMap<String, String>,
+    ) -> Result<(), PgError> {
+        let inner = &self.inner;
+        let checked = inner.preview(user_settings).await;
+        checked.map_err(|cause| inner.error("use these settings", cause))
+    }
+
     /// Looks at the dataset, and takes a server that runs in it for ours, whoever started it.
     ///
     /// # Errors
@@ -283,9 +301,9 @@ impl Postgres {
         std::fs::metadata(self.inner.log_path()).map_or(0, |log| log.len())
     }
 
-    /// Why this standby can never stream from the server at this address, because that has another
-    /// history, or no longer the WAL that comes next here; nothing as long as that is not certain. Of
-    /// our own log only what stands after `log_from` counts.
+    /// Whether this standby can never stream from the server at this address, because that has
+    /// another history, or no longer the WAL that comes next here; [`Divergence::None`] as long as
+    /// that is not certain. Of our own log only what stands after `log_from` counts.
     ///
     /// # Errors
     /// When that server cannot be asked.
@@ -295,7 +313,7 @@ impl Postgres {
         host: &str,
         port: u16,
         log_from: u64,
-    ) -> Result<Option<String>, PgError> {
+    ) -> Result<Divergence, PgError> {
         let inner = &self.inner;
         let asked = inner.divergence(ours, host, port, log_from).await;
         asked.map_err(|cause| inner.error("compare its history with its upstream's", cause))

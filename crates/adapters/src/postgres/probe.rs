@@ -1,8 +1,8 @@
 //! What PostgreSQL tells about itself, in one round trip.
 
 use super::{
-    Inner, PgCause,
-    session::{Row, parse, within},
+    Inner, PgCause, guard,
+    session::{COMMIT, Row, parse, within},
 };
 use cluster::Lsn;
 use jiff::Timestamp;
@@ -32,11 +32,12 @@ const STATE: &str = "select pg_is_in_recovery(), \
 impl Inner {
     /// Asks for all of it over the connection that is kept for this.
     pub async fn ask(&self) -> Result<Probe, PgCause> {
+        let sql = format!("{STATE}; {COMMIT}");
         let asked = async {
             let mut kept = self.kept.lock().await;
             // Put back only after an answer: an overtaken session is not used again.
             if let Some(session) = kept.take() {
-                match session.sets(STATE).await {
+                match session.sets(&sql).await {
                     // It ended with the server that it belonged to; there may be another.
                     Err(PgCause::Query(error)) if error.is_closed() => {}
                     other => {
@@ -45,17 +46,19 @@ impl Inner {
                     }
                 }
             }
-            let session = self.session().await?;
-            let sets = session.sets(STATE).await?;
+            let session = self.plain_session().await?;
+            let sets = session.sets(&sql).await?;
             *kept = Some(session);
             Ok(sets)
         };
         let sets = within(self.settings.query_timeout, "an answer of the server", asked).await??;
-        let [state, receivers, senders, ..] = sets.as_slice() else {
+        let [state, receivers, senders, commit, ..] = sets.as_slice() else {
             return Err(PgCause::Answer(format!("{} results", sets.len())));
         };
         let state = Fields(state.first().ok_or_else(|| PgCause::Answer("no row".to_owned()))?);
         let receiver = receivers.first().map(Fields);
+        let commit = commit.first().map(Fields).map(|fields| fields.owned(0)).unwrap_or_default();
+        let weak = guard::weakens("synchronous_commit", &commit);
         let expected = self.names.lock().unwrap_or_else(PoisonError::into_inner).clone();
         Ok(Probe {
             in_recovery: state.text(0) == Some("t"),
@@ -66,7 +69,7 @@ impl Inner {
             replayed_commit: state.time(7)?,
             receiver: receiver.map(|fields| fields.receiver()).transpose()?,
             senders: senders.iter().map(|row| Fields(row).sender()).collect::<Result<_, _>>()?,
-            names_in_force: expected.map(|expected| state.text(8) == Some(&expected)),
+            names_in_force: expected.map(|expected| !weak && state.text(8) == Some(&expected)),
         })
     }
 }
@@ -155,8 +158,8 @@ pub struct Probe {
     pub receiver: Option<Receiver>,
     /// Who streams from here.
     pub senders: Vec<Sender>,
-    /// Whether `synchronous_standby_names` is still what the last `apply` made it; `None` when
-    /// this server has not been configured by `apply`.
+    /// Whether `synchronous_standby_names` is still what the last `apply` made it, and commits wait
+    /// for it unless a session says otherwise (`synchronous_commit`); `None` when this server has not been configured by `apply`.
     pub names_in_force: Option<bool>,
 }
 

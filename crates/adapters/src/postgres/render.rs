@@ -2,7 +2,8 @@
 //!
 //! The operator's settings come first in `manatee.conf`, ours after them, and `manatee.conf` is the
 //! last thing that `postgresql.conf` includes: ours win. `postgresql.auto.conf` (ALTER SYSTEM) is
-//! read after all of it, so what it says of our settings is taken out of it.
+//! read after all of it, so what it says of our settings is taken out of it, and of the operator's
+//! what weakens the shard.
 
 use super::Settings;
 use cluster::{Counts, PeerId};
@@ -95,6 +96,14 @@ pub(super) fn files(
     let nonce = format!("{:016x}", fnv(&[&conf, &hba, &ident]));
     line(&mut conf, NONCE, &nonce);
     Files { conf, hba, ident, nonce, names: shape.names() }
+}
+
+/// These settings alone.
+pub(super) fn settings(settings: &BTreeMap<String, String>) -> String {
+    settings.iter().fold(String::new(), |mut conf, (name, value)| {
+        line(&mut conf, name, value);
+        conf
+    })
 }
 
 fn line(conf: &mut String, name: &str, value: &str) {

@@ -8,6 +8,14 @@ use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
 /// A row of texts, as the simple protocol gives them.
 pub(super) type Row = Vec<Option<String>>;
 
+/// Asks for the `synchronous_commit` that sessions start with, server-wide. A plain session has it,
+/// unless its role or database has one of its own; what the files say must do then.
+pub(super) const COMMIT: &str = "select coalesce( \
+    (select setting from pg_settings where name = 'synchronous_commit' and source in \
+      ('default', 'environment variable', 'configuration file', 'command line')), \
+    (select setting from pg_file_settings where lower(name) = 'synchronous_commit' \
+      order by seqno desc limit 1), 'on')";
+
 /// A session. Ends when it is dropped.
 pub(super) struct Session {
     client: Client,
@@ -18,13 +26,24 @@ impl Inner {
     /// A fresh session. It writes, whatever the gate, and never waits for a standby: what we write
     /// ourselves is acknowledged to nobody.
     pub async fn session(&self) -> Result<Session, PgCause> {
-        self.session_with("local", self.settings.query_timeout).await
+        self.session_with(Some("local"), self.settings.query_timeout).await
+    }
+
+    /// A fresh session that only looks: its `synchronous_commit` is what other sessions have.
+    pub async fn plain_session(&self) -> Result<Session, PgCause> {
+        self.session_with(None, self.settings.query_timeout).await
     }
 
     /// A fresh session with this `synchronous_commit`; queries are given up after `limit`.
-    pub async fn session_with(&self, commit: &str, limit: Millis) -> Result<Session, PgCause> {
+    pub async fn session_with(
+        &self,
+        commit: Option<&str>,
+        limit: Millis,
+    ) -> Result<Session, PgCause> {
         // A server that we adopted may still have another address than the one configured.
         let lock = self.lock_file()?.ok_or(PgCause::NotRunning)?;
+        let commit =
+            commit.map(|commit| format!(" -c synchronous_commit={commit}")).unwrap_or_default();
         let mut config = Config::new();
         config
             .host_path(&lock.socket_dir)
@@ -35,7 +54,7 @@ impl Inner {
             .options(format!(
                 "-c default_transaction_read_only=off -c standard_conforming_strings=on \
                  -c client_min_messages=error -c lock_timeout=0 -c idle_in_transaction_session_timeout=0 \
-                 -c statement_timeout={} -c synchronous_commit={commit}",
+                 -c statement_timeout={}{commit}",
                 limit.0
             ));
         let opening = Box::pin(config.connect(NoTls));

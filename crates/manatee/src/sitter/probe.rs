@@ -9,7 +9,7 @@ use super::{
 };
 use adapters::{
     clock,
-    postgres::{Postgres, Probe, Sender},
+    postgres::{Divergence, Postgres, Probe, Sender},
 };
 use cluster::{Counts, Event, Lsn, Millis, Monotonic, PeerId, PeerIdent, PgConfig, Snapshot};
 use jiff::Timestamp;
@@ -46,6 +46,7 @@ pub(super) async fn watch(
     let mut snapshots = shared.snapshots();
     let mut answers = Answers::default();
     let mut silence = Silence::default();
+    let mut said = None;
     while current.borrow().as_ref().is_some_and(|now| Arc::ptr_eq(now, &postgres)) {
         let snapshot = snapshots.borrow_and_update().clone();
         if snapshot.running {
@@ -56,7 +57,10 @@ pub(super) async fn watch(
                     let log = postgres.log_length();
                     if let Some((upstream, log_from)) = silence.judge(began, log, &snapshot, &probe)
                     {
-                        compare(&postgres, &probe, &upstream, log_from, &events).await;
+                        let judged = compare(&postgres, &probe, &upstream, log_from, &events).await;
+                        if let Some(judged) = judged.map(|judged| (upstream.id, judged)) {
+                            report_foreign(said.replace(judged.clone()), &judged);
+                        }
                     }
                     let overridden = probe.names_in_force == Some(false);
                     shared.publish_postgres(PgSeen { at: began, probe: Ok(probe) });
@@ -182,23 +186,38 @@ impl Silence {
     }
 }
 
-/// Tells the machine if our history is not the upstream's.
+/// Says that an upstream has another database altogether: once, as it stays so until somebody does
+/// something about it. It is no event, for nothing that the machine could do about it is right.
+fn report_foreign(before: Option<(PeerId, Divergence)>, now: &(PeerId, Divergence)) {
+    if let (upstream, Divergence::Foreign(why)) = now
+        && before.as_ref() != Some(now)
+    {
+        tracing::error!("the database here cannot follow that of {upstream}: {why}");
+    }
+}
+
+/// Tells the machine if our history is not the upstream's; what was found, if it could be asked.
 async fn compare(
     postgres: &Postgres,
     probe: &Probe,
     upstream: &PeerIdent,
     log_from: u64,
     events: &mpsc::Sender<Event>,
-) {
-    let Ok((host, port)) = upstream.pg_address() else { return };
+) -> Option<Divergence> {
+    let (host, port) = upstream.pg_address().ok()?;
     match postgres.divergence(probe, &host, port, log_from).await {
-        Ok(None) => {}
-        Ok(Some(why)) => {
-            let from = upstream.id.clone();
-            tracing::warn!("the database here cannot follow that of {from} any more: {why}");
-            send(events, Event::Diverged { from }).await;
+        Ok(judged) => {
+            if let Divergence::CannotFollow(why) = &judged {
+                let from = upstream.id.clone();
+                tracing::warn!("the database here cannot follow that of {from} any more: {why}");
+                send(events, Event::Diverged { from }).await;
+            }
+            Some(judged)
         }
-        Err(error) => tracing::debug!("{}", whole(&error)),
+        Err(error) => {
+            tracing::debug!("{}", whole(&error));
+            None
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use crate::coord::{HistoryEntry, Registration, StoredState, Version};
 use cluster::{Generation, Millis, Monotonic, PeerIdent};
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
+use std::collections::BTreeSet;
 
 impl Store {
     /// State and live sessions.
@@ -181,7 +182,9 @@ impl Scope<'_> {
         Ok(Seen { incarnation, state, sessions: self.sessions(transaction)? })
     }
 
-    /// The live ones, in order. Whoever is dead by the clock is dead, buried or not.
+    /// The live ones, in order. Whoever is dead by the clock is dead, buried or not. A peer that we
+    /// cannot read, of a version to come or written by hand, is passed over: if it failed all of the
+    /// reading, it would end the sessions of everybody else.
     fn sessions(&self, transaction: &Connection) -> Result<Vec<Session>, Failure> {
         let mut statement = transaction.prepare_cached(
             "SELECT sequence, peer, deadline FROM session
@@ -189,17 +192,21 @@ impl Scope<'_> {
         )?;
         let mut rows = statement.query(params![self.0.shard, self.0.boot, clock::now().0])?;
         let mut sessions = Vec::new();
+        let mut unreadable = BTreeSet::new();
         while let Some(row) = rows.next()? {
-            let peer: String = row.get(1)?;
-            sessions.push(Session {
-                registration: Registration {
-                    sequence: row.get(0)?,
-                    peer: serde_json::from_str(&peer)
-                        .map_err(|error| Failure::content("peer", error))?,
-                },
-                deadline: Monotonic(row.get(2)?),
-            });
+            let sequence = row.get(0)?;
+            match serde_json::from_slice(row.get_ref(1)?.as_bytes().unwrap_or_default()) {
+                Ok(peer) => sessions.push(Session {
+                    registration: Registration { sequence, peer },
+                    deadline: Monotonic(row.get(2)?),
+                }),
+                Err(error) => {
+                    unreadable.insert(sequence);
+                    self.0.report_unreadable(sequence, &error);
+                }
+            }
         }
+        self.0.forget_unreadable(&unreadable);
         Ok(sessions)
     }
 }
@@ -215,6 +222,7 @@ fn current_version(transaction: &Connection, shard: &str) -> Result<Option<Versi
 mod tests {
     use super::*;
     use crate::coord::sqlite::store::Durability;
+    use std::sync::Arc;
 
     const AMPLE: Millis = Millis(20_000);
 
@@ -223,6 +231,7 @@ mod tests {
             path: directory.path().join("shard.db"),
             shard: "1.example".to_owned(),
             boot: "this one".to_owned(),
+            unreadable: Arc::default(),
         };
         Store::new(place, Durability::PowerLoss, true)
     }

@@ -65,6 +65,7 @@ impl SqliteCoord {
                 path: path.to_owned(),
                 shard: shard.to_owned(),
                 boot: boot.trim().to_owned(),
+                unreadable: std::sync::Arc::default(),
             };
             let worker = Worker::start(place.clone(), Durability::PowerLoss, true)?;
             worker.call_blocking(call_timeout, |_| Ok(()))?;

@@ -7,9 +7,11 @@ use crate::coord::StoredState;
 use cluster::Monotonic;
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, utimensat};
+use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// Which shard in which file, and which boot of the machine.
@@ -18,6 +20,26 @@ pub(super) struct Place {
     pub(super) path: PathBuf,
     pub(super) shard: String,
     pub(super) boot: String,
+    /// The sessions of peers that cannot be read, each of them reported once.
+    pub(super) unreadable: Arc<Mutex<BTreeSet<u64>>>,
+}
+
+impl Place {
+    /// Says that the peer of this session is passed over, the first time.
+    pub(super) fn report_unreadable(&self, sequence: u64, error: &serde_json::Error) {
+        if self.unreadable.lock().unwrap_or_else(PoisonError::into_inner).insert(sequence) {
+            let (path, shard) = (self.path.display(), &self.shard);
+            tracing::warn!(%path, %shard, sequence, %error, "passing over a peer that cannot be read");
+        }
+    }
+
+    /// Keeps in mind only these, which are still there.
+    pub(super) fn forget_unreadable(&self, there: &BTreeSet<u64>) {
+        self.unreadable
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|sequence| there.contains(sequence));
+    }
 }
 
 /// Whether a commit waits for the disk.
