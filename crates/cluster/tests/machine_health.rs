@@ -138,3 +138,23 @@ fn who_gave_up_comes_back() {
     assert!(!actions.contains(&Action::Leave), "{actions:?}");
     assert!(applies(&actions), "it tries anew: {actions:?}");
 }
+
+/// One that runs and does not answer is stopped, and given up, when that has lasted.
+#[test]
+fn a_hung_server_is_given_up() {
+    let (mut sync, actions) = Sync::new(Database::Established);
+    assert!(applies(&actions), "{actions:?}");
+    sync.done(1000, applied());
+    let silent = || Event::ProbeFailed("no answer".to_owned());
+    assert_eq!(leaves_or_stops(&sync.at(20_000, silent())), (false, false));
+    assert_eq!(leaves_or_stops(&sync.at(19_999 + GIVE_UP, silent())), (false, false));
+    let actions = sync.at(20_000 + GIVE_UP, Event::Wake);
+    assert_eq!(leaves_or_stops(&actions), (false, true), "{actions:?}");
+    let actions = sync.done(21_000 + GIVE_UP, PgOutcome::Stopped);
+    assert_eq!(leaves_or_stops(&actions), (true, false), "{actions:?}");
+}
+
+fn leaves_or_stops(actions: &[Action]) -> (bool, bool) {
+    let stops = actions.contains(&Action::Postgres(PgCommand::Stop));
+    (actions.contains(&Action::Leave), stops || actions.contains(&Action::Fence))
+}

@@ -234,7 +234,12 @@ impl Machine {
                 self.take_copy();
                 self.rebuilt_in = operation.generation;
             }
-            (PgOutcome::Stopped, PgCommand::Stop) => self.stopped(),
+            (PgOutcome::Stopped, PgCommand::Stop) => {
+                self.stopped();
+                self.retry_at = now;
+                // That it is down mends nothing of what it was stopped for.
+                return;
+            }
             (outcome, command) => unreachable!("{command:?} was answered by {outcome:?}"),
         }
         self.retry_at = now;
