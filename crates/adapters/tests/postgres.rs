@@ -370,6 +370,54 @@ async fn a_fence_waits_for_nobody() {
     assert!(took.0 < 900, "a healthy server takes no grace: {took:?}");
 }
 
+/// A process that has ended goes on having a directory for a moment.
+async fn none_left(peer: &Peer) {
+    let gone = async {
+        while !support::servers_below(peer.directory.path()).is_empty() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let gone = tokio::time::timeout(Duration::from_millis(100), gone).await;
+    gone.expect("no process of the server is left");
+}
+
+/// A server can be ended by one who knows no more of it than its dataset; a frozen one as well.
+#[tokio::test]
+async fn a_dataset_is_fenced_without_a_postgres() {
+    let mut a = Peer::new("a").primary(Counts::Alone, &[]).await;
+    let config = primary(Counts::Alone, &[]);
+    for frozen in [false, true] {
+        let pid = a.pid();
+        // Another value takes its place only to be dropped: as if this sitter had never had one.
+        a.restart_sitter().await;
+        if frozen {
+            for pid in support::servers_below(a.directory.path()) {
+                signal(pid, Signal::STOP);
+            }
+        }
+        let start = adapters::clock::now();
+        let fence = adapters::postgres::fence_dataset(&a.settings.dataset);
+        assert!(in_time("a fence", fence).await.expect("a fence"), "{pid} ran");
+        let took = adapters::clock::now() - start;
+        assert!(took.0 < if frozen { 2500 } else { 900 }, "frozen {frozen}: {took:?}");
+        none_left(&a).await;
+        let again = adapters::postgres::fence_dataset(&a.settings.dataset).await;
+        assert!(!again.expect("nothing to fence"), "nothing ran");
+        // Backends that outlive their postmaster are found as well.
+        a.apply(&config).await;
+        for pid in support::servers_below(a.directory.path()) {
+            signal(pid, Signal::STOP);
+        }
+        signal(a.pid(), Signal::KILL);
+        let fence = adapters::postgres::fence_dataset(&a.settings.dataset);
+        assert!(in_time("a fence", fence).await.expect("a fence"));
+        none_left(&a).await;
+        a.apply(&config).await;
+    }
+    let nowhere = adapters::postgres::fence_dataset(std::path::Path::new("/nowhere")).await;
+    assert!(!nowhere.expect("nothing to fence"));
+}
+
 /// ALTER SYSTEM cannot undo what safety rests on: not by the next apply, not by the next start.
 #[tokio::test]
 async fn alter_system_is_undone() {

@@ -28,6 +28,7 @@ pub use error::{PgCause, PgError};
 pub use guard::{RefusedSetting, check_names};
 pub use history::Divergence;
 pub use probe::{Probe, Receiver, Sender};
+pub use server::fence_dataset;
 
 use crate::exec::OsUser;
 use crate::storage::{SeedRequest, SeedSource};
