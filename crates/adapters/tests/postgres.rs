@@ -3,7 +3,7 @@
 mod support;
 
 use adapters::postgres::{Database, Divergence, PgCause, StopMode};
-use cluster::{Counts, Gate, Generation, Lsn, PgConfig};
+use cluster::{Counts, Gate, Generation, Lsn, Millis, PgConfig};
 use rustix::process::Signal;
 use std::{fs, time::Duration};
 use support::{LIMIT, Peer, commit, free_port, primary, signal, standby, wait_waiting};
@@ -368,6 +368,25 @@ async fn a_fence_waits_for_nobody() {
     a.postgres.fence().await.expect("a fence");
     let took = adapters::clock::now() - start;
     assert!(took.0 < 900, "a healthy server takes no grace: {took:?}");
+}
+
+/// An orderly stop that gets nowhere becomes an immediate one.
+#[tokio::test]
+async fn a_stop_always_ends_the_server() {
+    let a = Peer::with("a", |settings| settings.stop_timeout = Millis(300));
+    let a = a.primary(Counts::Alone, &[]).await;
+    // Of this postmaster there is nothing to be had but by killing it.
+    signal(a.pid(), Signal::STOP);
+    let start = adapters::clock::now();
+    in_time("a stop", a.postgres.stop(StopMode::Fast)).await.expect("a stop");
+    let took = adapters::clock::now() - start;
+    assert!((1300..4000).contains(&took.0), "{took:?}");
+    none_left(&a).await;
+    assert!(!a.found().await.running);
+    assert!(a.postgres.exits().borrow().is_none(), "asked for");
+    a.apply(&primary(Counts::Alone, &[])).await;
+    in_time("a stop", a.postgres.stop(StopMode::Immediate)).await.expect("a stop");
+    none_left(&a).await;
 }
 
 /// A process that has ended goes on having a directory for a moment.

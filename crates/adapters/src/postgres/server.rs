@@ -341,31 +341,26 @@ impl Inner {
         }
     }
 
-    /// Stops the server, if it runs, and whatever is left of it.
+    /// Stops the server, if it runs, and whatever is left of it: at once, when an orderly stop takes
+    /// too long, and by killing it when it does not even do that.
     pub async fn halt(&self, mode: StopMode) -> Result<(), PgCause> {
-        if let Some(server) = self.find()? {
-            let (signal, limit) = match mode {
-                StopMode::Fast => (Signal::INT, self.settings.stop_timeout),
-                StopMode::Immediate => (Signal::QUIT, Millis(10_000)),
-            };
-            server.signal(signal)?;
-            within(limit, "the end of the server", server.ended()).await?;
-        }
-        process::kill_all(&self.data).await.map_err(problem(0))
-    }
-
-    /// Stops the server for a restart: orderly if it can be.
-    pub async fn halt_for_restart(&self) -> Result<(), PgCause> {
-        match self.halt(StopMode::Fast).await {
-            Err(PgCause::Timeout { limit, .. }) => {
-                tracing::warn!(
-                    limit_ms = limit.0,
-                    "orderly shutdown took too long: stopping at once"
-                );
-                self.halt(StopMode::Immediate).await
+        let Some(server) = self.find()? else {
+            return process::kill_all(&self.data).await.map_err(problem(0));
+        };
+        if mode == StopMode::Fast {
+            server.signal(Signal::INT)?;
+            let limit = self.settings.stop_timeout;
+            if within(limit, "an orderly stop", server.ended()).await.is_ok() {
+                return process::kill_all(&self.data).await.map_err(problem(0));
             }
-            other => other,
+            tracing::warn!(
+                data = %self.data.display(),
+                limit_ms = limit.0,
+                "an orderly stop of the server takes too long: stopping it at once"
+            );
         }
+        server.signal(Signal::QUIT)?;
+        self.fence_through(Some(server)).await
     }
 
     /// Forbids every start that was ordered before, and tells the server to end at once. Waits for
