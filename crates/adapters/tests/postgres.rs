@@ -653,6 +653,37 @@ async fn a_standby_ahead_of_its_new_upstream_has_diverged() {
     assert!(matches!(&judged, Divergence::Foreign(why) if why.contains("another database")));
 }
 
+/// After a crash a standby still knows the timeline that it has received WAL of, though its control
+/// file may not have come to say so.
+#[tokio::test]
+async fn a_crashed_standby_knows_its_timeline() {
+    let (b, c) = (Peer::new("b"), Peer::new("c"));
+    let a = Peer::new("a").primary(Counts::Sync(b.id()), &[&b, &c]).await;
+    let b = b.standby_of(&a).await;
+    let c = c.standby_of(&a).await;
+    a.wait_sync(&b).await;
+    c.wait("exists (select from pg_stat_wal_receiver where status = 'streaming')").await;
+    a.postgres.stop(StopMode::Fast).await.expect("a stop");
+    b.apply(&standby(None, &[])).await;
+    // What is promoted has a number of its own, which the control file of `c` says nothing of yet.
+    b.apply(&primary(Counts::Sync(c.id()), &[&c])).await;
+    c.apply(&standby(Some(&b), &[])).await;
+    b.wait_sync(&c).await;
+    assert_eq!(c.postgres.probe().await.expect("a probe").timeline, 2);
+    for peer in [&b, &c] {
+        let mut exits = peer.postgres.exits();
+        signal(peer.pid(), Signal::KILL);
+        in_time("the exit", exits.wait_for(Option::is_some)).await.expect("an exit");
+    }
+    c.apply(&standby(None, &[])).await;
+    assert_eq!(c.postgres.probe().await.expect("a probe").timeline, 2);
+    // The history of a timeline alone proves nothing, nor does a file that is no whole segment.
+    for name in ["00000009.history", "000000090000000000000001.partial"] {
+        fs::write(c.postgres.data().join("pg_wal").join(name), "").expect("a file");
+    }
+    assert_eq!(c.postgres.probe().await.expect("a probe").timeline, 2);
+}
+
 /// A promotion for generation 5 begins timeline 5, whatever number PostgreSQL would have taken; those
 /// who follow from timeline 1 find their way, a fresh copy too, and an interrupted promotion does no
 /// harm.
