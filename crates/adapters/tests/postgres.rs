@@ -3,7 +3,7 @@
 mod support;
 
 use adapters::postgres::{Database, Divergence, PgCause, StopMode};
-use cluster::{Counts, Gate, Generation, Lsn, PgConfig};
+use cluster::{Counts, Gate, Generation, Lsn, Millis, PgConfig};
 use rustix::process::Signal;
 use std::{fs, time::Duration};
 use support::{LIMIT, Peer, commit, free_port, primary, signal, standby, wait_waiting};
@@ -370,6 +370,73 @@ async fn a_fence_waits_for_nobody() {
     assert!(took.0 < 900, "a healthy server takes no grace: {took:?}");
 }
 
+/// An orderly stop that gets nowhere becomes an immediate one.
+#[tokio::test]
+async fn a_stop_always_ends_the_server() {
+    let a = Peer::with("a", |settings| settings.stop_timeout = Millis(300));
+    let a = a.primary(Counts::Alone, &[]).await;
+    // Of this postmaster there is nothing to be had but by killing it.
+    signal(a.pid(), Signal::STOP);
+    let start = adapters::clock::now();
+    in_time("a stop", a.postgres.stop(StopMode::Fast)).await.expect("a stop");
+    let took = adapters::clock::now() - start;
+    assert!((1300..4000).contains(&took.0), "{took:?}");
+    none_left(&a).await;
+    assert!(!a.found().await.running);
+    assert!(a.postgres.exits().borrow().is_none(), "asked for");
+    a.apply(&primary(Counts::Alone, &[])).await;
+    in_time("a stop", a.postgres.stop(StopMode::Immediate)).await.expect("a stop");
+    none_left(&a).await;
+}
+
+/// A process that has ended goes on having a directory for a moment.
+async fn none_left(peer: &Peer) {
+    let gone = async {
+        while !support::servers_below(peer.directory.path()).is_empty() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let gone = tokio::time::timeout(Duration::from_millis(100), gone).await;
+    gone.expect("no process of the server is left");
+}
+
+/// A server can be ended by one who knows no more of it than its dataset; a frozen one as well.
+#[tokio::test]
+async fn a_dataset_is_fenced_without_a_postgres() {
+    let mut a = Peer::new("a").primary(Counts::Alone, &[]).await;
+    let config = primary(Counts::Alone, &[]);
+    for frozen in [false, true] {
+        let pid = a.pid();
+        // Another value takes its place only to be dropped: as if this sitter had never had one.
+        a.restart_sitter().await;
+        if frozen {
+            for pid in support::servers_below(a.directory.path()) {
+                signal(pid, Signal::STOP);
+            }
+        }
+        let start = adapters::clock::now();
+        let fence = adapters::postgres::fence_dataset(&a.settings.dataset);
+        assert!(in_time("a fence", fence).await.expect("a fence"), "{pid} ran");
+        let took = adapters::clock::now() - start;
+        assert!(took.0 < if frozen { 2500 } else { 900 }, "frozen {frozen}: {took:?}");
+        none_left(&a).await;
+        let again = adapters::postgres::fence_dataset(&a.settings.dataset).await;
+        assert!(!again.expect("nothing to fence"), "nothing ran");
+        // Backends that outlive their postmaster are found as well.
+        a.apply(&config).await;
+        for pid in support::servers_below(a.directory.path()) {
+            signal(pid, Signal::STOP);
+        }
+        signal(a.pid(), Signal::KILL);
+        let fence = adapters::postgres::fence_dataset(&a.settings.dataset);
+        assert!(in_time("a fence", fence).await.expect("a fence"));
+        none_left(&a).await;
+        a.apply(&config).await;
+    }
+    let nowhere = adapters::postgres::fence_dataset(std::path::Path::new("/nowhere")).await;
+    assert!(!nowhere.expect("nothing to fence"));
+}
+
 /// ALTER SYSTEM cannot undo what safety rests on: not by the next apply, not by the next start.
 #[tokio::test]
 async fn alter_system_is_undone() {
@@ -584,6 +651,37 @@ async fn a_standby_ahead_of_its_new_upstream_has_diverged() {
     probe.system_identifier ^= 1;
     let judged = b.postgres.divergence(&probe, "127.0.0.1", port, 0).await.expect("an answer");
     assert!(matches!(&judged, Divergence::Foreign(why) if why.contains("another database")));
+}
+
+/// After a crash a standby still knows the timeline that it has received WAL of, though its control
+/// file may not have come to say so.
+#[tokio::test]
+async fn a_crashed_standby_knows_its_timeline() {
+    let (b, c) = (Peer::new("b"), Peer::new("c"));
+    let a = Peer::new("a").primary(Counts::Sync(b.id()), &[&b, &c]).await;
+    let b = b.standby_of(&a).await;
+    let c = c.standby_of(&a).await;
+    a.wait_sync(&b).await;
+    c.wait("exists (select from pg_stat_wal_receiver where status = 'streaming')").await;
+    a.postgres.stop(StopMode::Fast).await.expect("a stop");
+    b.apply(&standby(None, &[])).await;
+    // What is promoted has a number of its own, which the control file of `c` says nothing of yet.
+    b.apply(&primary(Counts::Sync(c.id()), &[&c])).await;
+    c.apply(&standby(Some(&b), &[])).await;
+    b.wait_sync(&c).await;
+    assert_eq!(c.postgres.probe().await.expect("a probe").timeline, 2);
+    for peer in [&b, &c] {
+        let mut exits = peer.postgres.exits();
+        signal(peer.pid(), Signal::KILL);
+        in_time("the exit", exits.wait_for(Option::is_some)).await.expect("an exit");
+    }
+    c.apply(&standby(None, &[])).await;
+    assert_eq!(c.postgres.probe().await.expect("a probe").timeline, 2);
+    // The history of a timeline alone proves nothing, nor does a file that is no whole segment.
+    for name in ["00000009.history", "000000090000000000000001.partial"] {
+        fs::write(c.postgres.data().join("pg_wal").join(name), "").expect("a file");
+    }
+    assert_eq!(c.postgres.probe().await.expect("a probe").timeline, 2);
 }
 
 /// A promotion for generation 5 begins timeline 5, whatever number PostgreSQL would have taken; those

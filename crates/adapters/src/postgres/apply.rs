@@ -1,7 +1,7 @@
 //! From any state to one configuration.
 
 use super::{
-    Applied, Inner, PgCause,
+    Applied, Inner, PgCause, StopMode,
     files::{self, AppliedRecord, Marker, Served},
     guard,
     render::{self, Files, Shape},
@@ -142,7 +142,7 @@ impl Inner {
         let mut session = self.reshape(&server, &primary.shape()).await?;
         if self.needs_restart(&session).await? {
             drop(session);
-            self.halt_for_restart().await?;
+            self.halt(StopMode::Fast).await?;
             server = self.start_closed(&primary.shape(), epoch).await?;
             session = self.reshape(&server, &primary.shape()).await?;
         }
@@ -170,7 +170,7 @@ impl Inner {
         if !waits && *primary.counts != Counts::Alone {
             // A standby that we did not start, or started with no names: a commit that shows that
             // it waits can be had only after the promotion, when others could commit as well.
-            self.halt_for_restart().await?;
+            self.halt(StopMode::Fast).await?;
             server = self.start_as_standby(&Shape::Standby { upstream: None }, epoch).await?;
         }
         // Clients are not let in yet where they have been kept out.
@@ -212,7 +212,7 @@ impl Inner {
     ) -> Result<Lsn, PgCause> {
         let running = match self.running().await? {
             Some(_) if !self.first_session().await?.is("pg_is_in_recovery()").await? => {
-                self.halt_for_restart().await?;
+                self.halt(StopMode::Fast).await?;
                 None
             }
             other => other,
@@ -224,7 +224,7 @@ impl Inner {
         let mut session = self.reshape(&server, shape).await?;
         if self.needs_restart(&session).await? {
             drop(session);
-            self.halt_for_restart().await?;
+            self.halt(StopMode::Fast).await?;
             server = self.start_as_standby(shape, epoch).await?;
             session = self.reshape(&server, shape).await?;
         }

@@ -28,6 +28,7 @@ pub use error::{PgCause, PgError};
 pub use guard::{RefusedSetting, check_names};
 pub use history::Divergence;
 pub use probe::{Probe, Receiver, Sender};
+pub use server::fence_dataset;
 
 use crate::exec::OsUser;
 use crate::storage::{SeedRequest, SeedSource};
@@ -85,7 +86,7 @@ pub struct Settings {
     pub status_interval: Millis,
     /// How long a start, a promotion or a standstill of replay may take.
     pub start_timeout: Millis,
-    /// How long an orderly shutdown may take.
+    /// How long an orderly shutdown may take before it becomes an immediate one.
     pub stop_timeout: Millis,
     /// How long a query or a reload may take.
     pub query_timeout: Millis,
@@ -258,10 +259,12 @@ impl Postgres {
         inner.guarded("apply a configuration", epoch, Box::pin(inner.bring(config, epoch))).await
     }
 
-    /// Stops the server and waits for its end. Not running is no error.
+    /// Stops the server and waits for its end. Not running is no error. An orderly stop that takes
+    /// longer than `stop_timeout` becomes an immediate one, and what has not ended a second after an
+    /// immediate one was asked for is killed: whatever was wrong with it, no server is left.
     ///
     /// # Errors
-    /// When it takes longer than `stop_timeout` (an immediate stop: 10 s), or a fence comes.
+    /// When the operating system refuses to signal or list processes, or a fence comes.
     pub async fn stop(&self, mode: StopMode) -> Result<(), PgError> {
         let inner = &self.inner;
         inner.guarded("stop the server", inner.epoch(), inner.halt(mode)).await

@@ -60,10 +60,16 @@ impl Inner {
         let commit = commit.first().map(Fields).map(|fields| fields.owned(0)).unwrap_or_default();
         let weak = guard::weakens("synchronous_commit", &commit);
         let expected = self.names.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let in_recovery = state.text(0) == Some("t");
+        let mut timeline = state.timeline(receiver.as_ref())?;
+        if in_recovery && receiver.is_none() {
+            // The control file may not have come to know of the last timeline that was received.
+            timeline = timeline.max(self.newest_segment()?);
+        }
         Ok(Probe {
-            in_recovery: state.text(0) == Some("t"),
+            in_recovery,
             system_identifier: state.parse::<i64>(1)?.unwrap_or_default().cast_unsigned(),
-            timeline: state.timeline(receiver.as_ref())?,
+            timeline,
             wal: state.parse(5)?.unwrap_or_default(),
             replay: state.parse(6)?,
             replayed_commit: state.time(7)?,

@@ -1,7 +1,7 @@
 //! The server process: start, find, watch, stop, fence.
 
 use super::{
-    Inner, POLL, PgCause, ServerExit, StopMode, files, guard,
+    Inner, POLL, PgCause, PgError, ServerExit, StopMode, files, guard,
     process::{self, Process, ProcessId},
     render::{self, Files},
     session::within,
@@ -82,6 +82,64 @@ fn problem(pid: u32) -> impl FnOnce(io::Error) -> PgCause {
     move |source| PgCause::Process { pid, source }
 }
 
+/// The postmaster that runs in this data directory.
+fn postmaster(data: &Path) -> Result<Option<Process>, PgCause> {
+    let path = data.join("postmaster.pid");
+    let Some(text) = files::read(&path)? else {
+        return Ok(None);
+    };
+    let Some(pid) = text.lines().next().and_then(|pid| pid.trim().parse().ok()) else {
+        return Ok(None);
+    };
+    let process = Process::open(pid).map_err(problem(pid))?;
+    // The file outlives a crash, and its number may be another process's by now.
+    Ok(process.filter(|_| process::is_of_server(pid, data)))
+}
+
+/// Ends the server of this dataset at once, for one who knows nothing else of it: neither programs
+/// nor settings nor a user are needed. When this function has returned, the server has been told to
+/// end; the future kills what has not ended after a second, and resolves when nothing is left.
+/// Nobody is kept from starting it again: where there is a [`super::Postgres`], its fence is meant.
+/// `false` when nothing was running.
+///
+/// # Errors
+/// When the operating system refuses to signal or list processes.
+#[must_use = "the server may be running until the future has resolved"]
+pub fn fence_dataset(dataset: &Path) -> impl Future<Output = Result<bool, PgError>> + Send + use<> {
+    let data = dataset.join("data");
+    // Also what outlived its postmaster. Looked for before anything can have ended.
+    let runs = process::of_server(&data).map(|all| !all.is_empty()).map_err(problem(0));
+    let told = postmaster(&data).and_then(|found| {
+        found
+            .map_or(Ok(()), |process| process.signal(Signal::QUIT).map_err(problem(process.id.pid)))
+    });
+    async move {
+        // Even when it could not be told: killing may succeed.
+        let through = end_all(&data, || true).await;
+        let ended = through.and(told).and(runs);
+        ended.map_err(|cause| PgError { data, operation: "fence the server", cause })
+    }
+}
+
+/// Waits until no process of a server that was told to end is left and `ended` says so too. Kills
+/// what is left after a second.
+async fn end_all(data: &Path, ended: impl Fn() -> bool) -> Result<(), PgCause> {
+    let ends = async {
+        loop {
+            let left = process::of_server(data).map_err(problem(0))?;
+            if left.is_empty() && ended() {
+                return Ok::<(), PgCause>(());
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    if let Ok(ended) = within(GRACE, "an immediate stop", ends).await {
+        return ended;
+    }
+    tracing::warn!(data = %data.display(), "the server does not stop: killing it");
+    process::kill_all(data).await.map_err(problem(0))
+}
+
 /// What `postmaster.pid` says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct LockFile {
@@ -122,16 +180,7 @@ impl Inner {
 
     /// A postmaster that this value did not start.
     fn find_unknown(&self) -> Result<Option<Process>, PgCause> {
-        let path = self.data.join("postmaster.pid");
-        let Some(text) = files::read(&path)? else {
-            return Ok(None);
-        };
-        let Some(pid) = text.lines().next().and_then(|pid| pid.trim().parse().ok()) else {
-            return Ok(None);
-        };
-        let process = Process::open(pid).map_err(problem(pid))?;
-        // The file outlives a crash, and its number may be another process's by now.
-        Ok(process.filter(|_| process::is_of_server(pid, &self.data)))
+        postmaster(&self.data)
     }
 
     fn watch(&self, process: Process, child: Option<Child>) -> Arc<Server> {
@@ -292,31 +341,26 @@ impl Inner {
         }
     }
 
-    /// Stops the server, if it runs, and whatever is left of it.
+    /// Stops the server, if it runs, and whatever is left of it: at once, when an orderly stop takes
+    /// too long, and by killing it when it does not even do that.
     pub async fn halt(&self, mode: StopMode) -> Result<(), PgCause> {
-        if let Some(server) = self.find()? {
-            let (signal, limit) = match mode {
-                StopMode::Fast => (Signal::INT, self.settings.stop_timeout),
-                StopMode::Immediate => (Signal::QUIT, Millis(10_000)),
-            };
-            server.signal(signal)?;
-            within(limit, "the end of the server", server.ended()).await?;
-        }
-        process::kill_all(&self.data).await.map_err(problem(0))
-    }
-
-    /// Stops the server for a restart: orderly if it can be.
-    pub async fn halt_for_restart(&self) -> Result<(), PgCause> {
-        match self.halt(StopMode::Fast).await {
-            Err(PgCause::Timeout { limit, .. }) => {
-                tracing::warn!(
-                    limit_ms = limit.0,
-                    "orderly shutdown took too long: stopping at once"
-                );
-                self.halt(StopMode::Immediate).await
+        let Some(server) = self.find()? else {
+            return process::kill_all(&self.data).await.map_err(problem(0));
+        };
+        if mode == StopMode::Fast {
+            server.signal(Signal::INT)?;
+            let limit = self.settings.stop_timeout;
+            if within(limit, "an orderly stop", server.ended()).await.is_ok() {
+                return process::kill_all(&self.data).await.map_err(problem(0));
             }
-            other => other,
+            tracing::warn!(
+                data = %self.data.display(),
+                limit_ms = limit.0,
+                "an orderly stop of the server takes too long: stopping it at once"
+            );
         }
+        server.signal(Signal::QUIT)?;
+        self.fence_through(Some(server)).await
     }
 
     /// Forbids every start that was ordered before, and tells the server to end at once. Waits for
@@ -338,22 +382,12 @@ impl Inner {
         Ok(known)
     }
 
-    /// Waits for the end of a fenced server, and kills what does not end.
+    /// Waits for the end of a server that was told to end at once, and kills what does not end.
     pub async fn fence_through(&self, known: Option<Arc<Server>>) -> Result<(), PgCause> {
-        let ends = async {
-            loop {
-                let left = process::of_server(&self.data).map_err(problem(0))?;
-                if left.is_empty() && known.as_ref().is_none_or(|server| server.has_ended()) {
-                    return Ok::<(), PgCause>(());
-                }
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        if let Ok(ended) = within(GRACE, "an immediate stop", ends).await {
-            return ended;
-        }
-        tracing::warn!(data = %self.data.display(), "the server does not stop: killing it");
+        let ended = || known.as_ref().is_none_or(|server| server.has_ended());
+        end_all(&self.data, ended).await?;
         if let Some(server) = known {
+            // One that is too new to be recognised is not among those that were killed.
             server.signal(Signal::KILL)?;
             server.ended().await;
         }

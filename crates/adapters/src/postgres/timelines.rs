@@ -70,6 +70,24 @@ impl Inner {
         }
         Ok(())
     }
+
+    /// The newest timeline of which there is WAL here: that of a segment, which is there only if some
+    /// of it was received or written here. A history file proves no such thing. 0 without any.
+    pub fn newest_segment(&self) -> Result<u32, PgCause> {
+        let directory = self.data.join("pg_wal");
+        let mut newest = 0;
+        for entry in fs::read_dir(&directory).map_err(PgCause::file(&directory))? {
+            let name = entry.map_err(PgCause::file(&directory))?.file_name();
+            newest = newest.max(name.to_str().and_then(segment_of).unwrap_or(0));
+        }
+        Ok(newest)
+    }
+}
+
+/// The timeline whose WAL is in the segment of this name.
+fn segment_of(name: &str) -> Option<u32> {
+    let digits = name.len() == 24 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+    digits.then(|| u32::from_str_radix(&name[..8], 16).ok()).flatten()
 }
 
 /// The timeline whose history this file is.
@@ -94,6 +112,20 @@ mod tests {
             ("000000010000000000000001", None),
         ] {
             assert_eq!(number_of(&Path::new("/pg_wal").join(name)), number, "{name}");
+        }
+    }
+
+    #[test]
+    fn only_segments_are_taken_for_such() {
+        for (name, timeline) in [
+            ("0000001F0000000000000001", Some(31)),
+            ("0000001F0000000000000001.partial", None),
+            ("0000001F0000000000000001.00000028.backup", None),
+            ("0000001F.history", None),
+            ("xlogtemp.1234", None),
+            ("0000001F000000000000000X", None),
+        ] {
+            assert_eq!(segment_of(name), timeline, "{name}");
         }
     }
 }
