@@ -308,6 +308,12 @@ impl Config {
                 ),
             );
         }
+        if let Err(refused) = adapters::postgres::check_names(
+            &self.user_settings().map_err(|error| error.to_string())?,
+        ) {
+            let start = text.find(&refused.name).unwrap_or(0);
+            return at(start, format!("postgres.settings: {refused}"));
+        }
         if self.ip.is_unspecified() {
             let start = text.find("ip").unwrap_or(0);
             let ip = self.ip;
@@ -480,6 +486,11 @@ mod tests {
             &["line 10", "must differ"],
         );
         check_refused(&LEAST.replace("/data", "data"), &["line 3", "absolute"]);
+        check_refused(&LEAST.replace("127.0.0.1", "0.0.0.0"), &["line 4", "reach this one"]);
+        check_refused(
+            &format!("{LEAST}[postgres.settings]\nwork_mem = \"8MB\"\nfsync = false\n"),
+            &["line 9", "fsync"],
+        );
         check_refused(&format!("{LEAST}password_file = \"/x\"\n"), &["line 7", "both given"]);
         check_refused(&LEAST.replace("password = \"secret\"", ""), &["password or password_file"]);
         check_refused(

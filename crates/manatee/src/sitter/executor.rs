@@ -191,12 +191,17 @@ impl Executor {
 /// its processes to be gone does not.
 fn fence(world: Arc<World>) {
     let postgres = world.postgres.borrow().clone();
+    let dataset = world.storage.dataset().to_owned();
     let fenced = postgres.map(|postgres| postgres.fence());
+    // Without a `Postgres`, because its programs or settings are wrong, what runs is stopped too.
+    let unknown = fenced.is_none().then(|| postgres::fence_dataset(&dataset));
     tokio::spawn(async move {
-        let result = match fenced {
-            Some(fenced) => fenced.await.map_err(|error| whole(&error)),
-            None => Ok(()),
+        let result = match (fenced, unknown) {
+            (Some(fenced), _) => fenced.await,
+            (None, Some(unknown)) => unknown.await.map(drop),
+            (None, None) => Ok(()),
         };
+        let result = result.map_err(|error| whole(&error));
         send(&world.events, Event::Fenced(result)).await;
     });
 }
@@ -207,6 +212,7 @@ impl World {
             .await
             .context("an operation on PostgreSQL is in flight: try again when it has ended")?;
         let postgres = Postgres::open(settings.clone())?;
+        postgres.check_settings(&settings.user_settings).await?;
         postgres.inspect().await?;
         *self.settings.write().expect("no holder panics") = settings;
         self.adopt(Arc::new(postgres));
