@@ -142,6 +142,13 @@ impl Machine {
     fn take_state(&mut self, seen: Option<StateSeen>) {
         let version = seen.as_ref().map(|seen| seen.version);
         self.seen.get_or_insert(version);
+        // The answer of a put may overtake the news of what was stored before it: within a session,
+        // what is known never goes back.
+        if let (Known::Legal(known, _), Some(version)) = (&self.known, version)
+            && version < *known
+        {
+            return;
+        }
         self.known = match seen {
             None => Known::Absent,
             Some(StateSeen { version, state: Ok(state) }) => Known::Legal(version, Box::new(state)),
