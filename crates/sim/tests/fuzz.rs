@@ -40,7 +40,8 @@ fn a_seed_runs_the_same_again() {
 
 /// Each mutation, a seed near which it is seen, and what sees it.
 const SEEN: &[(Mutation, u64, &[&str])] = &[
-    (Mutation::NoQuiesce, 0, &["commits"]),
+    // What is not detached also goes on answering the one that it supersedes.
+    (Mutation::NoQuiesce, 0, &["commits", "one primary"]),
     (Mutation::IgnoreInitWal, 0, &["writes", "commits"]),
     (Mutation::EmptyNames, 0, &["commits"]),
     (Mutation::IgnoreFreeze, 0, &["writes"]),
