@@ -17,7 +17,7 @@ ARGS ?=
 # Recorded behaviour that is checked beside what lies in this repository.
 VECTORS ?= $(wildcard ../shared/conformance/*.jsonl)
 
-.PHONY: help demo test build lint
+.PHONY: help demo test build lint fuzz
 
 help: ## Say what there is to do
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -34,6 +34,14 @@ test: ## Check everything: format, lints, tests, recorded behaviour
 	cargo test --locked --workspace
 	"$(TARGET)/debug/manatee" sim check crates/sim/tests/vectors/*.jsonl $(VECTORS)
 	@echo "make test: all of it passed"
+
+# Shards that `make fuzz` lets faults befall.
+SEEDS ?= 10000
+
+fuzz: ## Let faults befall many modelled shards; SEEDS=100000 for more
+	@tools/need.sh build
+	cargo build --locked --release --package manatee
+	"$(TARGET)/release/manatee" sim fuzz --seeds $(SEEDS)
 
 build: ## Build the binary, optimised
 	@tools/need.sh build
