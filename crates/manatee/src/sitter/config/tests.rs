@@ -1,0 +1,112 @@
+//! The sitter's file: its example, its refusals.
+
+use super::*;
+use std::io::Write;
+
+const EXAMPLE: &str = include_str!("../../../../../etc/sitter.toml");
+const LEAST: &str = "shard = \"1.example\"\ncoordination = \"sqlite:/x.db\"\n\
+    dataset = \"/data\"\nip = \"127.0.0.1\"\n[replication]\npassword = \"secret\"\n";
+
+fn load(text: &str) -> Result<Config> {
+    let mut file = tempfile::NamedTempFile::new().expect("a file");
+    file.write_all(text.as_bytes()).expect("written");
+    Config::load(file.path())
+}
+
+fn check_refused(text: &str, expected: &[&str]) {
+    let error = format!("{:#}", load(text).expect_err("a refused file"));
+    for part in expected {
+        assert!(error.contains(part), "{part:?} is not in: {error}");
+    }
+}
+
+/// The example with every field that is commented out set to what is written there.
+fn everything_set() -> String {
+    let set = |line: &str| match line.strip_prefix("# ") {
+        Some(field)
+            if field.split_once(" = ").is_some_and(|(name, _)| {
+                name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+            }) =>
+        {
+            field.to_owned()
+        }
+        _ => line.to_owned(),
+    };
+    let lines = EXAMPLE.lines().filter(|line| !line.starts_with("password_file"));
+    let text = lines.map(set).collect::<Vec<_>>().join("\n");
+    text.replace("[replication]", "[replication]\npassword = \"secret\"")
+}
+
+#[test]
+fn the_example_shows_every_field_with_its_default() {
+    let shown = load(&everything_set()).expect("the example with everything set");
+    let plain = load(LEAST).expect("the least");
+    let numbers = |config: &Config| {
+        format!(
+            "{:?} {:?} {:?} {:?} {:?} {} {:?} {:?} {:?} {:?}",
+            config.one_node_write_mode,
+            config.deposed,
+            config.session_timeout.get_ref(),
+            config.lease(),
+            config.coordination_timeout,
+            config.keep_aside,
+            config.backup,
+            config.status_port(),
+            config.health,
+            config.log,
+        )
+    };
+    assert_eq!(numbers(&shown), numbers(&plain));
+    let server = |config: &Config| {
+        let mut postgres = config.postgres.clone();
+        // Shown as examples: these have no default of their own.
+        postgres.settings.clear();
+        (postgres.bin_dir, postgres.socket_dir, postgres.listen) = (None, None, None);
+        postgres.superuser_password = None;
+        format!("{postgres:?} {}", config.replication.user)
+    };
+    assert_eq!(server(&shown), server(&plain));
+    for field in ["zone", "lease", "listen", "bin_dir", "socket_dir", "superuser_password"] {
+        assert!(EXAMPLE.contains(&format!("# {field} = ")), "{field} is not shown");
+    }
+}
+
+#[test]
+fn unknown_fields_and_bad_values_are_refused_with_their_line() {
+    check_refused(&format!("sesion_timeout = 3\n{LEAST}"), &["line 1", "sesion_timeout"]);
+    check_refused(&format!("session_timeout = -1\n{LEAST}"), &["line 1", "-1"]);
+    check_refused(&format!("{LEAST}[postgres]\nport = 70000\n"), &["line 8", "70000"]);
+    check_refused(&LEAST.replace("127.0.0.1", "localhost"), &["line 4", "ip"]);
+    check_refused("shard = \"x\"\n", &["missing field"]);
+}
+
+#[test]
+fn contradictions_are_refused_with_their_line() {
+    check_refused(
+        &format!("session_timeout = 3\nlease = 5\n{LEAST}"),
+        &["line 2", "longer than session_timeout"],
+    );
+    check_refused(
+        &format!("{LEAST}[postgres]\nport = 5000\n[status]\nport = 5000\n"),
+        &["line 10", "must differ"],
+    );
+    check_refused(&LEAST.replace("/data", "data"), &["line 3", "absolute"]);
+    check_refused(&LEAST.replace("127.0.0.1", "0.0.0.0"), &["line 4", "reach this one"]);
+    check_refused(
+        &format!("{LEAST}[postgres.settings]\nwork_mem = \"8MB\"\nfsync = false\n"),
+        &["line 9", "fsync"],
+    );
+    check_refused(&format!("{LEAST}password_file = \"/x\"\n"), &["line 7", "both given"]);
+    check_refused(&LEAST.replace("password = \"secret\"", ""), &["password or password_file"]);
+    check_refused(
+        &LEAST.replace("password = \"secret\"", "password_file = \"/not/here\""),
+        &["cannot read /not/here"],
+    );
+    assert!(load(LEAST).is_ok());
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let error = Config::load(Path::new("/not/here.toml")).expect_err("no file");
+    assert!(format!("{error:#}").contains("cannot read /not/here.toml"));
+}
