@@ -227,6 +227,23 @@ impl Peer {
         Ok(frozen.with_context(|| format!("cannot freeze {}", self.zone()))?.len())
     }
 
+    /// Freezes PostgreSQL alone, as if its disk hung; the sitter goes on.
+    ///
+    /// # Errors
+    /// When something cannot be frozen.
+    pub fn pause_postgres(&self) -> Result<()> {
+        let sitter = match &*locked(&self.sitter) {
+            Sitter::Running(child) => i32::try_from(child.id())?,
+            _ => bail!("{}: its sitter does not run", self.zone()),
+        };
+        for pid in processes::of(&self.place.directory, &self.binary)? {
+            if pid != sitter {
+                processes::signal(pid, Signal::STOP)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Lets go on what [`Peer::pause`] froze. Says how many processes.
     ///
     /// # Errors

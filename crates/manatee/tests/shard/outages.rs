@@ -67,6 +67,45 @@ fn a_primary_whose_database_is_damaged_steps_aside() -> Result<()> {
     world.finish()
 }
 
+/// The primary's PostgreSQL runs and answers nobody. Its sitter stops it by force and steps aside for
+/// the sync.
+#[test]
+fn a_primary_whose_postgresql_hangs_steps_aside() -> Result<()> {
+    let world = World::start_with("[health]\ngive_up = 2.0\n[postgres]\nquery_timeout = 2.0")?;
+    let old = world.in_role(Role::Primary)?;
+    let sync = world.in_role(Role::Sync)?.zone().to_owned();
+    old.pause_postgres()?;
+    world.wait("the sync to take over", |view| {
+        view.primary().is_some_and(|primary| primary.zone == sync)
+    })?;
+    world.wait_for_writes()?;
+    world.finish()
+}
+
+/// A superuser takes away what makes commits wait for the sync. The sitter puts it back by itself.
+#[test]
+fn what_a_superuser_weakens_is_put_back() -> Result<()> {
+    let world = World::start()?;
+    let primary = world.in_role(Role::Primary)?;
+    let names = || -> Result<Option<String>> {
+        Ok(primary.psql("show synchronous_standby_names")?[0][0].clone())
+    };
+    let before = names()?;
+    for sql in [
+        "alter system set synchronous_standby_names = ''",
+        "alter system set synchronous_commit = 'off'",
+        "select pg_reload_conf()",
+    ] {
+        primary.psql(sql)?;
+    }
+    let file = primary.dataset().join("data/postgresql.auto.conf");
+    world.wait("it to be put back", |_| {
+        let undone = fs::read_to_string(&file).is_ok_and(|text| !text.contains("synchronous"));
+        undone && names().is_ok_and(|now| now == before)
+    })?;
+    world.finish()
+}
+
 /// The primary's disk is replaced by an empty one. It does not create a database in place of the one
 /// that it had, but steps aside for the sync.
 #[test]
