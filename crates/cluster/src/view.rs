@@ -20,7 +20,7 @@ pub enum Database {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum DeposedPolicy {
-    /// By itself: its data is kept aside and it is rebuilt from its new upstream.
+    /// By itself: its data is kept aside and it is rebuilt from the primary.
     #[default]
     Auto,
     /// An operator rebuilds it.
