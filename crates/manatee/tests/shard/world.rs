@@ -77,7 +77,7 @@ impl World {
 
     pub fn adm(&self, arguments: &[&str]) -> Result<Output> {
         let output = Command::new(env!("CARGO_BIN_EXE_manatee"))
-            .args(["adm", "--coordination", &self.shard.coordination()])
+            .args(["adm", "--coordination", self.shard.coordination()])
             .args(["--shard", self.shard.name()])
             .args(arguments)
             .output()?;
