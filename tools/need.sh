@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sees to it that this machine has what is named:
 #
-#   tools/need.sh [build] [lint] [postgresql] [network]
+#   tools/need.sh [build] [lint] [postgresql] [zookeeper] [network]
 #
 # What Debian packages hold is installed where we may (root, or sudo without a password); Rust is
 # never installed, because Debian's is too old and where to put it is not ours to choose. Says what
@@ -56,6 +56,12 @@ need_network() {
     command -v unshare >/dev/null || packages+=(util-linux)
 }
 
+# Its jar and a Java to run it; its own scripts, which would run it as a service, are not used.
+need_zookeeper() {
+    [[ -e /usr/share/java/zookeeper.jar ]] || packages+=(zookeeper)
+    command -v java >/dev/null || packages+=(default-jre-headless)
+}
+
 # Runs a command as root.
 as_root() {
     if [[ $(id -u) == 0 ]]; then "$@"; else sudo -n "$@"; fi
@@ -97,9 +103,9 @@ install() {
 
 for what in "$@"; do
     case $what in
-        build | lint | network | postgresql) "need_$what" ;;
+        build | lint | network | postgresql | zookeeper) "need_$what" ;;
         *)
-            echo "tools/need.sh: $what: give any of build, lint, network, postgresql" >&2
+            echo "tools/need.sh: $what: give any of build, lint, network, postgresql, zookeeper" >&2
             exit 2
             ;;
     esac

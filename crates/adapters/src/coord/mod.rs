@@ -7,8 +7,9 @@ mod mailbox;
 pub mod memory;
 pub mod sqlite;
 mod url;
+pub mod zookeeper;
 
-pub use url::open;
+pub use url::{Options, open};
 
 use async_trait::async_trait;
 use cluster::{ClusterState, PeerIdent};
