@@ -10,7 +10,7 @@ use adapters::exec::Exec;
 use adapters::testing::{Ensemble, EnsembleOptions, Proxy, Way};
 use cluster::{ClusterState, Generation, Millis};
 use common::{
-    CALL, LONG, SharedEnsemble, Stream, ensemble, fresh_root, join, open_zookeeper, peer, put,
+    LONG, SharedEnsemble, Stream, ZK_CALL, ensemble, fresh_root, join, open_zookeeper, peer, put,
     sequences, state, stored, timed, watch, within,
 };
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use std::sync::Arc;
 use zookeeper_client::{Acls, Client, CreateMode};
 
 /// What a call takes at most: its limit, and a little for a busy machine.
-const CALL_AT_MOST: Millis = Millis(CALL.0 + 1500);
+const CALL_AT_MOST: Millis = Millis(ZK_CALL.0 + 1500);
 
 fn servers(shared: &SharedEnsemble) -> Vec<String> {
     let ensemble = &shared.ensemble;
@@ -158,7 +158,7 @@ fn with_file(shared: &SharedEnsemble, root: &str, file: PathBuf) -> Arc<dyn Coor
     let text = format!("//{}{root}", servers(shared).join(","));
     let address = Address::parse(&text, "1.example").expect("an address");
     let access = ZkAccess::default();
-    Arc::new(ZkCoord::open(address, &access, CALL, Some(file)).expect("a client"))
+    Arc::new(ZkCoord::open(address, &access, ZK_CALL, Some(file)).expect("a client"))
 }
 
 /// A sitter that was killed and started again takes its place over: it is never seen to be gone,
@@ -194,7 +194,7 @@ async fn a_restart_takes_its_registration_over() {
         })
         .await;
     println!("taken over in {time:?}, with a session of {LONG:?}");
-    assert!(time < CALL);
+    assert!(time < ZK_CALL);
 }
 
 fn access(user: &str, password: &str) -> ZkAccess {
@@ -277,7 +277,7 @@ async fn one_of_three_is_silent() {
         member.until("a confirmation", again).await;
         let (read, time) = timed(coord.read()).await;
         assert_eq!(sequences(&read.expect("to read").active), [own]);
-        assert!(time < CALL, "{time:?}");
+        assert!(time < ZK_CALL, "{time:?}");
         silent.set(Way::Open);
     }
 }

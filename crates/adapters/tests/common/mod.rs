@@ -27,6 +27,9 @@ pub const LONG: Millis = Millis(15_000);
 /// Bounds each call, and how long a put waits that is to have no answer.
 pub const CALL: Millis = Millis(2000);
 
+/// As [`CALL`], for a service that waits for disks, and needs a moment for a new leader.
+pub const ZK_CALL: Millis = Millis(3000);
+
 /// One coordination service, two ways to it, and a hand that breaks the first.
 pub trait Backend: Send + Sync {
     /// Of sessions that are to expire: short, and long enough to be held on a busy machine. What
@@ -167,7 +170,7 @@ impl<const SERVERS: usize> ZooKeeper<SERVERS> {
 
 pub fn open_zookeeper(servers: &[String], root: &str, access: &ZkAccess) -> ZkCoord {
     let address = Address::parse(&format!("//{}{root}", servers.join(",")), "1.example");
-    ZkCoord::open(address.expect("an address"), access, CALL, None).expect("a client")
+    ZkCoord::open(address.expect("an address"), access, ZK_CALL, None).expect("a client")
 }
 
 /// A request of a ZooKeeper client that is a transaction: length, number, kind.

@@ -81,9 +81,15 @@ impl Link {
 
     /// A session of its own. The server may grant another timeout than the one that is asked for.
     pub(super) async fn open(&self, timeout: Millis, end: End) -> Result<Client, Failure> {
-        // The client takes a server for lost, and turns to another, a third of a timeout after it
-        // heard of it last. It asks for signs of life all the more often the shorter this is.
-        let silence = Duration::from_millis((timeout.0 / 3).max(1));
+        // The client takes a server for lost, and turns to another, so long after it heard of it
+        // last. It asks for signs of life all the more often the shorter this is. A session that is
+        // to last needs time for another server or two; a call has one answer to wait for, and the
+        // client does not wait for longer.
+        let silence = match end {
+            End::ByExpiry => timeout.0 / 3,
+            End::WithClient => timeout.0 * 3 / 5,
+        };
+        let silence = Duration::from_millis(silence.max(1));
         let (major, minor, patch) = OLDEST_SERVER;
         let mut connector = Client::connector()
             .with_session_timeout(Duration::from_millis(timeout.0))
@@ -141,11 +147,38 @@ impl Link {
     where
         F: Future<Output = Result<T, Failure>>,
     {
-        let limit = Duration::from_millis(self.limit.0);
         let whole = async { work(self.open(self.limit, End::WithClient).await?).await };
-        match tokio::time::timeout(limit, whole).await {
+        self.within_limit(operation, whole).await
+    }
+
+    /// As [`Link::call`], for what may be done again when the connection is lost on the way.
+    pub(super) async fn ask<T, F>(
+        &self,
+        operation: &'static str,
+        work: impl Fn(Client) -> F,
+    ) -> Result<T, CoordError>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
+        let whole = async {
+            loop {
+                match work(self.open(self.limit, End::WithClient).await?).await {
+                    Err(failure) if failure.is_of_the_connection() => {}
+                    result => return result,
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+        };
+        self.within_limit(operation, whole).await
+    }
+
+    async fn within_limit<T>(
+        &self,
+        operation: &'static str,
+        whole: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, CoordError> {
+        match tokio::time::timeout(Duration::from_millis(self.limit.0), whole).await {
             Ok(result) => result,
-            // A little more than what opening a session has.
             Err(_) => Err(Failure::TimedOut(self.limit.0)),
         }
         .map_err(|failure| self.error(operation, failure))
