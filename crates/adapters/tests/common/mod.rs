@@ -35,6 +35,8 @@ pub trait Backend: Send + Sync {
     /// Of sessions that are to expire: short, and long enough to be held on a busy machine. What
     /// the service grants is never shorter.
     const SHORT: Millis;
+    /// Of sessions that beat soon, and outlive what a busy machine holds the service up for.
+    const STEADY: Millis;
     /// A service that holds nothing yet.
     fn new() -> Self;
     /// A client that can be cut off.
@@ -57,6 +59,7 @@ pub struct Memory {
 
 impl Backend for Memory {
     const SHORT: Millis = Millis(400);
+    const STEADY: Millis = Millis(1500);
     fn new() -> Self {
         let service = MemoryService::new("1.example");
         let inside = service.client();
@@ -96,6 +99,7 @@ impl Sqlite {
 
 impl Backend for Sqlite {
     const SHORT: Millis = Millis(400);
+    const STEADY: Millis = Millis(1500);
     fn new() -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         std::fs::create_dir(directory.path().join("store")).expect("a directory");
@@ -199,6 +203,7 @@ impl Drop for Heal {
 impl<const SERVERS: usize> Backend for ZooKeeper<SERVERS> {
     // Four ticks.
     const SHORT: Millis = Millis(2000);
+    const STEADY: Millis = Millis(5000);
     fn new() -> Self {
         let shared = ensemble(SERVERS);
         let addresses = (0..SERVERS).map(|index| shared.ensemble.address(index));
