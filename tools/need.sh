@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sees to it that this machine has what is named:
 #
-#   tools/need.sh [build] [lint] [postgresql] [zookeeper] [network]
+#   tools/need.sh [build] [lint] [postgresql] [network] [zookeeper]
 #
 # What Debian packages hold is installed where we may (root, or sudo without a password); Rust is
 # never installed, because Debian's is too old and where to put it is not ours to choose. Says what
@@ -49,17 +49,17 @@ need_postgresql() {
     packages+=(postgresql)
 }
 
+# Its jar and a Java to run it; its own scripts, which would run it as a service, are not used.
+need_zookeeper() {
+    [[ -e /usr/share/java/zookeeper.jar ]] || packages+=(zookeeper)
+    command -v java >/dev/null || packages+=(default-jre-headless)
+}
+
 # What the tests cut wires with.
 need_network() {
     command -v ip >/dev/null || packages+=(iproute2)
     command -v nft >/dev/null || [[ -x /usr/sbin/nft ]] || packages+=(nftables)
     command -v unshare >/dev/null || packages+=(util-linux)
-}
-
-# Its jar and a Java to run it; its own scripts, which would run it as a service, are not used.
-need_zookeeper() {
-    [[ -e /usr/share/java/zookeeper.jar ]] || packages+=(zookeeper)
-    command -v java >/dev/null || packages+=(default-jre-headless)
 }
 
 # Runs a command as root.

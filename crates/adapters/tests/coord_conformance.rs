@@ -197,8 +197,7 @@ async fn state_and_active_come_before_the_first_confirmation<B: Backend>() {
 async fn a_confirmation_vouches_for_every_change_before_it<B: Backend>() {
     let backend = B::new();
     let (coord, other) = (backend.client(), backend.outside());
-    // Beats every half second, and outlives a second of a machine that is busy with others.
-    let (mut member, _) = join(&coord, 1, Millis(1500)).await;
+    let (mut member, _) = join(&coord, 1, B::STEADY).await;
     let (mut version, mut known_version, mut known_active) = (None, None, Vec::new());
     let mut guests = Vec::new();
     for generation in 1..=6 {
@@ -272,7 +271,7 @@ async fn an_expired_holder_is_told_and_nothing_after<B: Backend>() {
 async fn a_short_cut_does_not_end_a_session<B: Backend>() {
     let backend = B::new();
     let coord = backend.client();
-    let (mut member, own) = join(&coord, 1, Millis(3000)).await;
+    let (mut member, own) = join(&coord, 1, Millis(2 * B::STEADY.0)).await;
     member.until_confirmed().await;
     backend.cut();
     member.until_unreachable().await;

@@ -15,6 +15,8 @@ use std::time::Duration;
 
 /// Where Debian has the server.
 const JAR: &str = "/usr/share/java/zookeeper.jar";
+/// Where Debian has what the server needs to log, and to speak TLS.
+const JARS: &str = "/usr/share/java";
 /// As short as keeps an ensemble on a busy machine together. A session is at least two of them.
 const TICK: u32 = 500;
 /// How long all servers may take to serve. On a quiet machine it is two seconds.
@@ -60,10 +62,6 @@ pub enum EnsembleError {
 pub struct EnsembleOptions {
     /// Lines for `zoo.cfg`; `{secure_port}` stands for a free port of each server.
     pub lines: Vec<String>,
-    /// Arguments for Java.
-    pub java: Vec<String>,
-    /// For the class path, beside the server's own.
-    pub jars: Vec<PathBuf>,
     /// Where each server lives; all on this machine where there are none.
     pub hosts: Vec<Host>,
 }
@@ -90,7 +88,6 @@ pub enum Mode {
 pub struct Ensemble {
     servers: Vec<Server>,
     class_path: String,
-    java: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -140,9 +137,7 @@ impl Ensemble {
             let (host, process) = (options.host(index), Mutex::default());
             servers.push(Server { host, directory, port, secure_port, process });
         }
-        let jars = options.jars.iter().map(|jar| jar.display().to_string());
-        let class_path = std::iter::once(JAR.to_owned()).chain(jars).collect::<Vec<_>>().join(":");
-        let ensemble = Ensemble { servers, class_path, java: options.java.clone() };
+        let ensemble = Ensemble { servers, class_path: class_path() };
         for index in 0..count {
             ensemble.launch(index)?;
         }
@@ -173,13 +168,22 @@ impl Ensemble {
         format!("zk://{}", servers.join(","))
     }
 
+    /// What a server answers to one of its commands of four letters.
+    ///
+    /// # Errors
+    /// When it does not answer within a second.
+    pub fn four_letters(&self, index: usize, command: &str) -> io::Result<String> {
+        let mut stream = TcpStream::connect_timeout(&self.address(index), ANSWER_LIMIT)?;
+        stream.set_read_timeout(Some(ANSWER_LIMIT))?;
+        stream.write_all(command.as_bytes())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    }
+
     /// What a server is now; `None` when it does not serve.
     pub fn mode(&self, index: usize) -> Option<Mode> {
-        let mut stream = TcpStream::connect_timeout(&self.address(index), ANSWER_LIMIT).ok()?;
-        stream.set_read_timeout(Some(ANSWER_LIMIT)).ok()?;
-        stream.write_all(b"srvr").ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).ok()?;
+        let answer = self.four_letters(index, "srvr").ok()?;
         match answer.lines().find_map(|line| line.strip_prefix("Mode: "))? {
             "standalone" => Some(Mode::Standalone),
             "leader" => Some(Mode::Leader),
@@ -219,7 +223,6 @@ impl Ensemble {
         let child = java
             .args(["-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"])
             .args(["-Dzookeeper.admin.enableServer=false", "-Dzookeeper.4lw.commands.whitelist=*"])
-            .args(&self.java)
             .args(["-cp", &class_path, "org.apache.zookeeper.server.quorum.QuorumPeerMain"])
             .arg(server.directory.join("zoo.cfg"))
             .child(&log.map_err(files)?)
@@ -273,6 +276,17 @@ impl Drop for Ensemble {
             self.kill(index);
         }
     }
+}
+
+/// The server and, where they are installed, the libraries that its own manifest does not name.
+fn class_path() -> String {
+    let is_netty = |name: &str| name.starts_with("netty-") && !name.contains(".Final");
+    let wanted = |name: &str| is_netty(name) || name == "slf4j-simple.jar";
+    let names = fs::read_dir(JARS).into_iter().flatten().flatten();
+    let names = names.filter_map(|entry| entry.file_name().into_string().ok());
+    let jars = names.filter(|name| wanted(name) && name.ends_with(".jar"));
+    let jars = jars.map(|name| format!("{JARS}/{name}"));
+    std::iter::once(JAR.to_owned()).chain(jars).collect::<Vec<_>>().join(":")
 }
 
 fn write_files(
