@@ -469,7 +469,7 @@ async fn tls_both_ways() {
         "ssl.clientAuth=need".to_owned(),
         "ssl.hostnameVerification=false".to_owned(),
     ];
-    let options = EnsembleOptions { lines: lines.into(), syncs: false };
+    let options = EnsembleOptions { lines: lines.into(), ..EnsembleOptions::default() };
     let directory = tempfile::tempdir().expect("a directory");
     let ensemble = Ensemble::start_with(directory.path(), 1, &options).expect("a server");
     let secure = [ensemble.secure_address(0).to_string()];

@@ -1,12 +1,13 @@
 //! A private ZooKeeper: one server or several, from Debian's packages.
 
+use super::Host;
 use crate::clock;
 use crate::exec::{Exec, ExecError};
 use cluster::Millis;
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::mpsc::{Sender, channel};
@@ -65,6 +66,14 @@ pub struct EnsembleOptions {
     /// Wait for the disk at every write, as a server does that has to outlive a power failure. One
     /// that is only killed loses nothing without it, and is not held up by whoever else writes.
     pub syncs: bool,
+    /// Where each server lives; all on this machine where there are none.
+    pub hosts: Vec<Host>,
+}
+
+impl EnsembleOptions {
+    fn host(&self, index: usize) -> Host {
+        self.hosts.get(index).cloned().unwrap_or_else(Host::local)
+    }
 }
 
 /// What a server is at the moment.
@@ -117,6 +126,7 @@ impl Keeper {
 
 #[derive(Debug)]
 struct Server {
+    host: Host,
     directory: PathBuf,
     port: u16,
     secure_port: u16,
@@ -158,7 +168,8 @@ impl Ensemble {
             write_files(&directory, index, &ports, options)
                 .map_err(|source| EnsembleError::Files { path: directory.clone(), source })?;
             let (port, secure_port) = (own[0], own[3]);
-            servers.push(Server { directory, port, secure_port, process: Mutex::default() });
+            let (host, process) = (options.host(index), Mutex::default());
+            servers.push(Server { host, directory, port, secure_port, process });
         }
         let ensemble = Ensemble {
             servers,
@@ -182,12 +193,12 @@ impl Ensemble {
 
     /// Where a server takes clients.
     pub fn address(&self, index: usize) -> SocketAddr {
-        (Ipv4Addr::LOCALHOST, self.servers[index].port).into()
+        (self.servers[index].host.ip, self.servers[index].port).into()
     }
 
     /// The port of a server that `{secure_port}` stood for.
     pub fn secure_address(&self, index: usize) -> SocketAddr {
-        (Ipv4Addr::LOCALHOST, self.servers[index].secure_port).into()
+        (self.servers[index].host.ip, self.servers[index].secure_port).into()
     }
 
     /// The address of all servers, with nothing about a root.
@@ -245,7 +256,9 @@ impl Ensemble {
         let log = OpenOptions::new().create(true).append(true).open(server.directory.join("log"));
         let class_path = format!("{}:{}", server.directory.display(), self.class_path);
         let exec = Exec::new("setpriv")
-            .args(["--pdeathsig", "KILL", "java"])
+            .args(["--pdeathsig", "KILL"])
+            .args(&server.host.enter)
+            .arg("java")
             .args(["-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"])
             .args(["-Dzookeeper.admin.enableServer=false", "-Dzookeeper.4lw.commands.whitelist=*"])
             .arg(format!("-Dzookeeper.forceSync={}", if self.syncs { "yes" } else { "no" }))
@@ -324,7 +337,7 @@ fn write_files(
     let mut lines = vec![
         format!("tickTime={TICK}"),
         format!("dataDir={}", directory.join("data").display()),
-        "clientPortAddress=127.0.0.1".to_owned(),
+        format!("clientPortAddress={}", options.host(index).ip),
         format!("clientPort={}", ports[index][0]),
         "maxClientCnxns=0".to_owned(),
         "maxSessionTimeout=120000".to_owned(),
@@ -332,7 +345,8 @@ fn write_files(
     if ports.len() > 1 {
         lines.extend(["initLimit=20".to_owned(), "syncLimit=10".to_owned()]);
         for (number, ports) in ports.iter().enumerate() {
-            lines.push(format!("server.{}=127.0.0.1:{}:{}", number + 1, ports[1], ports[2]));
+            let ip = options.host(number).ip;
+            lines.push(format!("server.{}={ip}:{}:{}", number + 1, ports[1], ports[2]));
         }
         fs::write(directory.join("data/myid"), format!("{}\n", index + 1))?;
     }

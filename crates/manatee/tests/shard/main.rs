@@ -4,6 +4,7 @@
 
 mod apart;
 mod deaths;
+mod ensemble;
 mod network;
 mod outages;
 mod still;
