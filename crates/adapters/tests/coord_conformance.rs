@@ -390,12 +390,17 @@ async fn calls_fail_while_the_service_is_away<B: Backend>() {
     let coord = backend.client();
     let (member, _) = join(&coord, 1, LONG).await;
     backend.cut();
-    let error = coord.read().await.expect_err("a cut service");
+    let (other, next) = (peer(2), state(1));
+    let (read, history, watch, join, lost) = tokio::join!(
+        coord.read(),
+        coord.history(),
+        coord.watch(),
+        coord.join(&other, LONG),
+        coord.put(None, &next)
+    );
+    let error = read.expect_err("a cut service");
     assert!(error.to_string().contains("1.example"), "{error}");
-    assert!(coord.history().await.is_err());
-    assert!(coord.watch().await.is_err());
-    assert!(coord.join(&peer(2), LONG).await.is_err());
-    let lost = coord.put(None, &state(1)).await;
+    assert!(history.is_err() && watch.is_err() && join.is_err());
     assert!(matches!(lost, PutOutcome::Unknown(_)), "{lost:?}");
     let Stream::Member(member) = member else { unreachable!("join gives a member") };
     assert!(member.leave().await.is_err());

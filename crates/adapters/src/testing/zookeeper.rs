@@ -5,11 +5,12 @@ use crate::clock;
 use crate::exec::{Exec, ExecError};
 use cluster::Millis;
 use rustix::process::{Pid, Signal, kill_process};
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Child;
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -62,6 +63,9 @@ pub enum EnsembleError {
 pub struct EnsembleOptions {
     /// Lines for `zoo.cfg`; `{secure_port}` stands for a free port of each server.
     pub lines: Vec<String>,
+    /// Wait for the disk at every write, as a server does that has to outlive a power failure. One
+    /// that is only killed loses nothing without it, and is not held up by whoever else writes.
+    pub syncs: bool,
     /// Where each server lives; all on this machine where there are none.
     pub hosts: Vec<Host>,
 }
@@ -88,6 +92,36 @@ pub enum Mode {
 pub struct Ensemble {
     servers: Vec<Server>,
     class_path: String,
+    syncs: bool,
+    keeper: Keeper,
+}
+
+/// A thread that starts the servers and lives as long as they may: the kernel kills them when it
+/// ends, also when this process is killed.
+#[derive(Debug)]
+struct Keeper(Sender<Order>);
+
+/// What to start, where its output goes, and where to answer.
+type Order = (Exec, File, Sender<Result<Child, ExecError>>);
+
+impl Keeper {
+    fn start() -> Self {
+        let (orders, received) = channel::<Order>();
+        std::thread::spawn(move || {
+            for (exec, log, answer) in received {
+                // Whoever ordered waits for the answer.
+                let _ = answer.send(exec.child(&log));
+            }
+        });
+        Keeper(orders)
+    }
+
+    fn launch(&self, exec: Exec, log: File) -> Result<Child, EnsembleError> {
+        let (answer, answered) = channel();
+        let sent = self.0.send((exec, log, answer)).ok();
+        let child = sent.and_then(|()| answered.recv().ok());
+        child.expect("the keeper lives as long as its ensemble").map_err(EnsembleError::Start)
+    }
 }
 
 #[derive(Debug)]
@@ -137,7 +171,12 @@ impl Ensemble {
             let (host, process) = (options.host(index), Mutex::default());
             servers.push(Server { host, directory, port, secure_port, process });
         }
-        let ensemble = Ensemble { servers, class_path: class_path() };
+        let ensemble = Ensemble {
+            servers,
+            class_path: class_path(),
+            syncs: options.syncs,
+            keeper: Keeper::start(),
+        };
         for index in 0..count {
             ensemble.launch(index)?;
         }
@@ -216,17 +255,16 @@ impl Ensemble {
         let files = |source| EnsembleError::Files { path: server.directory.clone(), source };
         let log = OpenOptions::new().create(true).append(true).open(server.directory.join("log"));
         let class_path = format!("{}:{}", server.directory.display(), self.class_path);
-        let java = match server.host.enter.split_first() {
-            None => Exec::new("java"),
-            Some((program, arguments)) => Exec::new(program).args(arguments).arg("java"),
-        };
-        let child = java
+        let exec = Exec::new("setpriv")
+            .args(["--pdeathsig", "KILL"])
+            .args(&server.host.enter)
+            .arg("java")
             .args(["-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"])
             .args(["-Dzookeeper.admin.enableServer=false", "-Dzookeeper.4lw.commands.whitelist=*"])
+            .arg(format!("-Dzookeeper.forceSync={}", if self.syncs { "yes" } else { "no" }))
             .args(["-cp", &class_path, "org.apache.zookeeper.server.quorum.QuorumPeerMain"])
-            .arg(server.directory.join("zoo.cfg"))
-            .child(&log.map_err(files)?)
-            .map_err(EnsembleError::Start)?;
+            .arg(server.directory.join("zoo.cfg"));
+        let child = self.keeper.launch(exec, log.map_err(files)?)?;
         *server.process() = Some(child);
         Ok(())
     }

@@ -28,7 +28,7 @@ pub const LONG: Millis = Millis(15_000);
 pub const CALL: Millis = Millis(2000);
 
 /// As [`CALL`], for a service that waits for disks, and needs a moment for a new leader.
-pub const ZK_CALL: Millis = Millis(3000);
+pub const ZK_CALL: Millis = Millis(6000);
 
 /// One coordination service, two ways to it, and a hand that breaks the first.
 pub trait Backend: Send + Sync {

@@ -9,5 +9,6 @@ mod network;
 mod outages;
 mod still;
 mod world;
+mod zookeeper;
 
 use world::{LIMIT, World};

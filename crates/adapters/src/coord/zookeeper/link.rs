@@ -101,7 +101,8 @@ impl Link {
         if let Some(Secret(secret)) = &self.secret {
             connector = connector.with_auth("digest", secret.as_bytes());
         }
-        let limit = Duration::from_millis(self.limit.0);
+        // A little less than the call has, so that its caller gets this answer and not a bare timeout.
+        let limit = Duration::from_millis(self.limit.0 - self.limit.0 / 20);
         match tokio::time::timeout(limit, self.try_open(connector)).await {
             Ok(result) => result,
             Err(_) => Err(Failure::NoSession { servers: self.servers(), limit: self.limit.0 }),
