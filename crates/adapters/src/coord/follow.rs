@@ -3,7 +3,7 @@
 //!
 //! Contract: this task alone turns what it saw into [`CoordEvent`]s and keeps their promises. It
 //! never polls for a deadline: it sleeps until the next one, or until the source reports a change.
-//! A slow [`SAFETY_LOOK`] covers a report that never came (its sender died just after its commit).
+//! A slow look covers a report that never came (its sender died just after its commit).
 
 use super::mailbox::Sender;
 use super::{CoordError, CoordEvent, Registration, StoredState, View};
@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use cluster::{Millis, Monotonic};
 use std::time::Duration;
 
-/// How long a lost report of a change stays unnoticed at most. Once a second is far below what
+/// How long a lost report of a change stays unnoticed at most, unless the source knows better. Once a second is far below what
 /// anybody waits for by hand and costs about a ten-thousandth of a processor.
 const SAFETY_LOOK: Millis = Millis(1000);
 
@@ -81,6 +81,11 @@ pub(super) trait Source: Send {
 
     /// Returns when something may have changed; may never return. Cancel-safe.
     async fn changed(&mut self);
+
+    /// How long a lost report of a change stays unnoticed at most.
+    fn safety_look(&self) -> Millis {
+        SAFETY_LOOK
+    }
 }
 
 /// Our own session.
@@ -211,7 +216,7 @@ impl<S: Source> Follower<S> {
 
     fn tell(&mut self, seen: Seen) {
         self.unreachable = None;
-        self.next_look = clock::now() + SAFETY_LOOK;
+        self.next_look = clock::now() + self.source.safety_look();
         for event in self.told.news(seen) {
             self.outbox.push(event);
         }

@@ -2,6 +2,7 @@
 //!
 //! Every backend passes the same conformance suite (`tests/coord_conformance.rs`).
 
+pub mod etcd;
 mod follow;
 mod mailbox;
 pub mod memory;

@@ -2,6 +2,9 @@
 
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub mod etcd;
+pub mod proxy;
+
 use adapters::clock;
 use adapters::coord::memory::{LostPut, MemoryCoord, MemoryService};
 use adapters::coord::sqlite::SqliteCoord;
@@ -40,7 +43,7 @@ pub trait Backend: Send + Sync {
     fn heal(&self);
     /// Makes the next put end without an answer, until what is returned is dropped; `None` where
     /// that cannot be brought about from outside.
-    fn lose_next_put(&self, fate: LostPut) -> Option<Box<dyn Send>>;
+    fn lose_next_put(&self, fate: LostPut) -> Option<Box<dyn Send + '_>>;
 }
 
 pub struct Memory {
@@ -66,7 +69,7 @@ impl Backend for Memory {
     fn heal(&self) {
         self.inside.set_reachable(true);
     }
-    fn lose_next_put(&self, fate: LostPut) -> Option<Box<dyn Send>> {
+    fn lose_next_put(&self, fate: LostPut) -> Option<Box<dyn Send + '_>> {
         self.service.lose_next_put(fate);
         Some(Box::new(()))
     }
@@ -107,12 +110,12 @@ impl Backend for Sqlite {
         std::os::unix::fs::symlink(self.directory.path().join("store"), self.link())
             .expect("a link");
     }
-    fn lose_next_put(&self, fate: LostPut) -> Option<Box<dyn Send>> {
+    fn lose_next_put(&self, fate: LostPut) -> Option<Box<dyn Send + '_>> {
         (fate == LostPut::NotStored).then(|| {
             let holder = rusqlite::Connection::open(self.path()).expect("the database");
             holder.busy_timeout(LIMIT).expect("a limit");
             holder.execute_batch("BEGIN IMMEDIATE").expect("the lock");
-            Box::new(holder) as Box<dyn Send>
+            Box::new(holder) as Box<dyn Send + '_>
         })
     }
 }
