@@ -1,10 +1,12 @@
 //! Real etcd servers on loopback, each under control by its number, and a way to each that can be cut.
 
 use super::proxy::Proxy;
-use super::{Backend, CALL, LIMIT};
+use super::{Backend, CALL};
+use adapters::clock;
 use adapters::coord::Coordination;
 use adapters::coord::etcd::EtcdCoord;
 use adapters::coord::memory::LostPut;
+use cluster::Millis;
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::File;
 use std::io::{Read, Write};
@@ -12,7 +14,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How often other ports are tried when somebody took ours before the servers did.
 const ATTEMPTS: usize = 5;
@@ -97,7 +99,7 @@ impl Etcd {
 
     /// Waits until this server serves, with a leader; false when it ended.
     fn is_up(&self, server: usize) -> bool {
-        let begin = Instant::now();
+        let begin = clock::now();
         loop {
             if health(self.clients[server]).is_some_and(|health| health.contains(r#""true""#)) {
                 return true;
@@ -108,7 +110,7 @@ impl Etcd {
                 return false;
             }
             let log = std::fs::read_to_string(self.log(server)).unwrap_or_default();
-            assert!(begin.elapsed() < LIMIT, "etcd {server} does not serve: {log}");
+            assert!(clock::now() - begin < Millis(20_000), "etcd {server} does not serve: {log}");
             std::thread::sleep(Duration::from_millis(20));
         }
     }
