@@ -12,6 +12,7 @@ mod url;
 pub use url::open;
 
 use async_trait::async_trait;
+use cluster::v1::V1Event;
 use cluster::{ClusterState, PeerIdent};
 use cluster::{Generation, Millis, Monotonic};
 use jiff::Timestamp;
@@ -156,4 +157,10 @@ pub trait Coordination: Send + Sync {
 
     /// Every write so far, oldest first.
     async fn history(&self) -> Result<Vec<HistoryEntry>, CoordError>;
+
+    /// What the first version of the original left in the history, oldest first. Only in ZooKeeper is
+    /// there any.
+    async fn first_version_history(&self) -> Result<Vec<V1Event>, CoordError> {
+        Ok(Vec::new())
+    }
 }
