@@ -45,17 +45,17 @@ pub async fn print_changes(shard: &Shard, json: bool) -> Result<()> {
             }
             CoordEvent::Confirmed { .. } | CoordEvent::Expired => continue,
         };
-        match resolver.see(seen) {
-            Some(Ok(topology)) => {
-                if !print_if_read(&line(&topology, json))? {
-                    return Ok(());
-                }
-            }
+        let topology = match resolver.see(seen) {
+            Some(Ok(topology)) => topology,
             Some(Err(error)) => {
                 let problem = not_understood(&shard.target.shard, &error);
                 eprintln!("manatee: {problem}; what was printed last may still hold");
+                continue;
             }
-            None => {}
+            None => continue,
+        };
+        if !print_if_read(&line(&topology, json))? {
+            return Ok(());
         }
     }
     bail!("coordination {}: nothing is told any more", shard.target.url)

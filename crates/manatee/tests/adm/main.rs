@@ -1,6 +1,7 @@
 //! `manatee adm` as an operator runs it.
 
 mod shard;
+mod topology;
 
 use cluster::PeerIdent;
 use serde_json::Value;
