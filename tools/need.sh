@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sees to it that this machine has what is named:
 #
-#   tools/need.sh [build] [lint] [postgresql] [etcd]
+#   tools/need.sh [build] [lint] [postgresql] [zookeeper] [etcd]
 #
 # What Debian packages hold is installed where we may (root, or sudo without a password); Rust is
 # never installed, because Debian's is too old and where to put it is not ours to choose. Says what
@@ -63,6 +63,12 @@ need_postgresql() {
     packages+=(postgresql)
 }
 
+# Its jar and a Java to run it; its own scripts, which would run it as a service, are not used.
+need_zookeeper() {
+    [[ -e /usr/share/java/zookeeper.jar ]] || packages+=(zookeeper)
+    command -v java >/dev/null || packages+=(default-jre-headless)
+}
+
 # Runs a command as root.
 as_root() {
     if [[ $(id -u) == 0 ]]; then "$@"; else sudo -n "$@"; fi
@@ -119,9 +125,9 @@ install() {
 
 for what in "$@"; do
     case $what in
-        build | lint | postgresql | etcd) "need_$what" ;;
+        build | lint | postgresql | zookeeper | etcd) "need_$what" ;;
         *)
-            echo "tools/need.sh: $what: give any of build, lint, postgresql, etcd" >&2
+            echo "tools/need.sh: $what: give any of build, lint, postgresql, zookeeper, etcd" >&2
             exit 2
             ;;
     esac

@@ -7,7 +7,7 @@ use adapters::coord::memory::LostPut;
 use adapters::coord::{CoordEvent, PutOutcome};
 use cluster::{ClusterState, Generation, Millis};
 use common::{
-    Backend, LONG, SHORT, Stream, join, peer, put, sequences, state, stored, timed, watch, within,
+    Backend, LONG, Stream, join, peer, put, sequences, state, stored, timed, watch, within,
 };
 
 macro_rules! conformance {
@@ -34,6 +34,18 @@ macro_rules! conformance {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {
                 super::$name::<super::common::etcd::EtcdOf<3>>().await;
+            })*
+        }
+        mod zookeeper_of_one {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                super::$name::<super::common::ZooKeeper<1>>().await;
+            })*
+        }
+        mod zookeeper_of_three {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                super::$name::<super::common::ZooKeeper<3>>().await;
             })*
         }
     };
@@ -151,10 +163,10 @@ async fn a_put_without_an_answer_is_settled_by_reading<B: Backend>() {
     let before = put(&coord, None, 1).await;
     let mut commits = 1;
     for fate in [LostPut::NotStored, LostPut::Stored] {
+        let expected = stored(&coord).await.expect("a state").version;
         let Some(guard) = backend.lose_next_put(fate) else {
             continue;
         };
-        let expected = stored(&coord).await.expect("a state").version;
         let lost = coord.put(Some(expected), &state(2)).await;
         assert!(matches!(lost, PutOutcome::Unknown(_)), "{lost:?}");
         drop(guard);
@@ -230,7 +242,7 @@ async fn a_dropped_membership_expires_and_not_before_its_timeout<B: Backend>() {
     let backend = B::new();
     let coord = backend.client();
     let mut watcher = watch(&backend.outside()).await;
-    let (mut member, sequence) = join(&coord, 1, SHORT).await;
+    let (mut member, sequence) = join(&coord, 1, B::SHORT).await;
     watcher.until_active(&[sequence]).await;
     let sent = member
         .until("confirmed", |event| match event {
@@ -241,7 +253,7 @@ async fn a_dropped_membership_expires_and_not_before_its_timeout<B: Backend>() {
     drop(member);
     watcher.until_active(&[]).await;
     let after = clock::now() - sent;
-    assert!(after >= SHORT, "gone {after:?} after the last heartbeat");
+    assert!(after >= B::SHORT, "gone {after:?} after the last heartbeat");
     assert_eq!(coord.read().await.expect("to read").active, []);
 }
 
@@ -251,7 +263,7 @@ async fn an_expired_holder_is_told_and_nothing_after<B: Backend>() {
     let (coord, outside) = (backend.client(), backend.outside());
     let mut watcher = watch(&outside).await;
     let (_other, other) = join(&outside, 2, LONG).await;
-    let (mut member, own) = join(&coord, 1, SHORT).await;
+    let (mut member, own) = join(&coord, 1, B::SHORT).await;
     watcher.until_active(&[other, own]).await;
     member.until_confirmed().await;
     backend.cut();

@@ -4,6 +4,7 @@ mod common;
 
 use adapters::clock;
 use adapters::coord::{CoordEvent, Coordination, PutOutcome};
+use adapters::testing::Way;
 use cluster::{Generation, Millis};
 use common::etcd::EtcdOf;
 use common::{Backend, LONG, Stream, join, peer, put, sequences, state, stored, watch, within};
@@ -11,7 +12,7 @@ use etcd_client::{Client, GetOptions, KeyValue};
 use std::sync::Arc;
 
 async fn raw<const N: usize>(etcd: &EtcdOf<N>) -> Client {
-    Client::connect([&etcd.servers.outside()[0]], None).await.expect("a client")
+    Client::connect([etcd.servers.etcd.address(0).to_string()], None).await.expect("a client")
 }
 
 async fn all(client: &mut Client) -> Vec<KeyValue> {
@@ -34,8 +35,9 @@ async fn until_confirmed_anew(member: &mut Stream) {
 /// As documented, because operators and other tools read it: names, values, and what is leased.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_layout() {
-    let etcd = EtcdOf::<1>::new();
+    let etcd = EtcdOf::<1>::alone();
     let coord = etcd.client();
+    let root = &etcd.root;
     let (_member, _) = join(&coord, 1, LONG).await;
     let first = put(&coord, None, 1).await;
     put(&coord, Some(first), 2).await;
@@ -47,29 +49,33 @@ async fn the_layout() {
     };
     let (key, value) = text(registration);
     let lease = registration.lease();
-    assert_eq!(key, format!("/manatee/1.example/election/10.0.0.1:5432:12345-{lease:016x}"));
+    assert_eq!(key, format!("{root}/1.example/election/10.0.0.1:5432:12345-{lease:016x}"));
     assert_ne!(lease, 0);
     assert_eq!(value, serde_json::to_string(&peer(1)).expect("JSON"));
     let times: Vec<_> =
         coord.history().await.expect("history").iter().map(|e| e.time.as_millisecond()).collect();
     let name = |number: i64, generation, time| {
-        format!("/manatee/1.example/history/{number:020}-{generation}-{time}")
+        format!("{root}/1.example/history/{number:020}-{generation}-{time}")
     };
     // The first on what there was, the registration; the second on the first.
     let base = registration.mod_revision();
     assert_eq!(text(one), (name(base, 1, times[0]), state(1).to_json()));
     assert_eq!(text(two), (name(first.0, 2, times[1]), state(2).to_json()));
-    assert_eq!(text(now), ("/manatee/1.example/state".to_owned(), state(2).to_json()));
+    assert_eq!(text(now), (format!("{root}/1.example/state"), state(2).to_json()));
     assert_eq!([one.lease(), two.lease(), now.lease()], [0; 3]);
 }
 
 /// A state that an operator deleted can be written anew, and no entry of the history is lost for it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_history_outlives_the_state() {
-    let etcd = EtcdOf::<1>::new();
+    let etcd = EtcdOf::<1>::alone();
     let coord = etcd.client();
     put(&coord, None, 1).await;
-    raw(&etcd).await.delete("/manatee/1.example/state", None).await.expect("to delete");
+    raw(&etcd)
+        .await
+        .delete(format!("{}/1.example/state", etcd.root), None)
+        .await
+        .expect("to delete");
     assert_eq!(stored(&coord).await, None);
     put(&coord, None, 1).await;
     let history = coord.history().await.expect("history");
@@ -80,7 +86,7 @@ async fn the_history_outlives_the_state() {
 /// More than etcd is asked for at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_long_history_is_read_to_its_end() {
-    let etcd = EtcdOf::<1>::new();
+    let etcd = EtcdOf::<1>::alone();
     let coord = etcd.client();
     let mut version = None;
     for generation in 1..=450 {
@@ -94,10 +100,10 @@ async fn a_long_history_is_read_to_its_end() {
 /// It would end everybody's session if it failed the reading.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_peer_that_cannot_be_read_is_passed_over() {
-    let etcd = EtcdOf::<1>::new();
+    let etcd = EtcdOf::<1>::alone();
     let coord = etcd.client();
     let (mut member, own) = join(&coord, 1, LONG).await;
-    let key = "/manatee/1.example/election/by hand";
+    let key = format!("{}/1.example/election/by hand", etcd.root);
     raw(&etcd).await.put(key, "{", None).await.expect("to write");
     until_confirmed_anew(&mut member).await;
     assert_eq!(sequences(&coord.read().await.expect("to read").active), [own]);
@@ -106,13 +112,13 @@ async fn a_peer_that_cannot_be_read_is_passed_over() {
 /// What was compacted away meanwhile is not needed to go on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_compaction_holds_no_watcher_up() {
-    let etcd = EtcdOf::<1>::new();
+    let etcd = EtcdOf::<1>::alone();
     let (coord, outside) = (etcd.client(), etcd.outside());
     let mut watcher = watch(&coord).await;
     let mut version = put(&outside, None, 1).await;
     watcher.until_version(version).await;
     // Neither for one that is connected and slow to hear of it...
-    etcd.servers.proxies().iter().for_each(common::proxy::Proxy::silence);
+    etcd.set(Way::Silent);
     version = put(&outside, Some(version), 2).await;
     version = put(&outside, Some(version), 3).await;
     raw(&etcd).await.compact(version.0, None).await.expect("to compact");
@@ -133,24 +139,24 @@ async fn a_compaction_holds_no_watcher_up() {
 /// one accepts connections and never answers. Each is the leader or not, as it happens.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_server_of_three_may_fail() {
-    let etcd = EtcdOf::<3>::new();
+    let etcd = EtcdOf::<3>::alone();
     let coord = etcd.client();
     let (mut member, own) = join(&coord, 1, Millis(10_000)).await;
     let mut watcher = watch(&coord).await;
     let mut version = put(&coord, None, 1).await;
     for server in 0..3 {
-        etcd.servers.kill(server);
+        etcd.servers.etcd.kill(server);
         version = put_at_last(&coord, version, 2).await;
         watcher.until_version(version).await;
         until_confirmed_anew(&mut member).await;
-        etcd.servers.restart(server);
-        etcd.servers.wait_until_up(server);
-        etcd.servers.freeze(server);
+        etcd.servers.etcd.launch(server).expect("started");
+        etcd.servers.etcd.wait_serving(server).expect("serving");
+        etcd.servers.etcd.freeze(server);
         version = put_at_last(&coord, version, 3).await;
         watcher.until_version(version).await;
         until_confirmed_anew(&mut member).await;
-        etcd.servers.thaw(server);
-        etcd.servers.wait_until_up(server);
+        etcd.servers.etcd.thaw(server);
+        etcd.servers.etcd.wait_serving(server).expect("serving");
     }
     assert_eq!(sequences(&coord.read().await.expect("to read").active), [own]);
 }
@@ -183,15 +189,15 @@ async fn put_at_last(
 /// All servers die and come back with their data, within the session: nothing has happened.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_servers_may_restart_within_the_session() {
-    let etcd = EtcdOf::<3>::new();
+    let etcd = EtcdOf::<3>::alone();
     let coord = etcd.client();
     let (mut member, own) = join(&coord, 1, Millis(15_000)).await;
     let version = put(&coord, None, 1).await;
     member.until_confirmed().await;
-    (0..3).for_each(|server| etcd.servers.kill(server));
+    (0..3).for_each(|server| etcd.servers.etcd.kill(server));
     member.until_unreachable().await;
-    (0..3).for_each(|server| etcd.servers.restart(server));
-    (0..3).for_each(|server| etcd.servers.wait_until_up(server));
+    (0..3).for_each(|server| etcd.servers.etcd.launch(server).expect("started"));
+    (0..3).for_each(|server| etcd.servers.etcd.wait_serving(server).expect("serving"));
     until_confirmed_anew(&mut member).await;
     let read = coord.read().await.expect("to read");
     assert_eq!(sequences(&read.active), [own]);

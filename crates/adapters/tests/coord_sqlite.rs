@@ -9,7 +9,7 @@ use adapters::clock;
 use adapters::coord::sqlite::SqliteCoord;
 use adapters::coord::{CoordEvent, Coordination, PutOutcome};
 use cluster::{Millis, Monotonic};
-use common::{Backend, CALL, LONG, SHORT, Sqlite, Stream, open, peer, put, sequences, state};
+use common::{Backend, CALL, LONG, Sqlite, Stream, open, peer, put, sequences, state};
 use common::{watch, within};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::time::{ClockId, clock_gettime};
@@ -45,7 +45,7 @@ async fn helper() {
 
 /// Keeps a short session and prints what it is told.
 async fn hold(coord: &Arc<dyn Coordination>) {
-    let mut member = coord.join(&peer(1), SHORT).await.expect("to join");
+    let mut member = coord.join(&peer(1), Sqlite::SHORT).await.expect("to join");
     while let Some(event) = member.next().await {
         match event {
             CoordEvent::Confirmed { sent } => println!("@helper confirmed {}", sent.0),
@@ -155,10 +155,10 @@ async fn a_killed_holder_expires_after_its_timeout() {
     }
     watcher.until_active(&[]).await;
     let gone = clock::now();
-    assert!(gone >= Monotonic(last) + SHORT, "gone too early");
+    assert!(gone >= Monotonic(last) + Sqlite::SHORT, "gone too early");
     let after = gone - killed;
-    println!("gone {} ms after kill -9, with a timeout of {} ms", after.0, SHORT.0);
-    assert!(after.0 <= SHORT.0 + 2000, "gone only after {after:?}");
+    println!("gone {} ms after kill -9, with a timeout of {} ms", after.0, Sqlite::SHORT.0);
+    assert!(after.0 <= Sqlite::SHORT.0 + 2000, "gone only after {after:?}");
 }
 
 /// Stopped past its deadline and continued, it finds itself dead and stays so.

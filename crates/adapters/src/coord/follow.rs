@@ -16,6 +16,10 @@ use std::time::Duration;
 /// anybody waits for by hand and costs about a ten-thousandth of a processor.
 const SAFETY_LOOK: Millis = Millis(1000);
 
+/// The runtime's timers stand still while the machine is suspended, deadlines do not: look at the
+/// clock at least this often.
+const LONGEST_SLEEP: Millis = Millis(1000);
+
 /// How soon a failed look is tried again; a failed heartbeat sooner when its session is short.
 const RETRY: Millis = Millis(200);
 
@@ -141,6 +145,7 @@ struct Follower<S> {
 
 impl<S: Source> Follower<S> {
     async fn run(mut self) {
+        let mut changed = false;
         loop {
             let now = clock::now();
             let ended = match self.member {
@@ -150,18 +155,20 @@ impl<S: Source> Follower<S> {
                     true
                 }
                 Some(member) if now >= self.next_beat => self.beat(member, now).await,
-                _ => self.look(now).await,
+                _ if changed || now >= self.next_wake() => self.look(now).await,
+                _ => false,
             };
             if ended {
                 return;
             }
             let pause = self.next_wake() - clock::now();
-            tokio::select! {
+            // A timer that fires a little early must not turn this into a busy loop.
+            let pause = Duration::from_millis(pause.0.clamp(1, LONGEST_SLEEP.0));
+            changed = tokio::select! {
                 () = self.outbox.closed() => return,
-                () = self.source.changed() => {}
-                // A timer that fires a little early must not turn this into a busy loop.
-                () = tokio::time::sleep(Duration::from_millis(pause.0.max(1))) => {}
-            }
+                () = self.source.changed() => true,
+                () = tokio::time::sleep(pause) => false,
+            };
         }
     }
 

@@ -8,8 +8,9 @@ mod mailbox;
 pub mod memory;
 pub mod sqlite;
 mod url;
+pub mod zookeeper;
 
-pub use url::open;
+pub use url::{Options, open};
 
 use async_trait::async_trait;
 use cluster::v1::V1Event;
