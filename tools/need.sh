@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sees to it that this machine has what is named:
 #
-#   tools/need.sh [build] [lint] [postgresql] [zookeeper] [etcd]
+#   tools/need.sh [build] [lint] [postgresql] [zookeeper] [etcd] [network]
 #
 # What Debian packages hold is installed where we may (root, or sudo without a password); Rust is
 # never installed, because Debian's is too old and where to put it is not ours to choose. Says what
@@ -69,6 +69,13 @@ need_zookeeper() {
     command -v java >/dev/null || packages+=(default-jre-headless)
 }
 
+# What the tests cut wires with.
+need_network() {
+    command -v ip >/dev/null || packages+=(iproute2)
+    command -v nft >/dev/null || [[ -x /usr/sbin/nft ]] || packages+=(nftables)
+    command -v unshare >/dev/null || packages+=(util-linux)
+}
+
 # Runs a command as root.
 as_root() {
     if [[ $(id -u) == 0 ]]; then "$@"; else sudo -n "$@"; fi
@@ -125,9 +132,9 @@ install() {
 
 for what in "$@"; do
     case $what in
-        build | lint | postgresql | zookeeper | etcd) "need_$what" ;;
+        build | lint | postgresql | zookeeper | etcd | network) "need_$what" ;;
         *)
-            echo "tools/need.sh: $what: give any of build, lint, postgresql, zookeeper, etcd" >&2
+            echo "tools/need.sh: $what: give any of build, lint, postgresql, zookeeper, etcd, network" >&2
             exit 2
             ;;
     esac

@@ -116,7 +116,8 @@ mod tests {
         for n in peers {
             sessions.push(client.join(&peer(*n), Millis(60_000)).await.expect("joined"));
         }
-        let target = Target { url: "memory:".to_owned(), shard: "1.example".to_owned() };
+        let target =
+            Target { url: "memory:".to_owned(), shard: "1.example".to_owned(), zookeeper: None };
         World { service, shard: Shard { coord: Arc::new(client), target }, sessions }
     }
 

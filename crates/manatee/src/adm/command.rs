@@ -117,6 +117,17 @@ pub enum AdmCommand {
         #[command(flatten)]
         reach: Reach,
     },
+    /// Exit with 1 if there is a node at this path in ZooKeeper, with 0 if there is none
+    ///
+    /// For scripts that take turns by such a node. Exits with 1 as well, and says why, when that cannot
+    /// be told.
+    CheckLock {
+        /// The whole path of the node
+        #[arg(short, long, value_parser = node_path)]
+        path: String,
+        #[command(flatten)]
+        reach: Reach,
+    },
     /// Freeze the shard: no takeover and no new sync, whatever fails, until `unfreeze`
     Freeze {
         /// Why, for whoever comes next
@@ -205,4 +216,9 @@ fn period(text: &str) -> Result<Duration, String> {
         .filter(|seconds| (0.1..=86_400.0).contains(seconds))
         .map(Duration::from_secs_f64)
         .ok_or_else(|| "give seconds, from 0.1 to 86400".to_owned())
+}
+
+fn node_path(text: &str) -> Result<String, String> {
+    let sound = text.starts_with('/') && text.len() > 1 && !text.ends_with('/');
+    if sound { Ok(text.to_owned()) } else { Err("give the whole path of a node: /a/b".to_owned()) }
 }

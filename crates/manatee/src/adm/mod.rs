@@ -60,8 +60,9 @@ pub fn run(adm: Adm) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("cannot start the asynchronous runtime")?;
     let Adm { reach, command } = adm;
+    let target = |inner: Reach| inner.or(reach.clone()).target(|name| std::env::var(name).ok());
     let open = |inner: Reach| {
-        let target = inner.or(reach).target(|name| std::env::var(name).ok())?;
+        let target = target(inner)?;
         let coord = target.open()?;
         anyhow::Ok(Shard { coord, target })
     };
@@ -99,6 +100,9 @@ pub fn run(adm: Adm) -> Result<ExitCode> {
                 print(&(serde_json::to_string_pretty(&status)? + "\n"))
             }
             AdmCommand::StateBackfill { yes, reach } => state_backfill(&open(reach)?, yes).await,
+            AdmCommand::CheckLock { path, reach } => {
+                return check_lock(&target(reach)?, &path).await;
+            }
             AdmCommand::Freeze { reason, json, reach } => {
                 let done = change::freeze(&open(reach)?, &reason, Timestamp::now()).await?;
                 print(&told(done, true, json))
@@ -239,6 +243,12 @@ async fn verify(shard: &Shard, verbose: bool, json: bool) -> Result<ExitCode> {
         print(&text)?;
     }
     Ok(if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn check_lock(target: &Target, path: &str) -> Result<ExitCode> {
+    let there = target.node_exists(path).await?;
+    print(&format!("{path} {}\n", if there { "exists" } else { "does not exist" }))?;
+    Ok(if there { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 async fn state_backfill(shard: &Shard, yes: bool) -> Result<()> {

@@ -1,5 +1,6 @@
 //! `manatee adm` as an operator runs it.
 
+mod first_version;
 mod shard;
 mod topology;
 
