@@ -209,8 +209,7 @@ async fn state_and_active_come_before_the_first_confirmation<B: Backend>() {
 async fn a_confirmation_vouches_for_every_change_before_it<B: Backend>() {
     let backend = B::new();
     let (coord, other) = (backend.client(), backend.outside());
-    // Beats every half second, and outlives a second of a machine that is busy with others.
-    let (mut member, _) = join(&coord, 1, Millis(1500)).await;
+    let (mut member, _) = join(&coord, 1, B::STEADY).await;
     let (mut version, mut known_version, mut known_active) = (None, None, Vec::new());
     let mut guests = Vec::new();
     for generation in 1..=6 {
@@ -284,7 +283,7 @@ async fn an_expired_holder_is_told_and_nothing_after<B: Backend>() {
 async fn a_short_cut_does_not_end_a_session<B: Backend>() {
     let backend = B::new();
     let coord = backend.client();
-    let (mut member, own) = join(&coord, 1, Millis(3000)).await;
+    let (mut member, own) = join(&coord, 1, Millis(2 * B::STEADY.0)).await;
     member.until_confirmed().await;
     backend.cut();
     member.until_unreachable().await;
@@ -403,12 +402,17 @@ async fn calls_fail_while_the_service_is_away<B: Backend>() {
     let coord = backend.client();
     let (member, _) = join(&coord, 1, LONG).await;
     backend.cut();
-    let error = coord.read().await.expect_err("a cut service");
+    let (other, next) = (peer(2), state(1));
+    let (read, history, watch, join, lost) = tokio::join!(
+        coord.read(),
+        coord.history(),
+        coord.watch(),
+        coord.join(&other, LONG),
+        coord.put(None, &next)
+    );
+    let error = read.expect_err("a cut service");
     assert!(error.to_string().contains("1.example"), "{error}");
-    assert!(coord.history().await.is_err());
-    assert!(coord.watch().await.is_err());
-    assert!(coord.join(&peer(2), LONG).await.is_err());
-    let lost = coord.put(None, &state(1)).await;
+    assert!(history.is_err() && watch.is_err() && join.is_err());
     assert!(matches!(lost, PutOutcome::Unknown(_)), "{lost:?}");
     let Stream::Member(member) = member else { unreachable!("join gives a member") };
     assert!(member.leave().await.is_err());

@@ -12,8 +12,25 @@ pub use etcd::{Etcd, EtcdError};
 pub use proxy::{Proxy, Way};
 pub use zookeeper::{Ensemble, EnsembleError, EnsembleOptions, Mode};
 
+use std::ffi::OsString;
 use std::io;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, TcpListener};
+
+/// Where a peer or a server lives, and how a program is started there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Host {
+    /// Its address: one that nobody else has, but on loopback.
+    pub ip: IpAddr,
+    /// The command that the program and its arguments are appended to. It becomes the program.
+    pub enter: Vec<OsString>,
+}
+
+impl Host {
+    /// This machine, by its loopback address.
+    pub fn local() -> Host {
+        Host { ip: Ipv4Addr::LOCALHOST.into(), enter: Vec::new() }
+    }
+}
 
 /// Where ports are looked for: above what services use, below what the kernel gives to outgoing
 /// connections, which could take the port of a server while it is down.

@@ -1,19 +1,23 @@
 //! A private ZooKeeper: one server or several, from Debian's packages.
 
+use super::Host;
 use crate::clock;
 use crate::exec::{Exec, ExecError};
 use cluster::Millis;
 use rustix::process::{Pid, Signal, kill_process};
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Child;
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Where Debian has the server.
 const JAR: &str = "/usr/share/java/zookeeper.jar";
+/// Where Debian has what the server needs to log, and to speak TLS.
+const JARS: &str = "/usr/share/java";
 /// As short as keeps an ensemble on a busy machine together. A session is at least two of them.
 const TICK: u32 = 500;
 /// How long all servers may take to serve. On a quiet machine it is two seconds.
@@ -59,10 +63,17 @@ pub enum EnsembleError {
 pub struct EnsembleOptions {
     /// Lines for `zoo.cfg`; `{secure_port}` stands for a free port of each server.
     pub lines: Vec<String>,
-    /// Arguments for Java.
-    pub java: Vec<String>,
-    /// For the class path, beside the server's own.
-    pub jars: Vec<PathBuf>,
+    /// Wait for the disk at every write, as a server does that has to outlive a power failure. One
+    /// that is only killed loses nothing without it, and is not held up by whoever else writes.
+    pub syncs: bool,
+    /// Where each server lives; all on this machine where there are none.
+    pub hosts: Vec<Host>,
+}
+
+impl EnsembleOptions {
+    fn host(&self, index: usize) -> Host {
+        self.hosts.get(index).cloned().unwrap_or_else(Host::local)
+    }
 }
 
 /// What a server is at the moment.
@@ -81,11 +92,41 @@ pub enum Mode {
 pub struct Ensemble {
     servers: Vec<Server>,
     class_path: String,
-    java: Vec<String>,
+    syncs: bool,
+    keeper: Keeper,
+}
+
+/// A thread that starts the servers and lives as long as they may: the kernel kills them when it
+/// ends, also when this process is killed.
+#[derive(Debug)]
+struct Keeper(Sender<Order>);
+
+/// What to start, where its output goes, and where to answer.
+type Order = (Exec, File, Sender<Result<Child, ExecError>>);
+
+impl Keeper {
+    fn start() -> Self {
+        let (orders, received) = channel::<Order>();
+        std::thread::spawn(move || {
+            for (exec, log, answer) in received {
+                // Whoever ordered waits for the answer.
+                let _ = answer.send(exec.child(&log));
+            }
+        });
+        Keeper(orders)
+    }
+
+    fn launch(&self, exec: Exec, log: File) -> Result<Child, EnsembleError> {
+        let (answer, answered) = channel();
+        let sent = self.0.send((exec, log, answer)).ok();
+        let child = sent.and_then(|()| answered.recv().ok());
+        child.expect("the keeper lives as long as its ensemble").map_err(EnsembleError::Start)
+    }
 }
 
 #[derive(Debug)]
 struct Server {
+    host: Host,
     directory: PathBuf,
     port: u16,
     secure_port: u16,
@@ -127,11 +168,15 @@ impl Ensemble {
             write_files(&directory, index, &ports, options)
                 .map_err(|source| EnsembleError::Files { path: directory.clone(), source })?;
             let (port, secure_port) = (own[0], own[3]);
-            servers.push(Server { directory, port, secure_port, process: Mutex::default() });
+            let (host, process) = (options.host(index), Mutex::default());
+            servers.push(Server { host, directory, port, secure_port, process });
         }
-        let jars = options.jars.iter().map(|jar| jar.display().to_string());
-        let class_path = std::iter::once(JAR.to_owned()).chain(jars).collect::<Vec<_>>().join(":");
-        let ensemble = Ensemble { servers, class_path, java: options.java.clone() };
+        let ensemble = Ensemble {
+            servers,
+            class_path: class_path(),
+            syncs: options.syncs,
+            keeper: Keeper::start(),
+        };
         for index in 0..count {
             ensemble.launch(index)?;
         }
@@ -148,12 +193,12 @@ impl Ensemble {
 
     /// Where a server takes clients.
     pub fn address(&self, index: usize) -> SocketAddr {
-        (Ipv4Addr::LOCALHOST, self.servers[index].port).into()
+        (self.servers[index].host.ip, self.servers[index].port).into()
     }
 
     /// The port of a server that `{secure_port}` stood for.
     pub fn secure_address(&self, index: usize) -> SocketAddr {
-        (Ipv4Addr::LOCALHOST, self.servers[index].secure_port).into()
+        (self.servers[index].host.ip, self.servers[index].secure_port).into()
     }
 
     /// The address of all servers, with nothing about a root.
@@ -162,13 +207,22 @@ impl Ensemble {
         format!("zk://{}", servers.join(","))
     }
 
+    /// What a server answers to one of its commands of four letters.
+    ///
+    /// # Errors
+    /// When it does not answer within a second.
+    pub fn four_letters(&self, index: usize, command: &str) -> io::Result<String> {
+        let mut stream = TcpStream::connect_timeout(&self.address(index), ANSWER_LIMIT)?;
+        stream.set_read_timeout(Some(ANSWER_LIMIT))?;
+        stream.write_all(command.as_bytes())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    }
+
     /// What a server is now; `None` when it does not serve.
     pub fn mode(&self, index: usize) -> Option<Mode> {
-        let mut stream = TcpStream::connect_timeout(&self.address(index), ANSWER_LIMIT).ok()?;
-        stream.set_read_timeout(Some(ANSWER_LIMIT)).ok()?;
-        stream.write_all(b"srvr").ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).ok()?;
+        let answer = self.four_letters(index, "srvr").ok()?;
         match answer.lines().find_map(|line| line.strip_prefix("Mode: "))? {
             "standalone" => Some(Mode::Standalone),
             "leader" => Some(Mode::Leader),
@@ -201,14 +255,16 @@ impl Ensemble {
         let files = |source| EnsembleError::Files { path: server.directory.clone(), source };
         let log = OpenOptions::new().create(true).append(true).open(server.directory.join("log"));
         let class_path = format!("{}:{}", server.directory.display(), self.class_path);
-        let child = Exec::new("java")
+        let exec = Exec::new("setpriv")
+            .args(["--pdeathsig", "KILL"])
+            .args(&server.host.enter)
+            .arg("java")
             .args(["-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"])
             .args(["-Dzookeeper.admin.enableServer=false", "-Dzookeeper.4lw.commands.whitelist=*"])
-            .args(&self.java)
+            .arg(format!("-Dzookeeper.forceSync={}", if self.syncs { "yes" } else { "no" }))
             .args(["-cp", &class_path, "org.apache.zookeeper.server.quorum.QuorumPeerMain"])
-            .arg(server.directory.join("zoo.cfg"))
-            .child(&log.map_err(files)?)
-            .map_err(EnsembleError::Start)?;
+            .arg(server.directory.join("zoo.cfg"));
+        let child = self.keeper.launch(exec, log.map_err(files)?)?;
         *server.process() = Some(child);
         Ok(())
     }
@@ -260,6 +316,17 @@ impl Drop for Ensemble {
     }
 }
 
+/// The server and, where they are installed, the libraries that its own manifest does not name.
+fn class_path() -> String {
+    let is_netty = |name: &str| name.starts_with("netty-") && !name.contains(".Final");
+    let wanted = |name: &str| is_netty(name) || name == "slf4j-simple.jar";
+    let names = fs::read_dir(JARS).into_iter().flatten().flatten();
+    let names = names.filter_map(|entry| entry.file_name().into_string().ok());
+    let jars = names.filter(|name| wanted(name) && name.ends_with(".jar"));
+    let jars = jars.map(|name| format!("{JARS}/{name}"));
+    std::iter::once(JAR.to_owned()).chain(jars).collect::<Vec<_>>().join(":")
+}
+
 fn write_files(
     directory: &Path,
     index: usize,
@@ -270,7 +337,7 @@ fn write_files(
     let mut lines = vec![
         format!("tickTime={TICK}"),
         format!("dataDir={}", directory.join("data").display()),
-        "clientPortAddress=127.0.0.1".to_owned(),
+        format!("clientPortAddress={}", options.host(index).ip),
         format!("clientPort={}", ports[index][0]),
         "maxClientCnxns=0".to_owned(),
         "maxSessionTimeout=120000".to_owned(),
@@ -278,7 +345,8 @@ fn write_files(
     if ports.len() > 1 {
         lines.extend(["initLimit=20".to_owned(), "syncLimit=10".to_owned()]);
         for (number, ports) in ports.iter().enumerate() {
-            lines.push(format!("server.{}=127.0.0.1:{}:{}", number + 1, ports[1], ports[2]));
+            let ip = options.host(number).ip;
+            lines.push(format!("server.{}={ip}:{}:{}", number + 1, ports[1], ports[2]));
         }
         fs::write(directory.join("data/myid"), format!("{}\n", index + 1))?;
     }

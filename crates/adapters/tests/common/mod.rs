@@ -29,11 +29,16 @@ pub const LONG: Millis = Millis(15_000);
 /// Bounds each call, and how long a put waits that is to have no answer.
 pub const CALL: Millis = Millis(2000);
 
+/// As [`CALL`], for a service that waits for disks, and needs a moment for a new leader.
+pub const ZK_CALL: Millis = Millis(6000);
+
 /// One coordination service, two ways to it, and a hand that breaks the first.
 pub trait Backend: Send + Sync {
     /// Of sessions that are to expire: short, and long enough to be held on a busy machine. What
     /// the service grants is never shorter.
     const SHORT: Millis;
+    /// Of sessions that beat soon, and outlive what a busy machine holds the service up for.
+    const STEADY: Millis;
     /// A service that holds nothing yet.
     fn new() -> Self;
     /// A client that can be cut off.
@@ -56,6 +61,7 @@ pub struct Memory {
 
 impl Backend for Memory {
     const SHORT: Millis = Millis(400);
+    const STEADY: Millis = Millis(1500);
     fn new() -> Self {
         let service = MemoryService::new("1.example");
         let inside = service.client();
@@ -95,6 +101,7 @@ impl Sqlite {
 
 impl Backend for Sqlite {
     const SHORT: Millis = Millis(400);
+    const STEADY: Millis = Millis(1500);
     fn new() -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         std::fs::create_dir(directory.path().join("store")).expect("a directory");
@@ -169,7 +176,7 @@ impl<const SERVERS: usize> ZooKeeper<SERVERS> {
 
 pub fn open_zookeeper(servers: &[String], root: &str, access: &ZkAccess) -> ZkCoord {
     let address = Address::parse(&format!("//{}{root}", servers.join(",")), "1.example");
-    ZkCoord::open(address.expect("an address"), access, CALL, None).expect("a client")
+    ZkCoord::open(address.expect("an address"), access, ZK_CALL, None).expect("a client")
 }
 
 /// A request of a ZooKeeper client that is a transaction: length, number, kind.
@@ -198,6 +205,7 @@ impl Drop for Heal {
 impl<const SERVERS: usize> Backend for ZooKeeper<SERVERS> {
     // Four ticks.
     const SHORT: Millis = Millis(2000);
+    const STEADY: Millis = Millis(5000);
     fn new() -> Self {
         let shared = ensemble(SERVERS);
         let addresses = (0..SERVERS).map(|index| shared.ensemble.address(index));

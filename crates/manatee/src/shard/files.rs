@@ -6,7 +6,6 @@ use anyhow::{Context, Result, ensure};
 use std::{
     fs::{self, OpenOptions},
     io::Write,
-    net::Ipv4Addr,
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
@@ -106,12 +105,11 @@ fn places(options: &ShardOptions, directory: &Path) -> Result<Vec<Place>> {
     };
     let zones = ZONES.iter().take(options.peers);
     if options.hosts.is_empty() {
-        let here = Host { ip: Ipv4Addr::LOCALHOST.into(), enter: Vec::new() };
         let ports = free_ports(3 * options.peers)?;
         let ports = ports.chunks(3).map(|ports| [ports[0], ports[1], ports[2]]);
         return Ok(zones
             .zip(ports)
-            .map(|(zone, ports)| place(zone, here.clone(), ports))
+            .map(|(zone, ports)| place(zone, Host::local(), ports))
             .collect());
     }
     ensure!(
@@ -203,7 +201,7 @@ mod tests {
         Place {
             zone: "amber".to_owned(),
             directory: directory.join("amber"),
-            host: Host { ip: Ipv4Addr::LOCALHOST.into(), enter: Vec::new() },
+            host: Host::local(),
             postgres_port: 20_001,
             backup_port: 20_002,
             status_port: 20_003,

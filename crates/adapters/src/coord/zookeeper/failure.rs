@@ -42,6 +42,8 @@ pub(super) enum Failure {
     Tls(String),
     #[error("cannot write the peer as JSON")]
     Peer(#[source] serde_json::Error),
+    #[error("the connection was lost: {0}")]
+    Lost(Error),
     #[error("{path}: {source}")]
     Node { path: String, source: Error },
     #[error(transparent)]
@@ -55,8 +57,18 @@ impl Failure {
         match error {
             Error::NoAuth => Failure::Forbidden { action, path },
             Error::AuthFailed => Failure::Refused,
-            Error::ConnectionLoss | Error::SessionExpired => Failure::Client(error),
+            // What the client says of itself has no code: a server that hangs, a broken stream.
+            Error::ConnectionLoss
+            | Error::SessionExpired
+            | Error::SessionMoved
+            | Error::ClientClosed
+            | Error::Custom(_) => Failure::Lost(error),
             source => Failure::Node { path, source },
         }
+    }
+
+    /// Whether another session may do what this one could not.
+    pub(super) fn is_of_the_connection(&self) -> bool {
+        matches!(self, Failure::Lost(_))
     }
 }

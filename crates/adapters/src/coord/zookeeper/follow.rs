@@ -6,9 +6,9 @@
 //! - *Nothing is lost between watches.* Each read sets the watch that tells of the next change, in
 //!   one request. The client sets watches again when it connects anew, from the last change that
 //!   it has seen, so that a change in between fires them.
-//! - *A heartbeat is a `sync`*: the leader answers it, after everything that it has committed, and
-//!   only while it holds the session alive; the answer comes after the notices of all watches that
-//!   these changes fire. So when it is there, and what fired has been read again, the reader knows
+//! - *A heartbeat is a `sync`*: the leader answers it behind everything that it has committed; the
+//!   answer comes after the notices of all watches that these changes fire, and not at all when the
+//!   session's end is among them. So when it is there, and what fired has been read again, the reader knows
 //!   every change that was committed before the heartbeat was sent. When that is told as
 //!   `Confirmed` is [`Proofs`]' part.
 //! - *Nothing waits in the client's queue*: while the connection is down nothing is asked.

@@ -2,6 +2,7 @@
 
 use super::failure::Failure;
 use super::{TlsAccess, ZkAccess};
+use crate::clock;
 use crate::coord::CoordError;
 use cluster::Millis;
 use std::future::Future;
@@ -19,6 +20,9 @@ static OWNED: [Acl; 2] = [
 
 /// The newest protocol that an ensemble of the original's age understands.
 const OLDEST_SERVER: (u32, u32, u32) = (3, 4, 0);
+
+/// From one attempt to the next.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// What every session of a backend has in common.
 #[derive(Debug, Clone)]
@@ -77,14 +81,19 @@ impl Link {
 
     /// A session of its own. The server may grant another timeout than the one that is asked for.
     pub(super) async fn open(&self, timeout: Millis, end: End) -> Result<Client, Failure> {
-        // Half of the silence that would end the session, for one server that hangs; and as many
-        // servers as there are within the limit of a call.
-        let servers = self.servers.len() as u64;
-        let silence = Millis((timeout.0 / 3).min(self.limit.0 / (servers + 1)).max(1));
+        // The client takes a server for lost, and turns to another, so long after it heard of it
+        // last. It asks for signs of life all the more often the shorter this is. A session that is
+        // to last needs time for another server or two; a call has one answer to wait for, and the
+        // client does not wait for longer.
+        let silence = match end {
+            End::ByExpiry => timeout.0 / 3,
+            End::WithClient => timeout.0 * 3 / 5,
+        };
+        let silence = Duration::from_millis(silence.max(1));
         let (major, minor, patch) = OLDEST_SERVER;
         let mut connector = Client::connector()
             .with_session_timeout(Duration::from_millis(timeout.0))
-            .with_connection_timeout(Duration::from_millis(silence.0))
+            .with_connection_timeout(silence)
             .with_server_version(major, minor, patch);
         if end == End::ByExpiry {
             connector = connector.with_detached();
@@ -92,14 +101,30 @@ impl Link {
         if let Some(Secret(secret)) = &self.secret {
             connector = connector.with_auth("digest", secret.as_bytes());
         }
-        let limit = Duration::from_millis(self.limit.0);
-        match tokio::time::timeout(limit, self.connect(connector)).await {
-            Ok(Ok(client)) => Ok(client),
-            Ok(Err(Error::AuthFailed)) => Err(Failure::Refused),
-            Ok(Err(Error::Timeout | Error::NoHosts)) | Err(_) => {
-                Err(Failure::NoSession { servers: self.servers(), limit: self.limit.0 })
+        // A little less than the call has, so that its caller gets this answer and not a bare timeout.
+        let limit = Duration::from_millis(self.limit.0 - self.limit.0 / 20);
+        match tokio::time::timeout(limit, self.try_open(connector)).await {
+            Ok(result) => result,
+            Err(_) => Err(Failure::NoSession { servers: self.servers(), limit: self.limit.0 }),
+        }
+    }
+
+    /// Tries until it has a session. A server that takes the connection and says nothing may hold up
+    /// one attempt, not all that there is time for; the next one begins with any of them.
+    async fn try_open(&self, connector: Connector) -> Result<Client, Failure> {
+        let share = self.limit.0 / (self.servers.len() as u64 + 1);
+        let share = Duration::from_millis(share.max(1));
+        loop {
+            let begin = clock::now();
+            match tokio::time::timeout(share, self.connect(connector.clone())).await {
+                Ok(Ok(client)) => return Ok(client),
+                Err(_) | Ok(Err(Error::Timeout | Error::NoHosts | Error::ConnectionLoss)) => {}
+                Ok(Err(Error::AuthFailed)) => return Err(Failure::Refused),
+                Ok(Err(error)) => return Err(error.into()),
             }
-            Ok(Err(error)) => Err(error.into()),
+            // One that failed at once is not to be tried in a busy loop.
+            let spent = Duration::from_millis((clock::now() - begin).0);
+            tokio::time::sleep(PAUSE.saturating_sub(spent)).await;
         }
     }
 
@@ -123,11 +148,38 @@ impl Link {
     where
         F: Future<Output = Result<T, Failure>>,
     {
-        let limit = Duration::from_millis(self.limit.0);
         let whole = async { work(self.open(self.limit, End::WithClient).await?).await };
-        match tokio::time::timeout(limit, whole).await {
+        self.within_limit(operation, whole).await
+    }
+
+    /// As [`Link::call`], for what may be done again when the connection is lost on the way.
+    pub(super) async fn ask<T, F>(
+        &self,
+        operation: &'static str,
+        work: impl Fn(Client) -> F,
+    ) -> Result<T, CoordError>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
+        let whole = async {
+            loop {
+                match work(self.open(self.limit, End::WithClient).await?).await {
+                    Err(failure) if failure.is_of_the_connection() => {}
+                    result => return result,
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+        };
+        self.within_limit(operation, whole).await
+    }
+
+    async fn within_limit<T>(
+        &self,
+        operation: &'static str,
+        whole: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, CoordError> {
+        match tokio::time::timeout(Duration::from_millis(self.limit.0), whole).await {
             Ok(result) => result,
-            // A little more than what opening a session has.
             Err(_) => Err(Failure::TimedOut(self.limit.0)),
         }
         .map_err(|failure| self.error(operation, failure))

@@ -109,9 +109,9 @@ impl ZkCoord {
     /// # Errors
     /// When they cannot be read within the limit.
     pub async fn election(&self) -> Result<Vec<RawChild>, CoordError> {
-        let layout = self.shard.layout.clone();
+        let layout = &self.shard.layout;
         let work = |client| async move { calls::children(&client, &layout.election).await };
-        self.shard.link.call("read of the election", work).await
+        self.shard.link.ask("read of the election", work).await
     }
 
     /// The children of `history` as they are stored, those of the first version included, in the
@@ -120,9 +120,9 @@ impl ZkCoord {
     /// # Errors
     /// When they cannot be read within the limit.
     pub async fn raw_history(&self) -> Result<Vec<RawChild>, CoordError> {
-        let layout = self.shard.layout.clone();
+        let layout = &self.shard.layout;
         let work = |client| async move { calls::children(&client, &layout.history).await };
-        self.shard.link.call("history", work).await
+        self.shard.link.ask("history", work).await
     }
 
     /// The stored cluster state alone.
@@ -130,9 +130,9 @@ impl ZkCoord {
     /// # Errors
     /// When it cannot be read within the limit.
     pub async fn state(&self) -> Result<Option<StoredState>, CoordError> {
-        let layout = self.shard.layout.clone();
-        let work = |client| async move { calls::state(&client, &layout).await };
-        self.shard.link.call("read", work).await
+        let layout = &self.shard.layout;
+        let work = |client| async move { calls::state(&client, layout).await };
+        self.shard.link.ask("read", work).await
     }
 
     /// Whether there is a node at this absolute path.
@@ -140,12 +140,11 @@ impl ZkCoord {
     /// # Errors
     /// When that cannot be told within the limit.
     pub async fn exists(&self, path: &str) -> Result<bool, CoordError> {
-        let path = path.to_owned();
         let work = |client: Client| async move {
-            let stat = client.check_stat(&path).await;
-            Ok(stat.map_err(|error| Failure::node("read", &path, error))?.is_some())
+            let stat = client.check_stat(path).await;
+            Ok(stat.map_err(|error| Failure::node("read", path, error))?.is_some())
         };
-        self.shard.link.call("check", work).await
+        self.shard.link.ask("check", work).await
     }
 
     async fn try_join(
@@ -253,25 +252,23 @@ impl Coordination for ZkCoord {
 
     async fn watch(&self) -> Result<Watch, CoordError> {
         let Shard { link, .. } = &self.shard;
-        let shard = self.shard.clone();
         let work = |client: Client| async move {
-            let first = follow::first_look(&client, &shard).await?;
+            let first = follow::first_look(&client, &self.shard).await?;
             let (outbox, inbox) = mailbox();
-            follow::spawn_watcher(shard, client, outbox, first);
+            follow::spawn_watcher(self.shard.clone(), client, outbox, first);
             Ok(inbox.into_channel())
         };
-        link.call("watch", work).await
+        link.ask("watch", work).await
     }
 
     async fn read(&self) -> Result<View, CoordError> {
-        let shard = self.shard.clone();
+        let Shard { link, layout, unreadables } = &self.shard;
         let work = |client: Client| async move {
-            let Shard { link, layout, unreadables } = &shard;
             let children = calls::children(&client, &layout.election).await?;
             let active = calls::registrations(&link.target, unreadables, &children);
             Ok(View { state: calls::state(&client, layout).await?, active })
         };
-        self.shard.link.call("read", work).await
+        link.ask("read", work).await
     }
 
     async fn put(&self, expected: Option<Version>, state: &ClusterState) -> PutOutcome {
@@ -289,9 +286,9 @@ impl Coordination for ZkCoord {
     }
 
     async fn history(&self) -> Result<Vec<HistoryEntry>, CoordError> {
-        let layout = self.shard.layout.clone();
-        let work = |client: Client| async move { calls::history(&client, &layout).await };
-        self.shard.link.call("history", work).await
+        let layout = &self.shard.layout;
+        let work = |client: Client| async move { calls::history(&client, layout).await };
+        self.shard.link.ask("history", work).await
     }
 
     async fn first_version_history(&self) -> Result<Vec<V1Event>, CoordError> {
