@@ -65,6 +65,7 @@ impl<const N: usize> EtcdOf<N> {
 
 impl<const N: usize> Backend for EtcdOf<N> {
     const SHORT: Millis = Millis(1000);
+    const STEADY: Millis = Millis(3000);
     fn new() -> Self {
         EtcdOf::at(shared(N))
     }
