@@ -69,11 +69,12 @@ need_zookeeper() {
     command -v java >/dev/null || packages+=(default-jre-headless)
 }
 
-# What the tests cut wires with.
+# What the tests cut wires and freeze disks with.
 need_network() {
     command -v ip >/dev/null || packages+=(iproute2)
     command -v nft >/dev/null || [[ -x /usr/sbin/nft ]] || packages+=(nftables)
     command -v unshare >/dev/null || packages+=(util-linux)
+    command -v mkfs.ext4 >/dev/null || [[ -x /usr/sbin/mkfs.ext4 ]] || packages+=(e2fsprogs)
 }
 
 # Runs a command as root.

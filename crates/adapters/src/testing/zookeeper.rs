@@ -164,7 +164,7 @@ impl Ensemble {
         let ports: Vec<&[u16]> = ports.chunks(4).collect();
         let mut servers = Vec::new();
         for (index, own) in ports.iter().enumerate() {
-            let directory = directory.join(format!("zookeeper-{index}"));
+            let directory = server_directory(directory, index);
             write_files(&directory, index, &ports, options)
                 .map_err(|source| EnsembleError::Files { path: directory.clone(), source })?;
             let (port, secure_port) = (own[0], own[3]);
@@ -184,6 +184,12 @@ impl Ensemble {
             ensemble.wait_serving(index)?;
         }
         Ok(ensemble)
+    }
+
+    /// Where a server of an ensemble with its files in `directory` has its data. It may be there
+    /// before the ensemble is.
+    pub fn data_directory(directory: &Path, index: usize) -> PathBuf {
+        server_directory(directory, index).join("data")
     }
 
     /// How many servers it has, up or down.
@@ -325,6 +331,10 @@ fn class_path() -> String {
     let jars = names.filter(|name| wanted(name) && name.ends_with(".jar"));
     let jars = jars.map(|name| format!("{JARS}/{name}"));
     std::iter::once(JAR.to_owned()).chain(jars).collect::<Vec<_>>().join(":")
+}
+
+fn server_directory(directory: &Path, index: usize) -> PathBuf {
+    directory.join(format!("zookeeper-{index}"))
 }
 
 fn write_files(

@@ -4,6 +4,7 @@
 use super::{
     LIMIT, World,
     network::{Network, alone},
+    slow_disks::SlowDisk,
 };
 use adapters::{
     clock,
@@ -12,34 +13,44 @@ use adapters::{
 use anyhow::{Context, Result, ensure};
 use cluster::{Millis, Role};
 use manatee::shard::Peer;
+use std::path::Path;
 use tempfile::TempDir;
 
-/// In seconds. With it, a primary's host that died is to be replaced within six.
-const SESSION: u64 = 4;
+/// With it, a primary's host that died is to be replaced within six seconds.
+pub const SESSION: Millis = Millis(4000);
 
 /// Three peers on hosts 1 to 3, three servers on hosts 4 to 6. Fields are dropped in this order.
-struct Stage {
-    world: World,
-    ensemble: Ensemble,
-    network: Network,
+pub struct Stage {
+    pub world: World,
+    pub ensemble: Ensemble,
+    /// What the servers write to, where that is not the directory's own disk.
+    pub disks: Vec<SlowDisk>,
+    pub network: Network,
     _directory: TempDir,
 }
 
 impl Stage {
     fn start() -> Result<Stage> {
+        Stage::start_with(EnsembleOptions::default(), |_| Ok(Vec::new()))
+    }
+
+    /// With disks of their own for the servers, which are to have their files in this directory.
+    pub fn start_with(
+        options: EnsembleOptions,
+        disks: impl FnOnce(&Path) -> Result<Vec<SlowDisk>>,
+    ) -> Result<Stage> {
         let network = Network::make(6)?;
         let directory = tempfile::Builder::new().prefix("manatee-zk-").tempdir()?;
-        let options = EnsembleOptions {
-            hosts: (4..=6).map(|number| network.host(number)).collect(),
-            ..EnsembleOptions::default()
-        };
+        let hosts = (4..=6).map(|number| network.host(number)).collect();
+        let options = EnsembleOptions { hosts, ..options };
+        let disks = disks(directory.path())?;
         let ensemble = Ensemble::start_with(directory.path(), 3, &options)?;
         let world = World::start_as("", |options| {
             options.hosts = (1..=3).map(|number| network.host(number)).collect();
             options.coordination = Some(ensemble.url());
-            options.session_timeout = SESSION as f64;
+            options.session_timeout = SESSION.0 as f64 / 1000.0;
         })?;
-        Ok(Stage { world, ensemble, network, _directory: directory })
+        Ok(Stage { world, ensemble, disks, network, _directory: directory })
     }
 
     /// Cuts a peer from all servers.
@@ -58,13 +69,13 @@ impl Stage {
     }
 
     /// Waits until this much time has passed, with the shard looked at all the while.
-    fn let_pass(&self, time: Millis) -> Result<()> {
+    pub fn let_pass(&self, time: Millis) -> Result<()> {
         let start = clock::now();
         self.world.wait("time to pass", |_| clock::now() - start >= time)
     }
 
     /// Waits for a leader.
-    fn wait_for_leader(&self) -> Result<usize> {
+    pub fn wait_for_leader(&self) -> Result<usize> {
         let mut leader = None;
         self.world.wait("a leader of the ensemble", |_| {
             leader = self.ensemble.leader();
@@ -128,7 +139,7 @@ fn without_the_ensemble_writes_go_on() -> Result<()> {
         let stage = Stage::start()?;
         let (generation, failed) = (stage.world.generation()?, stage.world.failed_writes());
         stage.kill_all();
-        stage.let_pass(Millis(3 * 1000 * SESSION))?;
+        stage.let_pass(Millis(3 * SESSION.0))?;
         stage.world.wait_for_writes()?;
         for index in 0..3 {
             stage.launch(index)?;
@@ -155,7 +166,7 @@ fn a_primary_that_died_without_the_ensemble_is_replaced_when_it_is_back() -> Res
         world.wait_for_writes()?;
         stage.network.isolate(old.host().0)?;
         old.kill_host()?;
-        stage.let_pass(Millis(1000 * SESSION))?;
+        stage.let_pass(SESSION)?;
         ensure!(
             world.shard.view().primary().is_none(),
             "nobody may take over without the ensemble"
@@ -255,7 +266,7 @@ fn a_server_that_never_answers_is_not_noticed_by_clients() -> Result<()> {
         stage.world.wait("another leader", |_| {
             (0..3).any(|index| index != leader && stage.ensemble.mode(index) == Some(Mode::Leader))
         })?;
-        stage.let_pass(Millis(2 * 1000 * SESSION))?;
+        stage.let_pass(Millis(2 * SESSION.0))?;
         stage.world.wait_for_writes()?;
         stage.ensemble.thaw(leader);
         stage.ensemble.wait_serving(leader)?;

@@ -9,6 +9,8 @@ mod etcd;
 mod network;
 mod original_client;
 mod outages;
+mod service;
+mod slow_disks;
 mod still;
 mod world;
 mod zookeeper;
