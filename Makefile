@@ -17,10 +17,20 @@ ARGS ?=
 # Recorded behaviour that is checked beside what lies in this repository.
 VECTORS ?= $(wildcard ../shared/conformance/*.jsonl)
 
-.PHONY: help demo test build lint fuzz
+# The tests of whole shards that bring their own coordination. All others run against whichever is
+# named: the whole of them by `make test-coordination`, these three of them by `make test`.
+OWN_COORDINATION := ensemble:: slow_disks:: zookeeper:: etcd:: original_client:: network::
+ON_EACH := deaths::the_sync_takes_over_from_a_host_that_died \
+	deaths::a_sitter_that_died_is_not_noticed_by_clients \
+	outages::losing_coordination_alone_stops_nobody
+
+# Shards of `make bench-idle`.
+SHARDS ?= 1000
+
+.PHONY: help demo test test-coordination bench-idle build lint fuzz
 
 help: ## Say what there is to do
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: ## Run a real shard on this machine and kill its primary; ARGS=--once ends by itself
 	@tools/need.sh build postgresql
@@ -32,8 +42,24 @@ test: ## Check everything: format, lints, tests, recorded behaviour
 	@$(MAKE) --no-print-directory lint
 	cargo build --locked --workspace
 	cargo test --locked --workspace
+	for coordination in zookeeper etcd; do \
+		MANATEE_TEST_COORDINATION=$$coordination \
+			cargo test --locked --package manatee --test shard -- --exact $(ON_EACH); \
+	done
 	"$(TARGET)/debug/manatee" sim check crates/sim/tests/vectors/*.jsonl $(VECTORS)
 	@echo "make test: all of it passed"
+
+test-coordination: ## Test whole shards against each coordination; 20 minutes
+	@tools/need.sh build postgresql zookeeper etcd network
+	cargo build --locked --workspace
+	for coordination in sqlite zookeeper etcd; do \
+		MANATEE_TEST_COORDINATION=$$coordination cargo test --locked --package manatee \
+			--test shard -- $(addprefix --skip ,$(OWN_COORDINATION)); \
+	done
+
+bench-idle: ## Measure what idle shards cost a ZooKeeper ensemble; SHARDS=100 for fewer
+	@tools/need.sh build zookeeper
+	cargo bench --locked --package adapters --bench idle -- $(SHARDS)
 
 # Shards that `make fuzz` lets faults befall.
 SEEDS ?= 10000

@@ -22,7 +22,7 @@ use std::{
 };
 use tokio::{
     task::JoinSet,
-    time::{MissedTickBehavior, interval, timeout},
+    time::{MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_postgres::{Client, Config, NoTls, Statement, config::TargetSessionAttrs};
 
@@ -297,14 +297,23 @@ impl Shared {
     }
 }
 
-/// Connects to whoever first says that it takes writes.
+/// Connects to whoever first says that it takes writes. Each peer is asked again and again by itself:
+/// a host that is silent does not keep the others waiting.
 async fn connect(routes: &[(String, Config)]) -> Result<Session> {
     let mut attempts = JoinSet::new();
-    for (zone, config) in routes {
-        let (zone, config) = (zone.clone(), config.clone());
+    for (zone, config) in routes.iter().cloned() {
         attempts.spawn(async move {
-            let opened = timeout(CONNECT_LIMIT, open(&zone, &config)).await;
-            opened.unwrap_or_else(|_| Err(anyhow!("no answer")).context(zone))
+            let mut problem = anyhow!("no answer").context(zone.clone());
+            let persist = async {
+                loop {
+                    match open(&zone, &config).await {
+                        Ok(session) => return session,
+                        Err(error) => problem = error,
+                    }
+                    sleep(ASK_AGAIN).await;
+                }
+            };
+            timeout(CONNECT_LIMIT, persist).await.map_err(|_| problem)
         });
     }
     let mut problems = Vec::new();
