@@ -51,6 +51,9 @@ pub enum SimCommand {
         /// Break a rule on purpose, to see that it is noticed.
         #[arg(long)]
         mutation: Option<Mutation>,
+        /// Print which roles peers go through, and by which rules (docs/roles.md), instead.
+        #[arg(long, conflicts_with_all = ["large", "depth", "jobs", "mutation"])]
+        graph: bool,
     },
     /// Run scenarios: text files, or lines from standard input (`help` lists what can be said).
     ///
@@ -113,7 +116,11 @@ pub fn run(command: &SimCommand) -> Result<ExitCode> {
     match command {
         SimCommand::Check { files } => check(files),
         SimCommand::Fuzz(args) => run_fuzz(args),
-        SimCommand::Explore { large, depth, jobs, mutation } => {
+        SimCommand::Explore { graph: true, .. } => {
+            print!("{}", sim::roles::page(&sim::roles::explore_moves()));
+            Ok(ExitCode::SUCCESS)
+        }
+        SimCommand::Explore { large, depth, jobs, mutation, .. } => {
             let bounds = if *large { Bounds::LARGE } else { Bounds::SMALL };
             let depth = depth.unwrap_or(bounds.depth);
             run_explore(Bounds { depth, ..bounds }, *jobs, *mutation)
@@ -242,10 +249,16 @@ fn run_fuzz(args: &FuzzArgs) -> Result<ExitCode> {
             println!("({steps} of its {of} steps are enough and were told above)");
         }
         println!(
-            "{} seeds, {} events, {} commits acknowledged; {} ended without writes, for a reason \
-             that the peers showed",
-            report.seeds, report.events, report.acknowledged, report.blocked
+            "{} seeds, {} events, {} commits acknowledged; {} ended without writes, as the rules \
+             want it",
+            report.seeds,
+            report.events,
+            report.acknowledged,
+            report.blocked.values().sum::<u64>()
         );
+        for (why, seeds) in &report.blocked {
+            println!("{seeds:>8}  {why}");
+        }
     }
     Ok(code(report.failure.is_none()))
 }

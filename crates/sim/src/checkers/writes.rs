@@ -40,8 +40,20 @@ mod tests {
         let (primary, content, writer_data, primary_data) = (None, None, None, None);
         let before = Some(before);
         let now = 0;
-        check(&Write { now, before, next, writer, primary, content, writer_data, primary_data })
-            .is_ok()
+        let (writer_is_sole, writer_acknowledges_alone) = (false, false);
+        check(&Write {
+            now,
+            before,
+            next,
+            writer,
+            primary,
+            content,
+            writer_data,
+            primary_data,
+            writer_is_sole,
+            writer_acknowledges_alone,
+        })
+        .is_ok()
     }
 
     #[test]

@@ -268,6 +268,8 @@ impl World {
         let host = &mut self.peers[peer];
         let fault = std::mem::take(&mut host.next_put);
         let content = host.end();
+        let sole = host.sitter.as_ref().is_some_and(|sitter| sitter.sole);
+        let rule = host.sitter.as_ref().map_or("", |sitter| sitter.machine.reason().rule());
         if let Some(sitter) = &mut host.sitter {
             sitter.put = Some(call);
         }
@@ -285,7 +287,7 @@ impl World {
             let outcome = PutOutcome::Committed(Version(expected.map_or(0, |old| old.0 + 1)));
             self.schedule_in(0, Happening::PutAnswered { peer, life, call, outcome });
         }
-        let put = Box::new(Put { expected, state, content, assumed });
+        let put = Box::new(Put { expected, state, content, sole, rule, assumed });
         let arrives = Happening::PutArrives { peer, life, call, put };
         match fault {
             PutFault::Late => {
@@ -306,13 +308,15 @@ impl World {
     }
 
     pub(super) fn put_arrives(&mut self, peer: usize, life: u32, call: u32, put: Put) {
-        let Put { expected, state, content, assumed } = put;
+        let Put { expected, state, content, sole, rule, assumed } = put;
         let before = self.service.state().cloned();
         let content = content.map(|end| self.timelines.at(end, state.init_wal.byte().max(1)));
         let stored = self.service.put(expected, state);
         let outcome = match stored {
             Some(version) => {
-                self.stored(peer, before.as_ref().map(|(_, state)| state.as_ref()), content);
+                let before = before.as_ref().map(|(_, state)| state.as_ref());
+                self.placed(before, rule);
+                self.stored(peer, before, content, sole);
                 PutOutcome::Committed(version)
             }
             None => {
@@ -331,6 +335,7 @@ impl World {
         peer: usize,
         before: Option<&ClusterState>,
         content: Option<super::Point>,
+        writer_is_sole: bool,
     ) {
         self.note(|world| {
             let state = world.service.cluster().expect("just stored");
@@ -348,6 +353,8 @@ impl World {
             content,
             writer_data: self.peers[peer].end(),
             primary_data: primary.and_then(|primary| self.peers[primary].end()),
+            writer_is_sole,
+            writer_acknowledges_alone: self.peers[peer].acknowledges_alone(),
         };
         self.checkers.stored(&write, &self.timelines);
         self.spread();
