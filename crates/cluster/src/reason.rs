@@ -131,6 +131,8 @@ reasons! {
     PromoteSettled { peer: PeerId } = "P1", "settling the promote request for {peer}";
     /// A promote request asks for a new generation of a frozen shard.
     PromoteFrozen { peer: PeerId } = "D4", "{peer} is to be promoted, but the shard is frozen: no new generation";
+    /// The sync is to take over, and there is nobody to become its sync.
+    PromoteNoAsync { peer: PeerId } = "D1", "{peer} is to be promoted, but no async is present to become sync";
     /// This peer is primary and its database is gone.
     DatabaseMissing = "X3",
         "primary by the state, but there is no database here: never creating an empty one in its place; leaving so that the sync can take over";
@@ -163,10 +165,10 @@ reasons! {
         "the primary {primary} is gone, but no async is present to become sync: no takeover";
     /// The primary is gone and this peer has not all that was acknowledged.
     TakeoverBehind { primary: PeerId, wal: Option<Lsn>, needed: Lsn } = "D3",
-        "the primary {primary} is gone, but this peer has not proven that it has the WAL up to {needed} (it has {wal:?}): no takeover";
+        "no takeover from {primary}: this peer has not proven that it has the WAL up to {needed} (it has {wal:?})";
     /// The primary is gone and this peer's data is on another timeline.
     TakeoverDiverged { primary: PeerId, timeline: Option<u32>, needed: u32 } = "D3",
-        "the primary {primary} is gone, but this peer has not proven that it followed timeline {needed} (it is on {timeline:?}): no takeover";
+        "no takeover from {primary}: this peer has not proven that it followed timeline {needed} (it is on {timeline:?})";
     /// Taking over: first detach.
     Detaching { primary: PeerId } = "D2", "taking over from {primary}: detaching from it first";
     /// Taking over: declaring.

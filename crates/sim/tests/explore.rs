@@ -14,6 +14,7 @@ fn nothing_is_lost_in_any_order() {
     assert_eq!((explored.states, explored.depth), (24_575, 15));
 }
 
+/// What rule D2 is for.
 #[test]
 fn without_quiescing_the_lost_write_is_found() {
     let explored = explore(Bounds::SMALL, Some(Mutation::NoQuiesce), Some(1));

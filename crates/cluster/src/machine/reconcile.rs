@@ -94,7 +94,7 @@ impl Machine {
     /// Where what is done is not what was decided, says why.
     fn explain(&mut self, now: Monotonic) {
         let stopped = self.fenced && self.server != Server::Running && !self.may_serve(now);
-        if stopped && self.decision.role == Role::Primary {
+        if stopped && matches!(self.decision.role, Role::Primary | Role::Unknown) {
             let problem = self.session_problem.clone().unwrap_or_else(|| "in a session".to_owned());
             self.decision.reason = Reason::Fenced { problem };
             return;

@@ -56,6 +56,7 @@ mod tests {
         .is_ok()
     }
 
+    /// Rules S1, S2, D1 and D4.
     #[test]
     fn sees_generations_that_are_skipped_frozen_or_declared_by_others() {
         let before = state(1, [1, 2, 3]);

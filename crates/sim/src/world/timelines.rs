@@ -179,6 +179,7 @@ mod tests {
         assert_eq!(tree.may_stream(other, start), Err(Refusal::System));
     }
 
+    /// What rule D7 is for.
     #[test]
     fn two_promotions_from_one_timeline_fool_postgresql() {
         let mut tree = Timelines::default();
