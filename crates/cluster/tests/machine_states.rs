@@ -194,13 +194,76 @@ fn a_lost_answer_is_settled_before_anything_else() {
         Action::Put { expected: Some(Version(1)), state: Box::new(state(1, [1, 2, 3])) };
     assert!(actions.contains(&once_more), "{actions:?}");
     let actions = one.tell(Event::PutDone(PutOutcome::Committed(Version(2))));
-    let counts_again = |action: &Action| match action {
+    assert!(counts_again(&actions), "{actions:?}");
+}
+
+/// Whether peer 2 is allowed to acknowledge again.
+fn counts_again(actions: &[Action]) -> bool {
+    actions.iter().any(|action| match action {
         Action::Postgres(PgCommand::Apply(PgConfig::Primary { counts, .. })) => {
             *counts == Counts::Sync(peer(2).id)
         }
         _ => false,
-    };
-    assert!(actions.iter().any(counts_again), "{actions:?}");
+    })
+}
+
+/// Peer 1, primary, whose sync was gone: it has declared generation 2 from 200, and the answer is lost.
+fn declared_and_not_answered() -> One {
+    let mut one = One::new(Database::Established, Some(primary(1, Counts::Sync(peer(2).id))));
+    one.join(seen(1, state(1, [1, 2, 3])), vec![peer(1), peer(3)]);
+    let position = Lsn::new(200);
+    let actions = one.tell(Event::PgDone(PgOutcome::Applied { position, timeline: Some(1) }));
+    assert!(actions.iter().any(|action| matches!(action, Action::Put { .. })), "{actions:?}");
+    one.tell(Event::PutDone(PutOutcome::Unknown("no answer".to_owned())));
+    one.now += 1_000;
+    one
+}
+
+/// A conflict settles nothing (rule D5): the present state is stored once more, and is answered with a
+/// conflict, because the lost declaration has just arrived. Only what is read then says so.
+#[test]
+fn a_conflict_settles_nothing() {
+    let mut one = declared_and_not_answered();
+    one.tell(Event::Active(all()));
+    let actions = one.tell(Event::ReadDone(Ok(seen(1, state(1, [1, 2, 3])))));
+    assert!(actions.iter().any(|action| matches!(action, Action::Put { .. })), "{actions:?}");
+    let actions = one.tell(Event::PutDone(PutOutcome::Conflict));
+    assert!(actions.contains(&Action::Read) && !counts_again(&actions), "{actions:?}");
+    let actions = one.tell(Event::ReadDone(Ok(seen(2, state(2, [1, 3, 2])))));
+    assert!(!counts_again(&actions), "{actions:?}");
+    assert_eq!(one.machine.state().map(|state| state.generation), Some(Generation(2)));
+}
+
+/// A target that is held settles nothing (rule D5): without a session it is read that the declaration was
+/// stored, and the target, to let the old sync acknowledge again, was decided without knowing that.
+#[test]
+fn a_target_that_is_held_settles_nothing() {
+    let mut one = declared_and_not_answered();
+    one.tell(Event::Active(all()));
+    one.tell(Event::Expired);
+    let actions = one.tell(Event::ReadDone(Ok(seen(2, state(2, [1, 3, 2])))));
+    assert!(!counts_again(&actions), "{actions:?}");
+    one.now += 1_000;
+    let actions = one.tell(Event::Wake);
+    assert!(!counts_again(&actions), "{actions:?}");
+    assert_eq!(one.machine.state().map(|state| state.generation), Some(Generation(2)));
+}
+
+/// A proof ends when it is left (rule D2): on the way back to its sync, which may acknowledge at any
+/// moment, a primary that loses it again declares nothing from the position that it read before.
+#[test]
+fn a_position_counts_only_as_long_as_it_is_quiesced() {
+    let mut one = One::new(Database::Established, Some(primary(1, Counts::Sync(peer(2).id))));
+    one.join(seen(1, state(1, [1, 2, 3])), vec![peer(1), peer(3)]);
+    assert_eq!(one.rule(), "D2", "quiescing");
+    let actions = one.tell(Event::Active(all()));
+    assert!(!counts_again(&actions), "one command at a time: {actions:?}");
+    let position = Lsn::new(200);
+    let actions = one.tell(Event::PgDone(PgOutcome::Applied { position, timeline: Some(1) }));
+    assert!(counts_again(&actions), "{actions:?}");
+    let actions = one.tell(Event::Active(vec![peer(1), peer(3)]));
+    assert!(!actions.iter().any(|action| matches!(action, Action::Put { .. })), "{actions:?}");
+    assert_eq!(one.rule(), "D2", "it has to quiesce anew");
 }
 
 /// Without a proof for a lease PostgreSQL is stopped at once, and it says why (rules F1 and F2); so it
