@@ -7,6 +7,7 @@
 
 mod choices;
 mod commands;
+mod disguise;
 mod faults;
 mod happening;
 mod moves;

@@ -102,37 +102,6 @@ impl World {
         (state, shown.registered(&self.peers))
     }
 
-    /// What a mutation shows the machine instead of what is stored.
-    fn disguised(&self, mut seen: StateSeen) -> StateSeen {
-        if let Ok(state) = &mut seen.state {
-            if self.mutated(Mutation::IgnoreInitWal) {
-                state.init_wal = cluster::Lsn::ZERO;
-                state.init_timeline = None;
-            }
-            if self.mutated(Mutation::IgnoreFreeze) {
-                state.freeze = None;
-            }
-        }
-        seen
-    }
-
-    /// Puts back what a mutation did not show, where the machine has not itself decided about it.
-    fn undisguised(&self, expected: Option<Version>, mut state: ClusterState) -> ClusterState {
-        let hidden =
-            matches!(self.setup.mutation, Some(Mutation::IgnoreInitWal | Mutation::IgnoreFreeze));
-        if let Some((version, stored)) = self.service.state()
-            && hidden
-            && Some(*version) == expected
-        {
-            if state.generation == stored.generation {
-                state.init_wal = stored.init_wal;
-                state.init_timeline = stored.init_timeline;
-            }
-            state.freeze.clone_from(&stored.freeze);
-        }
-        state
-    }
-
     /// Whether this sitter holds this session.
     fn holds(&self, peer: usize, session: SessionId) -> bool {
         self.peers[peer].sitter.as_ref().is_some_and(|sitter| sitter.session == Some(session))
