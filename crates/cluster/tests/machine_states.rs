@@ -266,6 +266,18 @@ fn a_position_counts_only_as_long_as_it_is_quiesced() {
     assert_eq!(one.rule(), "D2", "it has to quiesce anew");
 }
 
+/// A primary whose database has lost what was there when its generation began declares none from it
+/// (rule D3), and says what is missing.
+#[test]
+fn a_primary_that_lost_writes_declares_nothing() {
+    let mut one = One::new(Database::Established, Some(primary(1, Counts::Sync(peer(2).id))));
+    one.join(seen(1, state(1, [1, 2, 3])), vec![peer(1), peer(3)]);
+    let (wal, needed) = (Lsn::new(99), Lsn::new(100));
+    let actions = one.tell(Event::PgDone(PgOutcome::Applied { position: wal, timeline: Some(1) }));
+    assert!(!actions.iter().any(is_command), "{actions:?}");
+    assert_eq!(one.machine.reason(), &Reason::PrimaryBehind { wal, needed });
+}
+
 /// Without a proof for a lease PostgreSQL is stopped at once, and it says why (rules F1 and F2); so it
 /// is when it is not known what runs.
 #[test]
