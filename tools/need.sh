@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sees to it that this machine has what is named:
 #
-#   tools/need.sh [build] [lint] [coverage] [postgresql]
+#   tools/need.sh [build] [lint] [coverage] [postgresql] [network]
 #
 # What Debian packages hold is installed where we may (root, or sudo without a password); Rust is
 # never installed, because Debian's is too old and where to put it is not ours to choose. What rustup
@@ -68,6 +68,13 @@ need_postgresql() {
     packages+=(postgresql)
 }
 
+# What the tests cut wires with.
+need_network() {
+    command -v ip >/dev/null || packages+=(iproute2)
+    command -v nft >/dev/null || [[ -x /usr/sbin/nft ]] || packages+=(nftables)
+    command -v unshare >/dev/null || packages+=(util-linux)
+}
+
 # Runs a command as root.
 as_root() {
     if [[ $(id -u) == 0 ]]; then "$@"; else sudo -n "$@"; fi
@@ -109,9 +116,9 @@ install() {
 
 for what in "$@"; do
     case $what in
-        build | lint | coverage | postgresql) "need_$what" ;;
+        build | lint | coverage | network | postgresql) "need_$what" ;;
         *)
-            echo "tools/need.sh: $what: give any of build, lint, coverage, postgresql" >&2
+            echo "tools/need.sh: $what: give any of build, lint, coverage, network, postgresql" >&2
             exit 2
             ;;
     esac

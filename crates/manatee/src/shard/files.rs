@@ -1,6 +1,6 @@
 //! The directory of a shard, the ports and the files of its peers.
 
-use super::{Peer, ShardOptions, peer::Place};
+use super::{Host, Peer, ShardOptions, peer::Place};
 use anyhow::{Context, Result, bail, ensure};
 use std::{
     fs::{self, OpenOptions},
@@ -21,10 +21,13 @@ const ZONES: [&str; 9] =
 /// connections, which could take the port of a peer while it is down.
 const PORTS: std::ops::Range<u16> = 12_000..32_000;
 
+/// Those of a peer that has a host to itself: PostgreSQL, backup service, status endpoint.
+const HOST_PORTS: [u16; 3] = [5432, 12_345, 5433];
+
 /// What a socket's path may be long, in bytes, on every system.
 const SOCKET_PATH: usize = 103;
 
-/// Where the peers of a shard in this directory meet.
+/// Where the peers of a shard in this directory meet if nobody says otherwise.
 pub(super) fn coordination(directory: &Path) -> String {
     format!("sqlite:{}", directory.join("shard.db").display())
 }
@@ -69,28 +72,23 @@ pub(super) fn make_directory(wanted: &Path) -> Result<PathBuf> {
 }
 
 /// Makes the peers and writes their files.
-pub(super) fn make_peers(options: &ShardOptions, directory: &Path) -> Result<Vec<Peer>> {
+pub(super) fn make_peers(
+    options: &ShardOptions,
+    directory: &Path,
+    coordination: &str,
+) -> Result<Vec<Peer>> {
     ensure!(
         (1..=ZONES.len()).contains(&options.peers),
         "{} peers: give 1 to {}",
         options.peers,
         ZONES.len()
     );
-    let ports = free_ports(3 * options.peers)?;
     let password = uuid::Uuid::new_v4().simple().to_string();
     let mut peers = Vec::new();
-    for (zone, ports) in ZONES.iter().zip(ports.chunks(3)).take(options.peers) {
-        let place = Place {
-            zone: (*zone).to_owned(),
-            directory: directory.join(zone),
-            ip: Ipv4Addr::LOCALHOST.into(),
-            postgres_port: ports[0],
-            backup_port: ports[1],
-            status_port: ports[2],
-        };
+    for place in places(options, directory)? {
         let made = fs::create_dir(&place.directory);
         made.with_context(|| format!("cannot make {}", place.directory.display()))?;
-        let mut table = sitter_file(options, directory, &place, &password)?;
+        let mut table = sitter_file(options, coordination, &place, &password)?;
         merge(&mut table, &options.overrides);
         write_private(&place.config_file(), &toml::to_string(&table)?)?;
         peers.push(Peer::new(place, options.binary.clone()));
@@ -98,10 +96,41 @@ pub(super) fn make_peers(options: &ShardOptions, directory: &Path) -> Result<Vec
     Ok(peers)
 }
 
+/// Where each peer is: on the host that it was given, or on the loopback address at ports that
+/// nobody uses.
+fn places(options: &ShardOptions, directory: &Path) -> Result<Vec<Place>> {
+    let place = |zone: &str, host: Host, ports: [u16; 3]| Place {
+        zone: zone.to_owned(),
+        directory: directory.join(zone),
+        host,
+        postgres_port: ports[0],
+        backup_port: ports[1],
+        status_port: ports[2],
+    };
+    let zones = ZONES.iter().take(options.peers);
+    if options.hosts.is_empty() {
+        let here = Host { ip: Ipv4Addr::LOCALHOST.into(), enter: Vec::new() };
+        let ports = free_ports(3 * options.peers)?;
+        let ports = ports.chunks(3).map(|ports| [ports[0], ports[1], ports[2]]);
+        return Ok(zones
+            .zip(ports)
+            .map(|(zone, ports)| place(zone, here.clone(), ports))
+            .collect());
+    }
+    ensure!(
+        options.hosts.len() == options.peers,
+        "{} peers on {} hosts: give each peer one",
+        options.peers,
+        options.hosts.len()
+    );
+    let hosts = options.hosts.iter().cloned();
+    Ok(zones.zip(hosts).map(|(zone, host)| place(zone, host, HOST_PORTS)).collect())
+}
+
 /// A sitter's file that suits a small machine and a short attention.
 fn sitter_file(
     options: &ShardOptions,
-    directory: &Path,
+    coordination: &str,
     place: &Place,
     replication_password: &str,
 ) -> Result<toml::Table> {
@@ -109,9 +138,11 @@ fn sitter_file(
         let text = path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))?;
         Ok(text.to_owned())
     };
-    let (dataset, coordination) = (utf8(&place.dataset())?, coordination(directory));
-    utf8(directory)?;
-    let (zone, ip) = (place.zone.clone(), place.ip.to_string());
+    let dataset = utf8(&place.dataset())?;
+    // Clients of a shard on one machine are on it, too; those of hosts are beside them.
+    let clients = if options.hosts.is_empty() { "samehost" } else { "samenet" };
+    let client_access = format!("host all all {clients} scram-sha-256");
+    let (zone, ip) = (place.zone.clone(), place.host.ip.to_string());
     let (postgres, backup, status) = (place.postgres_port, place.backup_port, place.status_port);
     let session_timeout = options.session_timeout;
     Ok(toml::toml! {
@@ -125,7 +156,7 @@ fn sitter_file(
 
         [postgres]
         port = postgres
-        client_access = ["host all all samehost scram-sha-256"]
+        client_access = [client_access]
         wal_keep_mib = 128
         slot_keep_mib = 1024
 
@@ -197,7 +228,7 @@ mod tests {
         Place {
             zone: "amber".to_owned(),
             directory: directory.join("amber"),
-            ip: Ipv4Addr::LOCALHOST.into(),
+            host: Host { ip: Ipv4Addr::LOCALHOST.into(), enter: Vec::new() },
             postgres_port: 20_001,
             backup_port: 20_002,
             status_port: 20_003,
@@ -215,7 +246,8 @@ mod tests {
         };
         let place = place(directory.path());
         fs::create_dir(&place.directory).expect("a directory");
-        let mut table = sitter_file(&options, directory.path(), &place, "secret").expect("a file");
+        let meet = coordination(directory.path());
+        let mut table = sitter_file(&options, &meet, &place, "secret").expect("a file");
         merge(&mut table, &options.overrides);
         write_private(&place.config_file(), &toml::to_string(&table).expect("TOML")).expect("room");
         let config = Config::load(&place.config_file()).expect("a sitter's file");

@@ -5,8 +5,9 @@
 //! limit, and what was missing stands in the error. All of it blocks: not to be called from within
 //! a runtime.
 //!
-//! Left out on purpose: hosts. All peers share one machine, so a killed peer's connections are
-//! closed by the kernel, where those of a host that lost its power would stay silent.
+//! Peers that share one address share one kernel: a killed peer's connections are closed by it,
+//! where those of a host that lost its power would stay silent. Peers can be given [`Host`]s of
+//! their own, such as network namespaces, where that matters.
 
 mod files;
 mod gaps;
@@ -27,6 +28,8 @@ use adapters::clock;
 use anyhow::{Context, Result, bail};
 use cluster::{Millis, Monotonic};
 use std::{
+    ffi::OsString,
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
@@ -56,6 +59,10 @@ pub struct ShardOptions {
     pub peers: usize,
     /// In seconds.
     pub session_timeout: f64,
+    /// Where its peers meet; a file in the directory where it is not given.
+    pub coordination: Option<String>,
+    /// Where each peer lives; all on the loopback address where there are none.
+    pub hosts: Vec<Host>,
     /// Fields of every sitter's file that are to be other than they would be, as in the file.
     pub overrides: toml::Table,
     /// Set from elsewhere to make every wait fail with [`Interrupted`].
@@ -70,10 +77,21 @@ impl ShardOptions {
             directory: directory.into(),
             peers: 3,
             session_timeout: 3.0,
+            coordination: None,
+            hosts: Vec::new(),
             overrides: toml::Table::new(),
             interrupt: Arc::default(),
         }
     }
+}
+
+/// Where a peer lives, and how a program is started there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Host {
+    /// Its address: one that nobody else of this shard has.
+    pub ip: IpAddr,
+    /// The command that the program and its arguments are appended to. It becomes the program.
+    pub enter: Vec<OsString>,
 }
 
 /// A wait ended because [`ShardOptions::interrupt`] was set.
@@ -85,6 +103,7 @@ pub struct Interrupted;
 #[derive(Debug)]
 pub struct Shard {
     directory: PathBuf,
+    coordination: String,
     interrupt: Arc<AtomicBool>,
     client_password: String,
     shared: Arc<Shared>,
@@ -113,11 +132,14 @@ impl Shard {
     /// When the directory is no place for a shard, or a sitter cannot be started.
     pub fn start(options: &ShardOptions) -> Result<Shard> {
         let directory = files::make_directory(&options.directory)?;
-        let peers = files::make_peers(options, &directory)?;
+        let in_directory = || files::coordination(&directory);
+        let coordination = options.coordination.clone().unwrap_or_else(in_directory);
+        let peers = files::make_peers(options, &directory, &coordination)?;
         let answers = Mutex::new(peers.iter().map(|_| None).collect());
         let shared = Shared { peers, answers, changed: Condvar::new(), stop: false.into() };
         let mut shard = Shard {
             directory,
+            coordination,
             interrupt: options.interrupt.clone(),
             client_password: uuid::Uuid::new_v4().simple().to_string(),
             shared: Arc::new(shared),
@@ -137,8 +159,8 @@ impl Shard {
     }
 
     /// The address of its coordination.
-    pub fn coordination(&self) -> String {
-        files::coordination(&self.directory)
+    pub fn coordination(&self) -> &str {
+        &self.coordination
     }
 
     /// Its name.

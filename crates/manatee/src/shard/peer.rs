@@ -1,6 +1,6 @@
 //! One peer: its sitter, its PostgreSQL, and what can be done to them.
 
-use super::{locked, processes, processes::Usage, view::SitterState};
+use super::{Host, locked, processes, processes::Usage, view::SitterState};
 use crate::status::PeerStatus;
 use adapters::clock;
 use anyhow::{Context, Result, bail};
@@ -30,7 +30,7 @@ const TAIL: (usize, u64) = (12, 4096);
 pub(super) struct Place {
     pub zone: String,
     pub directory: PathBuf,
-    pub ip: IpAddr,
+    pub host: Host,
     pub postgres_port: u16,
     pub backup_port: u16,
     pub status_port: u16,
@@ -77,18 +77,18 @@ impl Peer {
 
     /// Its name in the shard.
     pub fn id(&self) -> PeerId {
-        let Place { ip, postgres_port, backup_port, .. } = &self.place;
+        let Place { host: Host { ip, .. }, postgres_port, backup_port, .. } = &self.place;
         PeerId::new(format!("{ip}:{postgres_port}:{backup_port}"))
     }
 
     /// Where its PostgreSQL listens, as `host:port`.
     pub fn address(&self) -> String {
-        format!("{}:{}", self.place.ip, self.place.postgres_port)
+        format!("{}:{}", self.place.host.ip, self.place.postgres_port)
     }
 
     /// The address of its PostgreSQL, and the port.
     pub fn host(&self) -> (IpAddr, u16) {
-        (self.place.ip, self.place.postgres_port)
+        (self.place.host.ip, self.place.postgres_port)
     }
 
     /// Its dataset: the database is in `data`, the socket in `run`.
@@ -118,7 +118,8 @@ impl Peer {
         let file = self.log_file();
         let log = OpenOptions::new().create(true).append(true).open(&file);
         let log = log.with_context(|| format!("cannot write {}", file.display()))?;
-        let child = Command::new(&self.binary)
+        let mut command = self.command();
+        let child = command
             .args(["sitter", "--config"])
             .arg(self.config_file())
             .stdin(Stdio::null())
@@ -132,12 +133,24 @@ impl Peer {
         Ok(())
     }
 
+    /// The `manatee` binary, to be started on the peer's host.
+    fn command(&self) -> Command {
+        match self.place.host.enter.split_first() {
+            None => Command::new(&self.binary),
+            Some((program, arguments)) => {
+                let mut command = Command::new(program);
+                command.args(arguments).arg(&self.binary);
+                command
+            }
+        }
+    }
+
     /// What its sitter says of itself.
     ///
     /// # Errors
     /// When it does not answer within a second.
     pub fn status(&self) -> Result<PeerStatus> {
-        let url = format!("http://{}:{}/state", self.place.ip, self.place.status_port);
+        let url = format!("http://{}:{}/state", self.place.host.ip, self.place.status_port);
         let request = ureq::get(&url).config().timeout_global(Some(STATUS_LIMIT)).build();
         let mut answer = request.call().with_context(|| format!("{url} does not answer"))?;
         answer.body_mut().read_json().with_context(|| format!("{url}: not what was expected"))

@@ -107,7 +107,6 @@ fn an_async_that_died_is_not_noticed_by_clients() -> Result<()> {
     world.finish()
 }
 
-/// The primary's host stops like a machine that is suspended, longer than its session, and goes on:
 /// All hosts die at once, as when the power fails, and come back: nothing acknowledged is lost.
 #[test]
 fn every_host_dies_at_once_and_comes_back() -> Result<()> {

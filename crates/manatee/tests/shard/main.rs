@@ -2,104 +2,11 @@
 //! acknowledged writes is held against the database afterwards. One at a time: each has three
 //! servers and is sensitive to how long things take.
 
+mod apart;
 mod deaths;
+mod network;
 mod outages;
 mod still;
+mod world;
 
-use anyhow::{Context, Result, ensure};
-use cluster::{Generation, Millis, Role};
-use manatee::shard::{Peer, Shard, ShardOptions, ShardView, Writer};
-use std::{
-    process::{Command, Output},
-    sync::{Mutex, MutexGuard, PoisonError},
-};
-use tempfile::TempDir;
-
-/// How long anything that the shard does by itself may take. Generous: what takes longer than this
-/// does not happen at all.
-const LIMIT: Millis = Millis(60_000);
-
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-
-/// A shard that is whole, with a writer at work. Fields are dropped in this order.
-struct World {
-    writer: Writer,
-    shard: Shard,
-    _directory: TempDir,
-    _turn: MutexGuard<'static, ()>,
-}
-
-impl World {
-    fn start() -> Result<World> {
-        World::start_with("")
-    }
-
-    /// Like [`World::start`], with fields of the sitters' files that are other than usual.
-    fn start_with(overrides: &str) -> Result<World> {
-        let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-        let directory = tempfile::Builder::new().prefix("manatee-test-").tempdir()?;
-        let binary = env!("CARGO_BIN_EXE_manatee");
-        let mut options = ShardOptions::new(binary, directory.path().join("shard"));
-        options.overrides = overrides.parse().context("overrides")?;
-        let shard = Shard::start(&options)?;
-        shard.wait_whole(LIMIT)?;
-        let writer = Writer::start(&shard)?;
-        let world = World { writer, shard, _directory: directory, _turn: turn };
-        world.wait_for_writes()?;
-        Ok(world)
-    }
-
-    /// The peer that has this place.
-    fn in_role(&self, role: Role) -> Result<&Peer> {
-        let view = self.shard.view();
-        let peer = view.peers.iter().find(|peer| peer.role() == Some(role));
-        Ok(self.shard.peer_of(&peer.with_context(|| format!("nobody is {role}"))?.zone))
-    }
-
-    fn generation(&self) -> Result<Generation> {
-        self.shard.view().generation().context("nobody knows a generation")
-    }
-
-    /// Waits until writes that began after this call are acknowledged.
-    fn wait_for_writes(&self) -> Result<()> {
-        let before = self.writer.acknowledged();
-        self.wait("writes to be acknowledged", |_| self.writer.acknowledged() >= before + 20)
-    }
-
-    fn wait(&self, what: &str, condition: impl FnMut(&ShardView) -> bool) -> Result<()> {
-        self.shard.wait_for(LIMIT, what, condition).map(drop)
-    }
-
-    fn adm(&self, arguments: &[&str]) -> Result<Output> {
-        let output = Command::new(env!("CARGO_BIN_EXE_manatee"))
-            .args(["adm", "--coordination", &self.shard.coordination()])
-            .args(["--shard", self.shard.name()])
-            .args(arguments)
-            .output()?;
-        ensure!(output.status.success(), "adm {arguments:?}: {output:?}");
-        Ok(output)
-    }
-
-    /// Waits until the shard is whole and takes writes, and checks the ledger on every peer.
-    fn finish(self) -> Result<()> {
-        self.shard.wait_whole(LIMIT)?;
-        self.wait_for_writes()?;
-        let ledger = self.writer.stop()?;
-        let primary = self.shard.primary()?;
-        let end = primary.psql("select pg_current_wal_flush_lsn()::text")?;
-        let end = end[0][0].clone().context("no position")?;
-        let report = ledger.check(primary)?;
-        ensure!(report.is_good(), "on the primary {}: {report}", primary.zone());
-        for peer in self.shard.peers() {
-            let replayed = format!(
-                "select (not pg_is_in_recovery() or pg_last_wal_replay_lsn() >= '{end}')::text"
-            );
-            self.shard.wait_for(LIMIT, "all to be replayed everywhere", |_| {
-                peer.psql(&replayed).is_ok_and(|rows| rows[0][0].as_deref() == Some("true"))
-            })?;
-            let report = ledger.check(peer)?;
-            ensure!(report.is_good(), "on {}: {report}", peer.zone());
-        }
-        Ok(())
-    }
-}
+use world::{LIMIT, World};

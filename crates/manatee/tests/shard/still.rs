@@ -29,6 +29,7 @@ fn a_frozen_shard_fails_over_only_when_it_is_unfrozen() -> Result<()> {
     world.finish()
 }
 
+/// The primary's host stops like a machine that is suspended, longer than its session, and goes on:
 /// it acknowledges nothing, it answers reads no longer than the lease, and it becomes deposed.
 #[test]
 fn a_primary_that_was_frozen_in_time_serves_nobody() -> Result<()> {
