@@ -147,3 +147,71 @@ fn finish(world: &mut World, begin: u64) -> Verdict {
         Some(_) => Verdict::Violated,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::world::{Pace, Setup};
+
+    /// A shard of three that serves, with one commit; deposed peers wait for an operator.
+    fn shard(alone: u8) -> World {
+        let (own_expiry, stale_reads, mutation) = (true, false, None);
+        let (peers, seed, pace, manual) = (3, 0, Pace::Steady, true);
+        let mut world = World::new(Setup {
+            peers,
+            seed,
+            pace,
+            manual,
+            alone,
+            own_expiry,
+            stale_reads,
+            mutation,
+        });
+        for peer in 0..3 {
+            world.inflict(Fault::StartHost(Who::Peer(peer)));
+            world.run_until(world.now() + 10);
+        }
+        world.run_until(15_000);
+        world.inflict(Fault::Write { who: Who::Primary, honest: true });
+        world.run_until(16_000);
+        assert_eq!(world.checkers.acknowledgements(), 1);
+        world
+    }
+
+    /// The same after its primary was deposed: nobody is left to become a sync.
+    fn without_async() -> World {
+        let mut world = shard(0);
+        world.inflict(Fault::ExpireSession(Who::Primary));
+        world.run_until(30_000);
+        world
+    }
+
+    #[test]
+    fn a_lost_disk_is_no_reason_where_somebody_may_take_over() {
+        let mut world = shard(0);
+        world.inflict(Fault::LoseDisk(Who::Primary));
+        assert!(matches!(settle(&mut world), Verdict::Writable(_)), "{}", world.show());
+    }
+
+    #[test]
+    fn what_is_really_so_is_accepted_and_named() {
+        let mut world = without_async();
+        world.inflict(Fault::LoseDisk(Who::Primary));
+        assert_eq!(settle(&mut world), Verdict::Blocked(Blocked::NoAsync), "{}", world.show());
+        let mut world = shard(1);
+        world.inflict(Fault::LoseDisk(Who::Primary));
+        assert_eq!(settle(&mut world), Verdict::Blocked(Blocked::OnlyCopy), "{}", world.show());
+    }
+
+    /// The same is shown by the same peers; but no disk was lost, so a rule has broken something.
+    #[test]
+    fn what_is_only_said_is_not_accepted() {
+        let mut world = without_async();
+        let primary = world.resolve(Who::Primary).expect("a primary");
+        world.inflict(Fault::KillHost(Who::Primary));
+        world.peers[primary].disk = None;
+        assert_eq!(settle(&mut world), Verdict::Violated);
+        let seen = world.violation().expect("a violation");
+        assert_eq!(seen.checker, "liveness", "{seen}");
+    }
+}
