@@ -78,9 +78,20 @@ impl Hash for Node {
     }
 }
 
-/// A shard of three that serves.
+/// What a shard is doing when its exploration begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Beginning {
+    /// It serves, with a sync.
+    #[default]
+    Serving,
+    /// Its primary serves alone, and has just been told not to any more.
+    LeavingAlone,
+}
+
+/// A shard of three.
 #[derive(Debug, Clone)]
 pub struct Shard {
+    pub(crate) beginning: Beginning,
     pub(crate) bounds: Bounds,
     pub(crate) mutation: Option<Mutation>,
 }
@@ -92,7 +103,7 @@ impl Shard {
             seed: 0,
             pace: Pace::Instant,
             manual: true,
-            alone: 0,
+            alone: u8::from(self.beginning == Beginning::LeavingAlone),
             own_expiry: false,
             stale_reads: false,
             mutation: self.mutation,
@@ -102,6 +113,11 @@ impl Shard {
             world.run_until(world.now() + 100);
         }
         world.run_until(world.now() + 10_000);
+        if self.beginning == Beginning::LeavingAlone {
+            world.inflict(Fault::Configure(Who::Primary, false));
+            world.run_until(world.now() + 10_000);
+            world.inflict(Fault::Unfreeze);
+        }
         world
     }
 }
@@ -194,8 +210,13 @@ pub struct Explored {
 }
 
 /// Explores, the shallow states first.
-pub fn explore(bounds: Bounds, mutation: Option<Mutation>, jobs: Option<usize>) -> Explored {
-    let shard = Shard { bounds, mutation };
+pub fn explore(
+    beginning: Beginning,
+    bounds: Bounds,
+    mutation: Option<Mutation>,
+    jobs: Option<usize>,
+) -> Explored {
+    let shard = Shard { beginning, bounds, mutation };
     let jobs = jobs.unwrap_or_else(|| thread::available_parallelism().map_or(1, NonZero::get));
     let checker = shard.clone().checker().threads(jobs).spawn_bfs().join();
     let path = checker.discovery("nothing is lost");

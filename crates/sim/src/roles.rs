@@ -2,7 +2,7 @@
 //! generated, so that it says what the rules do and not what somebody once thought that they do.
 
 use crate::{
-    explore::{Bounds, Node, Shard},
+    explore::{Beginning, Bounds, Node, Shard},
     world::{Fault, Move, Pace, Setup, Who, World},
 };
 use stateright::Model;
@@ -19,10 +19,10 @@ const AFTERWARDS: u64 = 60_000;
 const BOUNDS: Bounds =
     Bounds { writes: 0, expiries: 1, crashes: 1, late: 0, requests: 1, ticks: 0, depth: 4 };
 
-/// Where an exploration begins: what was inflicted before, and for how long it then went on.
-type Beginning = (usize, &'static [(Fault, u64)]);
+/// From where walks begin: what was inflicted before, and for how long it then went on.
+type Before = (usize, &'static [(Fault, u64)]);
 
-const BEGINNINGS: &[Beginning] = &[
+const BEGINNINGS: &[Before] = &[
     // Four that have just come.
     (4, &[]),
     // A chain of four that serves.
@@ -48,7 +48,7 @@ pub fn explore_moves() -> BTreeSet<Move> {
     moves
 }
 
-fn begin((peers, before): Beginning, alone: bool, moves: &mut BTreeSet<Move>) -> World {
+fn begin((peers, before): Before, alone: bool, moves: &mut BTreeSet<Move>) -> World {
     let mut world = World::new(Setup {
         peers,
         seed: 0,
@@ -75,7 +75,7 @@ fn begin((peers, before): Beginning, alone: bool, moves: &mut BTreeSet<Move>) ->
 
 /// Goes every way from here within the bounds, and each of them on to its end.
 fn walk(world: World, moves: &mut BTreeSet<Move>) {
-    let shard = Shard { bounds: BOUNDS, mutation: None };
+    let shard = Shard { beginning: Beginning::default(), bounds: BOUNDS, mutation: None };
     let (mut seen, mut next) = (BTreeSet::new(), VecDeque::new());
     next.push_back(Node { world, left: BOUNDS });
     while let Some(node) = next.pop_front() {
