@@ -17,10 +17,10 @@ ARGS ?=
 # Recorded behaviour that is checked beside what lies in this repository.
 VECTORS ?= $(wildcard ../shared/conformance/*.jsonl)
 
-.PHONY: help demo test build lint fuzz client
+.PHONY: help demo test build lint fuzz client coverage
 
 help: ## Say what there is to do
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: ## Run a real shard on this machine and kill its primary; ARGS=--once ends by itself
 	@tools/need.sh build postgresql
@@ -52,6 +52,10 @@ client: ## Let the original's client read a shard of ours: make client NODE_CLIE
 	@command -v node >/dev/null || { echo 'make client: there is no node in PATH' >&2; exit 2; }
 	@tools/need.sh build postgresql zookeeper
 	MANATEE_NODE_CLIENT="$(abspath $(NODE_CLIENT))" cargo test --locked --package manatee --test shard the_original_client -- --nocapture
+
+coverage: ## Say how much of the rules the tests of cluster and sim run; fails below 95 % of the lines
+	@tools/need.sh build coverage
+	@tools/coverage.sh 95
 
 build: ## Build the binary, optimised
 	@tools/need.sh build
