@@ -27,7 +27,7 @@ ON_EACH := deaths::the_sync_takes_over_from_a_host_that_died \
 # Shards of `make bench-idle`.
 SHARDS ?= 1000
 
-.PHONY: help demo test test-coordination bench-idle build lint fuzz
+.PHONY: help demo test test-coordination bench-idle build lint fuzz client coverage
 
 help: ## Say what there is to do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -68,6 +68,20 @@ fuzz: ## Let faults befall many modelled shards; SEEDS=100000 for more
 	@tools/need.sh build
 	cargo build --locked --release --package manatee
 	"$(TARGET)/release/manatee" sim fuzz --seeds $(SEEDS)
+
+# A checkout of the original's client library (node-manatee), with `npm install` done in it. No package
+# registry has it.
+NODE_CLIENT ?=
+
+client: ## Let the original's client read a shard of ours: make client NODE_CLIENT=DIRECTORY
+	@[[ -n "$(NODE_CLIENT)" ]] || { echo 'make client: give NODE_CLIENT=DIRECTORY, a checkout of node-manatee with `npm install` done' >&2; exit 2; }
+	@command -v node >/dev/null || { echo 'make client: there is no node in PATH' >&2; exit 2; }
+	@tools/need.sh build postgresql zookeeper
+	MANATEE_NODE_CLIENT="$(abspath $(NODE_CLIENT))" cargo test --locked --package manatee --test shard the_original_client -- --nocapture
+
+coverage: ## Say how much of the rules the tests of cluster and sim run; fails below 95 % of the lines
+	@tools/need.sh build coverage
+	@tools/coverage.sh 95
 
 build: ## Build the binary, optimised
 	@tools/need.sh build

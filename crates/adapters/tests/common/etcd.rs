@@ -1,6 +1,6 @@
 //! A shard in a real etcd, and a way to each server that can be cut.
 
-use super::{Backend, CALL, Heal, fresh_root};
+use super::{Backend, Heal, fresh_root};
 use adapters::coord::Coordination;
 use adapters::coord::etcd::EtcdCoord;
 use adapters::coord::memory::LostPut;
@@ -8,6 +8,9 @@ use adapters::testing::{Etcd, Proxy, Way};
 use cluster::Millis;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+/// Bounds each call: a put waits for the disks of a majority, which others may keep busy.
+const CALL: Millis = Millis(10_000);
 
 /// An etcd with its files.
 pub struct Servers {

@@ -30,6 +30,8 @@ use tokio_postgres::{Client, Config, NoTls, Statement, config::TargetSessionAttr
 const PACE: Duration = Duration::from_millis(10);
 /// How long one peer may take to let the writer in.
 const CONNECT_LIMIT: Duration = Duration::from_secs(1);
+/// Before a peer that did not let the writer in is asked again.
+const ASK_AGAIN: Duration = Duration::from_millis(20);
 /// How long one commit may take. A longer limit would not shorten an outage; a shorter one leaves
 /// more rows of unknown outcome behind.
 const COMMIT_LIMIT: Duration = Duration::from_secs(2);
