@@ -104,7 +104,9 @@ fn the_sync_takes_over_when_the_host_of_the_primary_is_gone() -> Result<()> {
         old.kill_host()?;
         stage.wait_open(&sync)?;
         world.wait_for_writes()?;
-        println!("writes were out for {} ms", world.writer.longest_gap_since(mark).length().0);
+        let gap = world.writer.longest_gap_since(mark);
+        println!("writes were out for {} ms", gap.length().0);
+        println!("by the clock of the traces from {} to {}", gap.from.0, gap.to.0);
         stage.network.heal()?;
         old.start_sitter()?;
         stage.world.finish()
