@@ -132,7 +132,8 @@ impl Inner {
             }
             None => self.start_closed(&primary.shape(), epoch).await?,
         };
-        if self.first_session().await?.is("pg_is_in_recovery()").await? {
+        let promoted = self.first_session().await?.is("pg_is_in_recovery()").await?;
+        if promoted {
             server = self.promote_with_names(server, primary, epoch).await?;
         }
         self.count(&server, primary).await?;
@@ -155,6 +156,9 @@ impl Inner {
         let position = self.lsn(&session, "pg_current_wal_flush_lsn()").await?;
         let waits = *primary.counts != Counts::Alone;
         self.note(&server, Some(config), waits, &render::names(primary.counts))?;
+        if promoted {
+            self.checkpoint_soon().await?;
+        }
         Ok(position)
     }
 
@@ -267,14 +271,23 @@ impl Inner {
         match found.first().map(Vec::as_slice) {
             None => {
                 session.rows(&self.replication_role()).await?;
-                Ok(())
             }
-            Some([Some(able), Some(superuser)]) if able == "t" && superuser == "f" => Ok(()),
-            Some(_) => Err(PgCause::settings(
-                format!("role {user:?} is a superuser, or lacks LOGIN or REPLICATION"),
-                "name another replication user, or alter the role",
-            )),
+            Some([Some(able), Some(superuser)]) if able == "t" && superuser == "f" => {}
+            Some(_) => {
+                return Err(PgCause::settings(
+                    format!("role {user:?} is a superuser, or lacks LOGIN or REPLICATION"),
+                    "name another replication user, or alter the role",
+                ));
+            }
         }
+        let able = format!(
+            "has_function_privilege({}, 'pg_read_binary_file(text, bigint, bigint, boolean)', 'execute')",
+            literal(user)
+        );
+        if !session.is(&able).await? {
+            session.rows(&self.rewind_grants()).await?;
+        }
+        Ok(())
     }
 
     /// The statement that makes the role which standbys connect as.

@@ -19,6 +19,7 @@ pub(crate) mod process;
 mod render;
 #[cfg(test)]
 mod render_tests;
+mod rewind;
 mod server;
 mod session;
 mod slots;
@@ -327,6 +328,23 @@ impl Postgres {
     /// watched from the first `inspect`, `apply` or `stop` on.
     pub fn exits(&self) -> watch::Receiver<Option<ServerExit>> {
         self.inner.exits.subscribe()
+    }
+
+    /// Makes the database here, whatever became of it, what a base backup of this primary would be,
+    /// by copying only what differs. It must have been stopped. What was written here and not there is
+    /// lost from it: keep a copy first. Tells bytes done and to do.
+    ///
+    /// # Errors
+    /// When that is not possible: the source is no primary or another database, or no longer has the
+    /// WAL since the two parted. When it fails halfway, there is no database afterwards.
+    pub async fn rewind(
+        &self,
+        source: &SeedSource,
+        mut progress: impl FnMut(u64, u64) + Send,
+    ) -> Result<(), PgError> {
+        let inner = &self.inner;
+        let work = Box::pin(inner.rewind(source, &mut progress));
+        inner.guarded("rewind it to the present primary's", inner.epoch(), work).await
     }
 
     /// What a storage backend needs to fill this dataset from these.
