@@ -71,8 +71,9 @@ impl Exec {
         Ok(Reader { stdout, drained: false, end: End::of(child, self) })
     }
 
-    /// Starts it and takes what is to be its standard input. `shutdown` closes it and waits for the
-    /// command's end; a failure comes as an error whose source is an [`ExecError`].
+    /// Starts it and takes what is to be its standard input. A command that takes no more shows as a
+    /// broken pipe; `shutdown` closes its input, waits for its end, and says by an error whose source
+    /// is an [`ExecError`] what was wrong.
     ///
     /// # Errors
     /// When it cannot be started.
@@ -158,14 +159,7 @@ impl AsyncWrite for Writer {
         let Some(stdin) = &mut self.stdin else {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         };
-        match ready!(Pin::new(stdin).poll_write(cx, bytes)) {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
-                // It takes no more: how it ended says why.
-                ready!(self.end.poll(cx))?;
-                Poll::Ready(Err(error))
-            }
-            other => Poll::Ready(other),
-        }
+        Pin::new(stdin).poll_write(cx, bytes)
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -226,6 +220,8 @@ mod tests {
                 break error;
             }
         };
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+        let error = writer.shutdown().await.expect_err("exit 1");
         assert!(told(&error).contains("refused"), "{}", told(&error));
 
         let mut writer = shell("cat >/dev/null; exit 4").writer().expect("started");

@@ -9,9 +9,16 @@ use crate::{
         snapshots::{Tail, broken},
     },
 };
-use std::collections::BTreeSet;
-use tokio::io::AsyncWriteExt;
+use std::{collections::BTreeSet, time::Duration};
+use tokio::{
+    io::AsyncWriteExt,
+    time::{sleep, timeout},
+};
 
+/// How long the remains of a killed receive may take to go.
+const GONE_LIMIT: Duration = Duration::from_secs(10);
+/// How often they are looked for.
+const POLL: Duration = Duration::from_millis(50);
 /// What says in ZFS's answers that a stream can go on.
 const TOKEN: &str = "receive_resume_token";
 
@@ -182,11 +189,27 @@ impl Zfs {
     }
 
     pub(super) async fn abandon_receiving(&self, into: &DatasetName) -> Result<(), StorageCause> {
-        // Without the means to resume, ZFS itself leaves nothing of what broke off.
         if self.token(into).await?.is_some() {
-            run(zfs().args(["receive", "-A"]).arg(self.full(into))).await?;
+            return run(zfs().args(["receive", "-A"]).arg(self.full(into))).await.map(drop);
         }
-        Ok(())
+        // Otherwise ZFS itself leaves nothing of what broke off. But the daemon of `zfs-fuse` reads on
+        // when its command was killed, until it finds the end of the input; only then it is gone.
+        let gone = async {
+            while self.is_arriving(into).await? {
+                sleep(POLL).await;
+            }
+            Ok(())
+        };
+        // What is there for longer was not left by a receive: it is not ours to remove.
+        timeout(GONE_LIMIT, gone).await.unwrap_or(Ok(()))
+    }
+
+    async fn is_arriving(&self, into: &DatasetName) -> Result<bool, StorageCause> {
+        match self.list(into).await {
+            Ok(snapshots) => Ok(snapshots.is_empty()),
+            Err(StorageCause::NoDataset(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 }
 
