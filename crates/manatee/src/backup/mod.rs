@@ -13,6 +13,8 @@ mod auth;
 mod fetch;
 mod jobs;
 mod legacy;
+mod outlet;
+mod receive;
 mod segment;
 mod service;
 mod tls;
@@ -22,6 +24,8 @@ pub use auth::Secret;
 pub use fetch::{FetchError, Progress, Remote};
 pub use jobs::{Jobs, Limits, Outgoing, Outlet, Refusal};
 pub use legacy::LegacyOutlet;
+pub use outlet::{StorageOutlet, release_leftovers};
+pub use receive::{ReceiveError, Received, Reception};
 pub use service::{Service, Serving, serve};
 pub use tls::{TlsError, TlsFiles};
 pub use wire::{
