@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sees to it that this machine has what is named:
 #
-#   tools/need.sh [build] [lint] [postgresql] [network]
+#   tools/need.sh [build] [lint] [postgresql] [network] [zookeeper]
 #
 # What Debian packages hold is installed where we may (root, or sudo without a password); Rust is
 # never installed, because Debian's is too old and where to put it is not ours to choose. Says what
@@ -47,6 +47,12 @@ need_postgresql() {
         at_least "$version" "$oldest_postgresql" && return
     done
     packages+=(postgresql)
+}
+
+# Its jar and a Java to run it; its own scripts, which would run it as a service, are not used.
+need_zookeeper() {
+    [[ -e /usr/share/java/zookeeper.jar ]] || packages+=(zookeeper)
+    command -v java >/dev/null || packages+=(default-jre-headless)
 }
 
 # What the tests cut wires with.
@@ -97,9 +103,9 @@ install() {
 
 for what in "$@"; do
     case $what in
-        build | lint | network | postgresql) "need_$what" ;;
+        build | lint | network | postgresql | zookeeper) "need_$what" ;;
         *)
-            echo "tools/need.sh: $what: give any of build, lint, network, postgresql" >&2
+            echo "tools/need.sh: $what: give any of build, lint, network, postgresql, zookeeper" >&2
             exit 2
             ;;
     esac

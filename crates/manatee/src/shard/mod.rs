@@ -17,6 +17,7 @@ mod processes;
 mod view;
 mod writer;
 
+pub use adapters::testing::Host;
 pub use gaps::Gap;
 pub use ledger::{Ledger, LedgerReport};
 pub use peer::Peer;
@@ -28,8 +29,6 @@ use adapters::clock;
 use anyhow::{Context, Result, bail};
 use cluster::{Millis, Monotonic};
 use std::{
-    ffi::OsString,
-    net::IpAddr,
     path::{Path, PathBuf},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
@@ -83,15 +82,6 @@ impl ShardOptions {
             interrupt: Arc::default(),
         }
     }
-}
-
-/// Where a peer lives, and how a program is started there.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Host {
-    /// Its address: one that nobody else of this shard has.
-    pub ip: IpAddr,
-    /// The command that the program and its arguments are appended to. It becomes the program.
-    pub enter: Vec<OsString>,
 }
 
 /// A wait ended because [`ShardOptions::interrupt`] was set.

@@ -20,8 +20,11 @@ use toml::Spanned;
 pub struct Config {
     /// The name of the shard.
     pub shard: String,
-    /// Where the peers of the shard meet: `sqlite:/path`.
+    /// Where the peers of the shard meet: `zk://host:port,host:port` or `sqlite:/path`.
     pub coordination: String,
+    /// Who we are to a ZooKeeper ensemble.
+    #[serde(default)]
+    pub zookeeper: ZooKeeperConfig,
     /// The directory that holds the database (in `data/`) and what belongs to it.
     pub dataset: PathBuf,
     /// The address that other peers reach this one at; part of its name.
@@ -392,6 +395,9 @@ impl Config {
             .collect()
     }
 }
+
+mod zookeeper;
+pub use zookeeper::ZooKeeperConfig;
 
 #[cfg(test)]
 mod tests;

@@ -4,9 +4,11 @@
 
 mod apart;
 mod deaths;
+mod ensemble;
 mod network;
 mod outages;
 mod still;
 mod world;
+mod zookeeper;
 
 use world::{LIMIT, World};
