@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 use axum::serve::Listener;
 use rustls::{
     RootCertStore, ServerConfig,
-    crypto::{CryptoProvider, ring},
+    crypto::{CryptoProvider, aws_lc_rs},
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
     server::WebPkiClientVerifier,
 };
@@ -78,7 +78,7 @@ fn certificates(path: &std::path::Path) -> Result<Vec<CertificateDer<'static>>, 
 
 /// What does the cryptography.
 pub(super) fn provider() -> Arc<CryptoProvider> {
-    Arc::new(ring::default_provider())
+    Arc::new(aws_lc_rs::default_provider())
 }
 
 fn server_config(files: &TlsFiles) -> Result<ServerConfig> {
