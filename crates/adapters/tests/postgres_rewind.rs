@@ -46,6 +46,8 @@ async fn follows(old: &Peer, new: &Peer) {
 async fn a_diverged_primary_becomes_a_standby_again() {
     let (old, new) = parted().await;
     old.postgres.stop(StopMode::Fast).await.expect("a stop");
+    let is_ancestor = old.postgres.follow_if_ancestor(&new.source()).await;
+    assert!(!is_ancestor.expect("a comparison"), "it wrote what the other has not");
     let mut told = Vec::new();
     let rewound = old.postgres.rewind(&new.source(), |done, total| told.push((done, total))).await;
     rewound.expect("a rewind");
@@ -59,6 +61,7 @@ async fn a_diverged_primary_becomes_a_standby_again() {
 async fn one_that_crashed_becomes_a_standby_again() {
     let (old, new) = parted().await;
     old.postgres.stop(StopMode::Immediate).await.expect("a stop");
+    old.postgres.follow_if_ancestor(&new.source()).await.expect_err("where it ends is not known");
     old.postgres.rewind(&new.source(), |_, _| {}).await.expect("a rewind");
     follows(&old, &new).await;
 }
@@ -74,7 +77,8 @@ async fn one_that_did_not_diverge_only_follows() {
     old.postgres.stop(StopMode::Fast).await.expect("a stop");
     new.apply(&promoted(&[])).await;
     new.session().await.batch_execute("insert into t values (2001)").await.expect("a row");
-    old.postgres.rewind(&new.source(), |_, _| {}).await.expect("nothing to be done");
+    let is_ancestor = old.postgres.follow_if_ancestor(&new.source()).await;
+    assert!(is_ancestor.expect("a comparison"), "all that it has, the other has");
     follows(&old, &new).await;
 }
 

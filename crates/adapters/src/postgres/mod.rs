@@ -330,6 +330,18 @@ impl Postgres {
         self.inner.exits.subscribe()
     }
 
+    /// Makes the database here a standby's of this primary if its whole history is a part of that
+    /// primary's, so that nothing has to be copied; whether it was. It must have been stopped in an
+    /// orderly way.
+    ///
+    /// # Errors
+    /// When that cannot be found out; nothing is changed then.
+    pub async fn follow_if_ancestor(&self, source: &SeedSource) -> Result<bool, PgError> {
+        let inner = &self.inner;
+        let work = Box::pin(inner.follow_if_ancestor(source));
+        inner.guarded("compare it with the present primary's", inner.epoch(), work).await
+    }
+
     /// Makes the database here, whatever became of it, what a base backup of this primary would be,
     /// by copying only what differs. It must have been stopped. What was written here and not there is
     /// lost from it: keep a copy first. Tells bytes done and to do.

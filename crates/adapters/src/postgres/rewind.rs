@@ -15,7 +15,7 @@ use super::{
     process,
     session::within,
 };
-use crate::storage::SeedSource;
+use crate::{exec::Exec, storage::SeedSource};
 use cluster::Millis;
 use std::{fs, path::Path};
 use tokio_postgres::{Client, Config, NoTls};
@@ -27,6 +27,9 @@ const REWINDING: &str = "data.rewinding-";
 /// once (see `checkpoint_soon`), so that this is the time to write out what is in memory.
 const CHECKPOINT: Millis = Millis(120_000);
 
+/// What `pg_rewind` says when the target's history is a part of the source's.
+const NOTHING_TO_DO: &str = "no rewind required";
+
 /// What `pg_rewind` calls on the source.
 const FUNCTIONS: [&str; 4] = [
     "pg_ls_dir(text, boolean, boolean)",
@@ -36,6 +39,21 @@ const FUNCTIONS: [&str; 4] = [
 ];
 
 impl Inner {
+    /// See [`super::Postgres::follow_if_ancestor`].
+    pub async fn follow_if_ancestor(&self, source: &SeedSource) -> Result<bool, PgCause> {
+        let ours = self.at_rest()?;
+        self.wait_for_checkpoint(source, ours).await?;
+        // Of a database that was not shut down in an orderly way it says nothing: that is an error.
+        let command = self.pg_rewind(source, &self.data).arg("--dry-run");
+        let output = command.limit(CHECKPOINT).run().await?;
+        let said = [output.stdout, output.stderr].concat();
+        let is_ancestor = String::from_utf8_lossy(&said).contains(NOTHING_TO_DO);
+        if is_ancestor {
+            self.make_standby(&self.data, ours)?;
+        }
+        Ok(is_ancestor)
+    }
+
     /// See [`super::Postgres::rewind`].
     pub async fn rewind(
         &self,
@@ -43,60 +61,64 @@ impl Inner {
         progress: &mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<(), PgCause> {
         self.remove_half_rewound().await?;
-        if files::read(&self.data.join("PG_VERSION"))?.is_none() {
-            return Err(PgCause::NoDatabase);
-        }
-        if let Some(&pid) =
-            process::of_server(&self.data).map_err(PgCause::file(&self.data))?.first()
-        {
-            return Err(PgCause::StillRunning { pid });
-        }
-        let ours = files::system_identifier(&self.data)?;
+        let ours = self.at_rest()?;
         self.wait_for_checkpoint(source, ours).await?;
         let name = format!("{REWINDING}{}", uuid::Uuid::new_v4());
         let aside = self.settings.dataset.join(name);
         fs::rename(&self.data, &aside)
             .and_then(|()| files::sync_parent(&aside))
             .map_err(PgCause::file(&aside))?;
-        self.run_pg_rewind(source, &aside, progress).await?;
-        let owner = self.user.as_ref();
+        let on_line = |line: &str| {
+            if let Some((done, total)) = copied(line) {
+                progress(done, total);
+            }
+        };
+        let command = self.pg_rewind(source, &aside).arg("--progress");
+        if let Err(error) = command.run_with(on_line).await {
+            self.remove_half_rewound().await?;
+            return Err(error.into());
+        }
         // Before it has its name back: without it a start would go on writing the old timeline.
-        files::write(&aside.join(STANDBY_SIGNAL), "", owner)?;
-        let marker = Marker { database: Served::Established, system_identifier: ours };
-        files::write_json(&self.settings.dataset.join(MARKER), &marker, owner)?;
+        self.make_standby(&aside, ours)?;
         fs::rename(&aside, &self.data)
             .and_then(|()| files::sync_parent(&self.data))
             .map_err(PgCause::file(&self.data))
     }
 
-    async fn run_pg_rewind(
-        &self,
-        source: &SeedSource,
-        target: &Path,
-        progress: &mut (dyn FnMut(u64, u64) + Send),
-    ) -> Result<(), PgCause> {
+    /// The identity of the database here, whose server must not run.
+    fn at_rest(&self) -> Result<u64, PgCause> {
+        if files::read(&self.data.join("PG_VERSION"))?.is_none() {
+            return Err(PgCause::NoDatabase);
+        }
+        let running = process::of_server(&self.data).map_err(PgCause::file(&self.data))?;
+        match running.first() {
+            Some(&pid) => Err(PgCause::StillRunning { pid }),
+            None => files::system_identifier(&self.data),
+        }
+    }
+
+    fn make_standby(&self, data: &Path, system_identifier: u64) -> Result<(), PgCause> {
+        let owner = self.user.as_ref();
+        files::write(&data.join(STANDBY_SIGNAL), "", owner)?;
+        let marker = Marker { database: Served::Established, system_identifier };
+        files::write_json(&self.settings.dataset.join(MARKER), &marker, owner)
+    }
+
+    fn pg_rewind(&self, source: &SeedSource, target: &Path) -> Exec {
         let settings = &self.settings;
         let user = settings.replication_user.replace('\\', "\\\\").replace('\'', "\\'");
         let server = format!(
             "host='{}' port={} user='{user}' dbname=postgres connect_timeout=10",
             source.host, source.port
         );
-        let command = self
-            .bin
+        self.bin
             .exec("pg_rewind", self.user.as_ref())
             .env("PGPASSWORD", &settings.replication_password)
             .env("PGAPPNAME", "manatee rewind")
             .redact(settings.replication_password.as_str())
             .arg("--target-pgdata")
             .arg(target)
-            .args(["--source-server", &server, "--progress"]);
-        let on_line = |line: &str| {
-            if let Some((done, total)) = copied(line) {
-                progress(done, total);
-            }
-        };
-        command.run_with(on_line).await?;
-        Ok(())
+            .args(["--source-server", &server])
     }
 
     /// Removes what an interrupted rewind left: it can be used for nothing. What it was before was
