@@ -17,10 +17,10 @@ ARGS ?=
 # Recorded behaviour that is checked beside what lies in this repository.
 VECTORS ?= $(wildcard ../shared/conformance/*.jsonl)
 
-.PHONY: help demo test build lint fuzz
+.PHONY: help demo test build lint fuzz client coverage
 
 help: ## Say what there is to do
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: ## Run a real shard on this machine and kill its primary; ARGS=--once ends by itself
 	@tools/need.sh build postgresql
@@ -28,7 +28,7 @@ demo: ## Run a real shard on this machine and kill its primary; ARGS=--once ends
 	@"$(TARGET)/release/manatee" demo $(ARGS)
 
 test: ## Check everything: format, lints, tests, recorded behaviour
-	@tools/need.sh build lint postgresql network zookeeper
+	@tools/need.sh build lint postgresql zookeeper etcd network
 	@$(MAKE) --no-print-directory lint
 	cargo build --locked --workspace
 	cargo test --locked --workspace
@@ -42,6 +42,20 @@ fuzz: ## Let faults befall many modelled shards; SEEDS=100000 for more
 	@tools/need.sh build
 	cargo build --locked --release --package manatee
 	"$(TARGET)/release/manatee" sim fuzz --seeds $(SEEDS)
+
+# A checkout of the original's client library (node-manatee), with `npm install` done in it. No package
+# registry has it.
+NODE_CLIENT ?=
+
+client: ## Let the original's client read a shard of ours: make client NODE_CLIENT=DIRECTORY
+	@[[ -n "$(NODE_CLIENT)" ]] || { echo 'make client: give NODE_CLIENT=DIRECTORY, a checkout of node-manatee with `npm install` done' >&2; exit 2; }
+	@command -v node >/dev/null || { echo 'make client: there is no node in PATH' >&2; exit 2; }
+	@tools/need.sh build postgresql zookeeper
+	MANATEE_NODE_CLIENT="$(abspath $(NODE_CLIENT))" cargo test --locked --package manatee --test shard the_original_client -- --nocapture
+
+coverage: ## Say how much of the rules the tests of cluster and sim run; fails below 95 % of the lines
+	@tools/need.sh build coverage
+	@tools/coverage.sh 95
 
 build: ## Build the binary, optimised
 	@tools/need.sh build

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Sees to it that this machine has what is named:
 #
-#   tools/need.sh [build] [lint] [postgresql] [network] [zookeeper]
+#   tools/need.sh [build] [lint] [coverage] [postgresql] [network] [zookeeper] [etcd]
 #
 # What Debian packages hold is installed where we may (root, or sudo without a password); Rust is
-# never installed, because Debian's is too old and where to put it is not ours to choose. Says what
-# it installs; silent when nothing is missing. Otherwise says all that is missing and how to get it,
-# and fails.
+# never installed, because Debian's is too old and where to put it is not ours to choose. What rustup
+# and cargo hold is added to the Rust that is there. Says what it installs; silent when nothing is
+# missing. Otherwise says all that is missing and how to get it, and fails.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -21,6 +21,10 @@ at_least() {
 
 need_build() {
     command -v cc >/dev/null || packages+=(gcc libc6-dev)
+    # The client of etcd is generated from etcd's own description of its protocol.
+    command -v protoc >/dev/null || packages+=(protobuf-compiler)
+    [[ -e /usr/include/google/protobuf/descriptor.proto ]] ||
+        protoc_includes || packages+=(libprotobuf-dev)
     local wanted found
     wanted=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' Cargo.toml)
     if ! command -v cargo >/dev/null; then
@@ -36,6 +40,35 @@ need_lint() {
     command -v cargo >/dev/null || return 0 # already told
     cargo fmt --version >/dev/null 2>&1 || missing+=("cargo fmt: run 'rustup component add rustfmt'")
     cargo clippy --version >/dev/null 2>&1 || missing+=("cargo clippy: run 'rustup component add clippy'")
+}
+
+# Whether protoc has its own descriptions beside it, as those that do not come from Debian have.
+protoc_includes() {
+    local protoc
+    protoc=$(command -v protoc) && [[ -e ${protoc%/bin/*}/include/google/protobuf/descriptor.proto ]]
+}
+
+need_etcd() {
+    command -v etcd >/dev/null || packages+=(etcd-server)
+}
+
+# cargo-llvm-cov, and the tools of the LLVM that rustc was built with: those of another version cannot
+# read what it writes.
+need_coverage() {
+    command -v cargo >/dev/null || return 0 # already told
+    local sysroot tools
+    sysroot=$(rustc --print sysroot)
+    tools=("$sysroot"/lib/rustlib/*/bin/llvm-profdata)
+    if [[ ! -x ${tools[0]} ]]; then
+        echo 'tools/need.sh: adding llvm-tools to the Rust toolchain' >&2
+        rustup component add llvm-tools >&2 ||
+            missing+=("llvm-tools of this Rust: run 'rustup component add llvm-tools'")
+    fi
+    if ! cargo llvm-cov --version >/dev/null 2>&1; then
+        echo 'tools/need.sh: installing cargo-llvm-cov into the directory of cargo' >&2
+        cargo install --quiet --locked --version '^0.9' cargo-llvm-cov >&2 ||
+            missing+=("cargo-llvm-cov: run 'cargo install --locked cargo-llvm-cov'")
+    fi
 }
 
 # The server's own programs, which Debian keeps out of PATH.
@@ -90,6 +123,21 @@ install_postgresql() {
     return "$status"
 }
 
+# Debian starts the services that it installs at once, unless this file forbids it. All that we want
+# of them is their programs.
+install_unstarted() {
+    local policy=/usr/sbin/policy-rc.d status=0
+    if [[ -e $policy ]]; then # somebody has decided
+        apt_install "$@"
+        return
+    fi
+    printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
+    as_root chmod 755 "$policy"
+    apt_install "$@" || status=$?
+    as_root rm "$policy"
+    return "$status"
+}
+
 install() {
     echo "tools/need.sh: installing the Debian packages ${packages[*]}"
     as_root apt-get update --quiet=2
@@ -97,15 +145,15 @@ install() {
     for package in "${packages[@]}"; do
         [[ $package == postgresql ]] || others+=("$package")
     done
-    if ((${#others[@]})); then apt_install "${others[@]}"; fi
+    if ((${#others[@]})); then install_unstarted "${others[@]}"; fi
     if [[ " ${packages[*]} " == *' postgresql '* ]]; then install_postgresql; fi
 }
 
 for what in "$@"; do
     case $what in
-        build | lint | network | postgresql | zookeeper) "need_$what" ;;
+        build | lint | coverage | network | postgresql | zookeeper | etcd) "need_$what" ;;
         *)
-            echo "tools/need.sh: $what: give any of build, lint, network, postgresql, zookeeper" >&2
+            echo "tools/need.sh: $what: give any of build, lint, coverage, network, postgresql, zookeeper, etcd" >&2
             exit 2
             ;;
     esac

@@ -24,6 +24,18 @@ macro_rules! conformance {
                 super::$name::<super::common::Sqlite>().await;
             })*
         }
+        mod etcd {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                super::$name::<super::common::etcd::EtcdOf<1>>().await;
+            })*
+        }
+        mod etcd_of_three {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                super::$name::<super::common::etcd::EtcdOf<3>>().await;
+            })*
+        }
         mod zookeeper_of_one {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {

@@ -119,8 +119,8 @@ async fn what_others_left_is_read() {
     let view = coord.read().await.expect("to read");
     assert_eq!(sequences(&view.active), [0, 1, 4]);
     let ids: Vec<_> = view.active.iter().map(|one| one.peer.id.as_str()).collect();
-    assert_eq!(ids, ["10.0.0.2:5432:12345", "10.0.0.3", "10.0.0.2:5432:12345"]);
-    assert_eq!(view.active[0].peer.backup_url, None);
+    assert_eq!(ids, ["10.0.0.2:5432:12345", "10.0.0.3:5432:12345", "10.0.0.2:5432:12345"]);
+    assert_eq!(view.active[0].peer.backup_url.as_deref(), Some("http://10.0.0.2:12345"));
     assert_eq!(view.active[1].peer.pg_url, "tcp://postgres@10.0.0.3:5432/postgres");
     let stored = view.state.expect("a state");
     assert!(ClusterState::parse(&stored.json).expect("a state").deposed.is_empty());

@@ -15,6 +15,8 @@ mod reason;
 mod state;
 mod successor;
 mod time;
+mod topology;
+pub mod v1;
 mod view;
 
 pub use decide::{Decision, PgTarget, decide};
@@ -29,4 +31,5 @@ pub use reason::{Reason, Role};
 pub use state::{ClusterState, Freeze, FreezeInfo, Generation, Promote, PromoteRole, StateError};
 pub use successor::{IllegalSuccessor, check_successor};
 pub use time::{Millis, Monotonic};
+pub use topology::{Resolver, Seen, Topology, TopologySource};
 pub use view::{Applied, Database, DeposedPolicy, View};

@@ -3,7 +3,7 @@
 //!
 //! Contract: this task alone turns what it saw into [`CoordEvent`]s and keeps their promises. It
 //! never polls for a deadline: it sleeps until the next one, or until the source reports a change.
-//! A slow [`SAFETY_LOOK`] covers a report that never came (its sender died just after its commit).
+//! A slow look covers a report that never came (its sender died just after its commit).
 //!
 //! A member is told that somebody is gone only together with the proof that it is not gone itself. A
 //! store that takes no heartbeats lets every session run out, one a moment before the other: whoever
@@ -16,9 +16,13 @@ use async_trait::async_trait;
 use cluster::{Millis, Monotonic};
 use std::time::Duration;
 
-/// How long a lost report of a change stays unnoticed at most. Once a second is far below what
+/// How long a lost report of a change stays unnoticed at most, unless the source knows better. Once a second is far below what
 /// anybody waits for by hand and costs about a ten-thousandth of a processor.
 const SAFETY_LOOK: Millis = Millis(1000);
+
+/// The runtime's timers stand still while the machine is suspended, deadlines do not: look at the
+/// clock at least this often.
+const LONGEST_SLEEP: Millis = Millis(1000);
 
 /// How soon a failed look is tried again; a failed heartbeat sooner when its session is short.
 const RETRY: Millis = Millis(200);
@@ -85,6 +89,11 @@ pub(super) trait Source: Send {
 
     /// Returns when something may have changed; may never return. Cancel-safe.
     async fn changed(&mut self);
+
+    /// How long a lost report of a change stays unnoticed at most.
+    fn safety_look(&self) -> Millis {
+        SAFETY_LOOK
+    }
 }
 
 /// Our own session.
@@ -140,6 +149,7 @@ struct Follower<S> {
 
 impl<S: Source> Follower<S> {
     async fn run(mut self) {
+        let mut changed = false;
         loop {
             let now = clock::now();
             let ended = match self.member {
@@ -149,18 +159,20 @@ impl<S: Source> Follower<S> {
                     true
                 }
                 Some(member) if now >= self.next_beat => self.beat(member, now).await,
-                _ => self.look(now).await,
+                _ if changed || now >= self.next_wake() => self.look(now).await,
+                _ => false,
             };
             if ended {
                 return;
             }
             let pause = self.next_wake() - clock::now();
-            tokio::select! {
+            // A timer that fires a little early must not turn this into a busy loop.
+            let pause = Duration::from_millis(pause.0.clamp(1, LONGEST_SLEEP.0));
+            changed = tokio::select! {
                 () = self.outbox.closed() => return,
-                () = self.source.changed() => {}
-                // A timer that fires a little early must not turn this into a busy loop.
-                () = tokio::time::sleep(Duration::from_millis(pause.0.max(1))) => {}
-            }
+                () = self.source.changed() => true,
+                () = tokio::time::sleep(pause) => false,
+            };
         }
     }
 
@@ -219,7 +231,7 @@ impl<S: Source> Follower<S> {
 
     fn tell(&mut self, seen: Seen) {
         self.unreachable = None;
-        self.next_look = clock::now() + SAFETY_LOOK;
+        self.next_look = clock::now() + self.source.safety_look();
         for event in self.told.news(seen) {
             self.outbox.push(event);
         }

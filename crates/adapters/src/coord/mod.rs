@@ -2,6 +2,7 @@
 //!
 //! Every backend passes the same conformance suite (`tests/coord_conformance.rs`).
 
+pub mod etcd;
 mod follow;
 mod mailbox;
 pub mod memory;
@@ -12,6 +13,7 @@ pub mod zookeeper;
 pub use url::{Options, open};
 
 use async_trait::async_trait;
+use cluster::v1::V1Event;
 use cluster::{ClusterState, PeerIdent};
 use cluster::{Generation, Millis, Monotonic};
 use jiff::Timestamp;
@@ -158,4 +160,10 @@ pub trait Coordination: Send + Sync {
 
     /// Every write so far, oldest first.
     async fn history(&self) -> Result<Vec<HistoryEntry>, CoordError>;
+
+    /// What the first version of the original left in the history, oldest first. Only in ZooKeeper is
+    /// there any.
+    async fn first_version_history(&self) -> Result<Vec<V1Event>, CoordError> {
+        Ok(Vec::new())
+    }
 }

@@ -1,5 +1,6 @@
 //! From the address in a configuration to a backend.
 
+use super::etcd::{EtcdCoord, address as etcd};
 use super::zookeeper::{Address, AddressError as ZkAddressError, ZkAccess, ZkCoord};
 use super::{CoordError, Coordination, sqlite::SqliteCoord};
 use cluster::Millis;
@@ -34,14 +35,11 @@ enum AddressError {
     NotAbsolute(String),
     #[error(transparent)]
     ZooKeeper(#[from] ZkAddressError),
-    #[error(
-        "this version has no {0} backend yet: it supports zk://host:port,host:port and \
-         sqlite:/path/of/the/file"
-    )]
-    NotYet(&'static str),
+    #[error(transparent)]
+    Etcd(#[from] etcd::AddressError),
     #[error(
         "it is no address of a coordination service: write zk://host:port,host:port or \
-         sqlite:/path/of/the/file"
+         etcd://host:port,host:port or sqlite:/path/of/the/file"
     )]
     Unknown,
 }
@@ -51,10 +49,11 @@ enum AddressError {
 enum Place {
     File(PathBuf),
     Ensemble(Address),
+    Etcd(etcd::Address),
 }
 
 /// The coordination of `shard` at the service that `url` names: `sqlite:/path`, for sitters of one
-/// machine, or `zk://host:port,host:port/root`. Every call of it ends within the limit; so does this
+/// machine, `zk://host:port,host:port/root` or `etcd://host:port,host:port/root`. Every call of it ends within the limit; so does this
 /// one, which may block as long.
 ///
 /// # Errors
@@ -75,6 +74,9 @@ pub fn open(
         Place::Ensemble(address) => {
             Arc::new(ZkCoord::open(address, zookeeper, *call_timeout, session_file.clone())?)
         }
+        Place::Etcd(etcd::Address { servers, root }) => {
+            Arc::new(EtcdCoord::new(&servers, &root, shard, *call_timeout))
+        }
     })
 }
 
@@ -82,7 +84,8 @@ fn address(url: &str, shard: &str) -> Result<Place, AddressError> {
     match url.split_once(':') {
         Some(("sqlite", path)) => file(path, shard),
         Some(("zk", rest)) => Ok(Place::Ensemble(Address::parse(rest, shard)?)),
-        Some(("etcd", _)) => Err(AddressError::NotYet("etcd")),
+        Some(("etcd", rest)) if !shard.is_empty() => Ok(Place::Etcd(etcd::parse(rest)?)),
+        Some(("etcd", _)) => Err(AddressError::NoShard),
         _ => Err(AddressError::Unknown),
     }
 }
@@ -109,6 +112,7 @@ mod tests {
             Place::Ensemble(address) => {
                 format!("{} {}", address.servers.join(" "), address.shard_path)
             }
+            Place::Etcd(etcd) => format!("etcd {} {}", etcd.servers.join(" "), etcd.root),
         });
         match (&got, expected) {
             (Ok(path), Ok(expected)) => assert_eq!(path, expected, "{url}"),
@@ -132,7 +136,8 @@ mod tests {
         check("zk://10.0.0.1:2181", Ok("10.0.0.1:2181 /manatee/1.example"));
         check("zk://a:1,b:2/x", Ok("a:1 b:2 /x/1.example"));
         check("zk://", Err("names no server"));
-        check("etcd://10.0.0.1:2379", Err("no etcd backend yet"));
+        check("etcd://10.0.0.1,b:1/db", Ok("etcd 10.0.0.1:2379 b:1 /db"));
+        check("etcd:10.0.0.1:2379", Err("write etcd://host"));
         check("consul://10.0.0.1", Err("sqlite:/path/of/the/file"));
         check("/run/shard.db", Err("sqlite:/path/of/the/file"));
         check("", Err("sqlite:/path/of/the/file"));

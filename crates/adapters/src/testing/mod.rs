@@ -4,9 +4,11 @@
 //! Contract: what is started here ends when it is dropped, a panic included. All of it blocks for as
 //! long as a service takes to start, with a limit, and may be used with or without a runtime.
 
+mod etcd;
 mod proxy;
 mod zookeeper;
 
+pub use etcd::{Etcd, EtcdError};
 pub use proxy::{Proxy, Way};
 pub use zookeeper::{Ensemble, EnsembleError, EnsembleOptions, Mode};
 

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub mod etcd;
+
 use adapters::clock;
 use adapters::coord::memory::{LostPut, MemoryCoord, MemoryService};
 use adapters::coord::sqlite::SqliteCoord;
@@ -192,7 +194,7 @@ pub fn is_transaction(mut sent: &[u8]) -> bool {
 }
 
 /// Opens the way again.
-struct Heal(Arc<Vec<Proxy>>);
+pub struct Heal(Arc<Vec<Proxy>>);
 
 impl Drop for Heal {
     fn drop(&mut self) {

@@ -86,7 +86,8 @@ fn settled(
     }
 }
 
-fn unsettled(error: CoordError) -> anyhow::Error {
+/// That a write may be stored or not, for the operator.
+pub fn unsettled(error: CoordError) -> anyhow::Error {
     anyhow::Error::from(error).context(
         "it is not known whether the change was stored, it may even arrive later: look with \
          `manatee adm show`",

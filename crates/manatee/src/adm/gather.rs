@@ -51,7 +51,8 @@ pub async fn gather(shard: &Shard, ask: Ask) -> Result<ShardView> {
     })
 }
 
-async fn ask_all(target: &Target, named: Vec<(Role, PeerIdent)>) -> Result<Vec<PeerView>> {
+/// Asks the sitter of each of these, all at once.
+pub async fn ask_all(target: &Target, named: Vec<(Role, PeerIdent)>) -> Result<Vec<PeerView>> {
     let mut asked = JoinSet::new();
     for (index, (role, ident)) in named.into_iter().enumerate() {
         let shard = target.shard.clone();

@@ -1,10 +1,11 @@
-//! `adm history`: every write of the cluster state, and what it changed.
+//! `adm history`: every write of the cluster state, and what it changed; and beside them the events of
+//! the first version, in a shard that began as one.
 
 use super::table::{self, Column};
 use super::view::Stored;
 use adapters::coord::{HistoryEntry, StoredState, Version};
 use clap::ValueEnum;
-use cluster::{ClusterState, Freeze, PeerIdent};
+use cluster::{ClusterState, Freeze, PeerIdent, v1::V1Event};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -20,42 +21,79 @@ pub enum Sort {
     Time,
 }
 
-/// One write.
+/// One line of the history.
 #[derive(Debug)]
 pub struct Event {
-    entry: HistoryEntry,
-    state: Option<ClusterState>,
+    time: Timestamp,
+    sequence: u64,
+    what: What,
     /// What it changed, in words.
     summary: String,
 }
 
-/// The events of these entries in this order; each is compared with the write before it, which the
-/// order of printing does not change.
-pub fn events(mut entries: Vec<HistoryEntry>, sort: Sort) -> Vec<Event> {
-    entries.sort_by_key(|entry| entry.sequence);
-    let mut before: Option<ClusterState> = None;
-    let mut first = true;
-    let mut events = Vec::with_capacity(entries.len());
-    for entry in entries {
-        // Any version: nothing is put back.
-        let raw = StoredState { version: Version(0), json: entry.json.clone() };
-        let Stored { state, error, .. } = Stored::new(raw);
-        let summary = match (&state, &error) {
-            (None, Some(error)) => format!("cannot be read: {error}"),
-            (Some(state), None) => summary(before.as_ref(), state, first),
-            (Some(state), Some(error)) => {
-                format!("{} (illegal: {error})", summary(before.as_ref(), state, first))
-            }
-            (None, None) => "cannot be read".to_owned(),
-        };
-        first = false;
-        before.clone_from(&state);
-        events.push(Event { entry, state, summary });
+#[derive(Debug)]
+enum What {
+    Write { entry: HistoryEntry, state: Option<Box<ClusterState>> },
+    FirstVersion(V1Event),
+}
+
+/// What is known of the time before a write.
+#[derive(Debug, Clone, PartialEq)]
+enum Before {
+    Nothing,
+    FirstVersion,
+    Unreadable,
+    State(Box<ClusterState>),
+}
+
+/// All of these in this order; each write is compared with the one before it, which the order of
+/// printing does not change.
+pub fn events(entries: Vec<HistoryEntry>, first_version: Vec<V1Event>, sort: Sort) -> Vec<Event> {
+    let old = first_version.into_iter().map(|event| Event {
+        time: event.time,
+        sequence: event.sequence,
+        summary: event.summary(),
+        what: What::FirstVersion(event),
+    });
+    let writes = entries.into_iter().map(|entry| Event {
+        time: entry.time,
+        sequence: entry.sequence,
+        summary: String::new(),
+        what: What::Write { entry, state: None },
+    });
+    let mut events: Vec<Event> = old.chain(writes).collect();
+    events.sort_by_key(|event| event.sequence);
+    let mut before = Before::Nothing;
+    for event in &mut events {
+        before = event.understand(before);
     }
     if sort == Sort::Time {
-        events.sort_by_key(|event| (event.entry.time, event.entry.sequence));
+        events.sort_by_key(|event| (event.time, event.sequence));
     }
     events
+}
+
+impl Event {
+    /// Fills in what a write changed; what is known after it.
+    fn understand(&mut self, before: Before) -> Before {
+        let What::Write { entry, state } = &mut self.what else {
+            return if before == Before::Nothing { Before::FirstVersion } else { before };
+        };
+        // Any version: nothing is put back.
+        let raw = StoredState { version: Version(0), json: entry.json.clone() };
+        let Stored { state: read, error, .. } = Stored::new(raw);
+        let Some(read) = read else {
+            self.summary = match error {
+                Some(error) => format!("cannot be read: {error}"),
+                None => "cannot be read".to_owned(),
+            };
+            return Before::Unreadable;
+        };
+        let illegal = error.map(|error| format!(" (illegal: {error})")).unwrap_or_default();
+        self.summary = summary(&before, &read) + &illegal;
+        *state = Some(Box::new(read.clone()));
+        Before::State(Box::new(read))
+    }
 }
 
 /// The table.
@@ -78,9 +116,10 @@ pub fn render(events: &[Event], verbose: bool) -> String {
 }
 
 fn row(event: &Event, verbose: bool) -> Vec<String> {
-    let time = instant(event.entry.time);
-    let mut cells = match &event.state {
-        Some(state) => {
+    let time = instant(event.time);
+    let mut cells = match &event.what {
+        What::FirstVersion(event) => first_version(time, event),
+        What::Write { state: Some(state), .. } => {
             let mode = if state.is_one_node_write_mode() { "singleton" } else { "multi" };
             let freeze = if state.is_frozen() { "frz" } else { "-" };
             vec![
@@ -94,15 +133,24 @@ fn row(event: &Event, verbose: bool) -> Vec<String> {
                 names(&state.deposed),
             ]
         }
-        None => {
+        What::Write { state: None, entry } => {
             let unknown = std::iter::repeat_n("?".to_owned(), 6);
-            [time, event.entry.generation.to_string()].into_iter().chain(unknown).collect()
+            [time, entry.generation.to_string()].into_iter().chain(unknown).collect()
         }
     };
     if verbose {
         cells.push(event.summary.clone());
     }
     cells
+}
+
+/// As much of a topology as one event of the first version tells.
+fn first_version(time: String, event: &V1Event) -> Vec<String> {
+    let leads = event.action == "AssumeLeader" || event.role.eq_ignore_ascii_case("leader");
+    let sync = if leads && event.action == "NewStandby" { &event.slave } else { "" };
+    let primary = if leads { &event.ip } else { "" };
+    let cell = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
+    [&time, "-", "v1", "-", primary, sync, "-", "-"].into_iter().map(cell).collect()
 }
 
 fn names(peers: &[PeerIdent]) -> String {
@@ -115,20 +163,24 @@ pub fn instant(time: Timestamp) -> String {
     format!("{time:.3}")
 }
 
-/// One JSON object a line. The state is null, and its text beside it, where it is no JSON.
+/// One JSON object a line. The state is null, and its text beside it, where it is no JSON; and for an
+/// event of the first version, whose parts stand in `v1`.
 pub fn render_json(events: &[Event], verbose: bool) -> String {
     let line = |event: &Event| {
         let mut object = json!({
-            "time": instant(event.entry.time),
+            "time": instant(event.time),
             "state": Value::Null,
-            "zkSeq": event.entry.sequence,
+            "zkSeq": event.sequence,
         });
-        match serde_json::from_str::<Value>(&event.entry.json) {
-            Ok(state) => object["state"] = state,
-            Err(error) => {
-                object["raw"] = event.entry.json.clone().into();
-                object["error"] = error.to_string().into();
-            }
+        match &event.what {
+            What::FirstVersion(event) => object["v1"] = json!(event),
+            What::Write { entry, .. } => match serde_json::from_str::<Value>(&entry.json) {
+                Ok(state) => object["state"] = state,
+                Err(error) => {
+                    object["raw"] = entry.json.clone().into();
+                    object["error"] = error.to_string().into();
+                }
+            },
         }
         if verbose {
             object["summary"] = event.summary.clone().into();
@@ -138,19 +190,20 @@ pub fn render_json(events: &[Event], verbose: bool) -> String {
     events.iter().map(line).collect()
 }
 
-/// What `state` changed; `first` when nothing at all was written before it.
-fn summary(before: Option<&ClusterState>, state: &ClusterState, first: bool) -> String {
-    let Some(before) = before else {
-        let mode = if state.is_one_node_write_mode() {
-            "singleton (one-node-write)"
-        } else {
-            "normal (multi-peer)"
-        };
-        return if first {
-            format!("cluster setup for {mode} mode")
-        } else {
-            format!("{mode} mode; what was before it cannot be read")
-        };
+/// What `state` changed.
+fn summary(before: &Before, state: &ClusterState) -> String {
+    let mode = if state.is_one_node_write_mode() {
+        "singleton (one-node-write)"
+    } else {
+        "normal (multi-peer)"
+    };
+    let before = match before {
+        Before::Nothing => return format!("cluster setup for {mode} mode"),
+        Before::FirstVersion => {
+            return format!("brought over from the first version, for {mode} mode");
+        }
+        Before::Unreadable => return format!("{mode} mode; what was before it cannot be read"),
+        Before::State(before) => before,
     };
     let mut changes = Vec::new();
     pair(before, state, &mut changes);
@@ -158,7 +211,7 @@ fn summary(before: Option<&ClusterState>, state: &ClusterState, first: bool) -> 
     deposed(before, state, &mut changes);
     requests(before, state, &mut changes);
     if changes.is_empty() {
-        changes.push(if before == state {
+        changes.push(if **before == *state {
             "no change".to_owned()
         } else if before.generation != state.generation {
             format!("generation {} declared", state.generation)

@@ -7,7 +7,11 @@ fn check(change: impl FnOnce(&mut ClusterState), expected: &str) {
     let before = state();
     let mut after = before.clone();
     change(&mut after);
-    assert_eq!(summary(Some(&before), &after, false), expected);
+    assert_eq!(summary(&known(&before), &after), expected);
+}
+
+fn known(state: &ClusterState) -> Before {
+    Before::State(Box::new(state.clone()))
 }
 
 fn frozen(reason: &str) -> Option<Freeze> {
@@ -19,9 +23,12 @@ fn frozen(reason: &str) -> Option<Freeze> {
 #[test]
 fn setup() {
     let mut alone = state();
-    assert_eq!(summary(None, &alone, true), "cluster setup for normal (multi-peer) mode");
+    assert_eq!(summary(&Before::Nothing, &alone), "cluster setup for normal (multi-peer) mode");
     alone.one_node_write_mode = Some(true);
-    assert_eq!(summary(None, &alone, true), "cluster setup for singleton (one-node-write) mode");
+    assert_eq!(
+        summary(&Before::Nothing, &alone),
+        "cluster setup for singleton (one-node-write) mode"
+    );
 }
 
 #[test]
@@ -62,7 +69,7 @@ fn changes_of_the_asyncs() {
     let mut before = state();
     before.deposed = before.asyncs.split_off(1);
     assert_eq!(
-        summary(Some(&before), &state(), false),
+        summary(&known(&before), &state()),
         r#"async "44444444" added, "44444444" no longer deposed"#
     );
 }
@@ -87,14 +94,14 @@ fn requests_of_operators() {
     before.freeze = frozen("new switch");
     before.promote = Some(request);
     assert_eq!(
-        summary(Some(&before), &state(), false),
+        summary(&known(&before), &state()),
         "unfrozen, request to promote 10.0.0.2:5432:12345 settled"
     );
     before = state();
     before.freeze = frozen("a");
     let mut after = state();
     after.freeze = frozen("b");
-    assert_eq!(summary(Some(&before), &after, false), "reason or date of the freeze changed");
+    assert_eq!(summary(&known(&before), &after), "reason or date of the freeze changed");
 }
 
 #[test]
@@ -125,7 +132,7 @@ fn entries() -> Vec<HistoryEntry> {
 
 #[test]
 fn the_table() {
-    let table = render(&events(entries(), Sort::Sequence), true);
+    let table = render(&events(entries(), Vec::new(), Sort::Sequence), true);
     let expected = r#"
 TIME                     G# MODE  FRZ PRIMARY  SYNC     ASYNC                      DEPOSED  SUMMARY
 2026-05-04T10:00:00.000Z  3 multi -   11111111 22222222 33333333,44444444          -        cluster setup for normal (multi-peer) mode
@@ -137,15 +144,15 @@ TIME                     G# MODE  FRZ PRIMARY  SYNC     ASYNC                   
 
 #[test]
 fn sorted_by_time_the_summaries_stay_those_of_the_writes() {
-    let events = events(entries(), Sort::Time);
-    let got: Vec<_> = events.iter().map(|event| event.entry.sequence).collect();
+    let events = events(entries(), Vec::new(), Sort::Time);
+    let got: Vec<_> = events.iter().map(|event| event.sequence).collect();
     assert_eq!(got, [2, 1, 3]);
     assert_eq!(events[0].summary, r#"async "55555555" added"#);
 }
 
 #[test]
 fn one_json_object_a_line() {
-    let text = render_json(&events(entries(), Sort::Sequence), false);
+    let text = render_json(&events(entries(), Vec::new(), Sort::Sequence), false);
     let lines: Vec<Value> =
         text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     assert_eq!(lines.len(), 3);
@@ -154,4 +161,37 @@ fn one_json_object_a_line() {
     assert_eq!(lines[0]["state"]["sync"]["zoneId"], "22222222-zone");
     assert_eq!(lines[2]["state"], Value::Null);
     assert_eq!(lines[2]["raw"], "{");
+}
+
+/// A shard that began as one of the first version and was brought over.
+#[test]
+fn events_of_the_first_version_beside_the_writes() {
+    let old = [
+        "1417543665280-10.77.77.47:5432-AssumeLeader-Leader---0000000000",
+        "1417543693514-10.77.77.47:5432-NewStandby-leader--10.77.77.48:5432-0000000001",
+        "1417543693593-10.77.77.48:5432-NewLeader-Standby-10.77.77.47:5432--0000000002",
+    ]
+    .map(|name| V1Event::parse(name).expect("an event"));
+    let mut entries = entries();
+    entries.retain(|entry| entry.sequence == 2);
+    entries[0].sequence = 3;
+    let events = events(entries, old.to_vec(), Sort::Sequence);
+    let table = render(&events, true);
+    let expected = r#"
+TIME                     G# MODE  FRZ PRIMARY          SYNC             ASYNC                      DEPOSED  SUMMARY
+2014-12-02T18:07:45.280Z  - v1    -   10.77.77.47:5432 -                -                          -        10.77.77.47:5432 became primary
+2014-12-02T18:08:13.514Z  - v1    -   10.77.77.47:5432 10.77.77.48:5432 -                          -        10.77.77.47:5432 (leader) is followed by 10.77.77.48:5432
+2014-12-02T18:08:13.593Z  - v1    -   -                -                -                          -        10.77.77.48:5432 (Standby) follows 10.77.77.47:5432
+2026-05-04T09:59:00.500Z  3 multi -   11111111         22222222         33333333,44444444,55555555 -        brought over from the first version, for normal (multi-peer) mode
+"#;
+    assert_eq!(format!("\n{table}"), expected);
+    let json = render_json(&events, false);
+    let first: Value = serde_json::from_str(json.lines().next().expect("a line")).expect("JSON");
+    assert_eq!(
+        first,
+        json!({"time": "2014-12-02T18:07:45.280Z", "state": null, "zkSeq": 0, "v1": {
+            "ip": "10.77.77.47:5432", "action": "AssumeLeader", "role": "Leader",
+            "master": "", "slave": "",
+        }})
+    );
 }

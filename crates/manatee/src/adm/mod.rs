@@ -4,7 +4,9 @@
 //! [`view::ShardView`] that was gathered. Tables and errors are for people, `--json` for programs;
 //! the exit status is for both: 0 done, 1 failed (or, for `verify`, there are problems), 2 misuse.
 
+mod backfill;
 mod change;
+mod command;
 #[cfg(test)]
 mod fixture;
 mod gather;
@@ -13,13 +15,16 @@ mod peers;
 mod problems;
 mod reach;
 mod show;
+mod status;
 mod table;
+mod topology;
 mod view;
 
 use adapters::coord::Coordination;
 use anyhow::{Context, Result, bail};
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, ValueEnum};
 use cluster::Role;
+use command::{AdmCommand, Json, Rows};
 use gather::{Ask, gather};
 use jiff::Timestamp;
 use peers::PeerColumn;
@@ -44,170 +49,6 @@ pub struct Adm {
     command: AdmCommand,
 }
 
-#[derive(Debug, Subcommand)]
-enum AdmCommand {
-    /// Print the version of this program
-    Version {
-        #[command(flatten)]
-        json: Json,
-    },
-    /// Show the shard on one page: its state, its peers, what is wrong
-    ///
-    /// Exits with 0 also when there are problems; `verify` is for scripts.
-    Show {
-        /// Also show who the peers are, and what each sitter says of itself
-        #[arg(short, long)]
-        verbose: bool,
-        #[command(flatten)]
-        json: Json,
-        #[command(flatten)]
-        reach: Reach,
-    },
-    /// List the peers that have a place in the shard
-    Peers {
-        #[command(flatten)]
-        rows: Rows,
-        #[command(flatten)]
-        reach: Reach,
-    },
-    /// List the peers with the state of their PostgreSQL and of its replication
-    ///
-    /// REPL, SENT, WRITE, FLUSH and REPLAY tell of the peer in the next row, as this one sees it;
-    /// LAG tells of the peer itself. What is wrong follows after an empty line, unless -H, -o or
-    /// -r asks for a plain table.
-    PgStatus {
-        #[command(flatten)]
-        rows: Rows,
-        /// Show whole names in place of abbreviations
-        #[arg(short, long)]
-        wide: bool,
-        /// Again every so many seconds, with or without a fraction
-        #[arg(value_parser = period)]
-        period: Option<Duration>,
-        /// That many times
-        #[arg(value_parser = clap::value_parser!(u64).range(1..))]
-        count: Option<u64>,
-        #[command(flatten)]
-        reach: Reach,
-    },
-    /// List every write of the cluster state
-    ///
-    /// --shard has no short form here: -s is --sort.
-    #[command(mut_arg("shard", |shard| shard.short(None)))]
-    History {
-        /// Also say what each write changed
-        #[arg(short, long)]
-        verbose: bool,
-        /// One JSON object a line: {time, state, zkSeq}, with -v also summary
-        #[arg(short, long)]
-        json: bool,
-        /// By what they are sorted
-        #[arg(short, long, value_enum, default_value_t)]
-        sort: history::Sort,
-        #[command(flatten)]
-        reach: Reach,
-    },
-    /// Say what is wrong, one problem a line; exit with 0 only if nothing is
-    ///
-    /// A line begins with `error:` when the shard does not serve or nobody can tell, and with
-    /// `warning:` when it serves and needs attention. A freeze is no problem.
-    Verify {
-        /// Also say so when nothing is wrong, and whether the shard is frozen
-        #[arg(short, long)]
-        verbose: bool,
-        #[command(flatten)]
-        json: Json,
-        #[command(flatten)]
-        reach: Reach,
-    },
-    /// Freeze the shard: no takeover and no new sync, whatever fails, until `unfreeze`
-    Freeze {
-        /// Why, for whoever comes next
-        #[arg(short, long, value_parser = clap::builder::NonEmptyStringValueParser::new())]
-        reason: String,
-        #[command(flatten)]
-        json: Json,
-        #[command(flatten)]
-        reach: Reach,
-    },
-    /// Let the shard react to failures again
-    Unfreeze {
-        #[command(flatten)]
-        json: Json,
-        #[command(flatten)]
-        reach: Reach,
-    },
-    /// Print the cluster state exactly as it is stored
-    ///
-    /// It is stored as JSON, whether that is asked for or not.
-    #[command(visible_alias = "state")]
-    ZkState {
-        #[command(flatten)]
-        json: Json,
-        #[command(flatten)]
-        reach: Reach,
-    },
-    /// Print the registrations of peers with a live session, in order, as JSON
-    #[command(visible_alias = "active")]
-    ZkActive {
-        #[command(flatten)]
-        json: Json,
-        #[command(flatten)]
-        reach: Reach,
-    },
-}
-
-#[derive(Debug, Clone, Copy, Args)]
-struct Json {
-    /// Print JSON, for programs
-    #[arg(short, long)]
-    json: bool,
-}
-
-/// Which rows and columns of a table of peers.
-#[derive(Debug, Args)]
-struct Rows {
-    /// Leave the header out
-    #[arg(short = 'H', long = "omitHeader", visible_alias = "omit-header")]
-    omit_header: bool,
-    /// Only these columns, in this order
-    #[arg(short = 'o', long, value_enum, value_delimiter = ',', value_name = "COLUMN,…")]
-    columns: Vec<PeerColumn>,
-    /// Only peers of this role
-    #[arg(short, long, value_enum)]
-    role: Option<PeerRole>,
-    /// Print JSON, for programs
-    #[arg(short, long, conflicts_with_all = ["omit_header", "columns"])]
-    json: bool,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum PeerRole {
-    Primary,
-    Sync,
-    Async,
-    Deposed,
-}
-
-impl From<PeerRole> for Role {
-    fn from(role: PeerRole) -> Role {
-        match role {
-            PeerRole::Primary => Role::Primary,
-            PeerRole::Sync => Role::Sync,
-            PeerRole::Async => Role::Async,
-            PeerRole::Deposed => Role::Deposed,
-        }
-    }
-}
-
-fn period(text: &str) -> Result<Duration, String> {
-    text.parse::<f64>()
-        .ok()
-        .filter(|seconds| (0.1..=86_400.0).contains(seconds))
-        .map(Duration::from_secs_f64)
-        .ok_or_else(|| "give seconds, from 0.1 to 86400".to_owned())
-}
-
 /// A shard whose coordination is open.
 pub(crate) struct Shard {
     coord: Arc<dyn Coordination>,
@@ -219,8 +60,9 @@ pub fn run(adm: Adm) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("cannot start the asynchronous runtime")?;
     let Adm { reach, command } = adm;
+    let target = |inner: Reach| inner.or(reach.clone()).target(|name| std::env::var(name).ok());
     let open = |inner: Reach| {
-        let target = inner.or(reach).target(|name| std::env::var(name).ok())?;
+        let target = target(inner)?;
         let coord = target.open()?;
         anyhow::Ok(Shard { coord, target })
     };
@@ -238,13 +80,28 @@ pub fn run(adm: Adm) -> Result<ExitCode> {
                 pg_status(&open(reach)?, &rows, wide, period.map(|period| (period, count))).await
             }
             AdmCommand::History { verbose, json, sort, reach } => {
-                let entries = open(reach)?.coord.history().await?;
-                let events = history::events(entries, sort);
+                let Shard { coord, .. } = open(reach)?;
+                let old = coord.first_version_history().await?;
+                let events = history::events(coord.history().await?, old, sort);
                 let text = if json { history::render_json } else { history::render };
                 print(&text(&events, verbose))
             }
             AdmCommand::Verify { verbose, json, reach } => {
                 return verify(&open(reach)?, verbose, json.json).await;
+            }
+            AdmCommand::Topology { watch: false, json, reach } => {
+                topology::print_once(&open(reach)?, json.json).await
+            }
+            AdmCommand::Topology { watch: true, json, reach } => {
+                topology::print_changes(&open(reach)?, json.json).await
+            }
+            AdmCommand::Status { legacy, reach } => {
+                let status = status::status(&open(reach)?, legacy).await?;
+                print(&(serde_json::to_string_pretty(&status)? + "\n"))
+            }
+            AdmCommand::StateBackfill { yes, reach } => state_backfill(&open(reach)?, yes).await,
+            AdmCommand::CheckLock { path, reach } => {
+                return check_lock(&target(reach)?, &path).await;
             }
             AdmCommand::Freeze { reason, json, reach } => {
                 let done = change::freeze(&open(reach)?, &reason, Timestamp::now()).await?;
@@ -386,6 +243,21 @@ async fn verify(shard: &Shard, verbose: bool, json: bool) -> Result<ExitCode> {
         print(&text)?;
     }
     Ok(if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn check_lock(target: &Target, path: &str) -> Result<ExitCode> {
+    let there = target.node_exists(path).await?;
+    print(&format!("{path} {}\n", if there { "exists" } else { "does not exist" }))?;
+    Ok(if there { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+async fn state_backfill(shard: &Shard, yes: bool) -> Result<()> {
+    let state = backfill::propose(shard, Timestamp::now()).await?;
+    if !yes {
+        backfill::confirm(&state, &mut io::stdin().lock(), &mut io::stderr().lock())?;
+    }
+    backfill::write(shard, &state).await?;
+    print(&format!("{}\n", serde_json::to_string_pretty(&state)?))
 }
 
 async fn zk_state(shard: &Shard) -> Result<()> {

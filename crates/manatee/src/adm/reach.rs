@@ -1,6 +1,7 @@
 //! Which shard, and where: from options, the environment or a sitter's file.
 
 use crate::sitter::config::ZooKeeperConfig;
+use adapters::coord::zookeeper::{Address, ZkAccess, ZkCoord};
 use adapters::coord::{self, Coordination};
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -145,12 +146,31 @@ impl Target {
             }
         }
         let mut options = coord::Options::new(CALL_TIMEOUT);
-        if let Some((config, path)) = &self.zookeeper
-            && self.url.starts_with("zk:")
-        {
-            options.zookeeper = config.access(path)?;
+        if self.url.starts_with("zk:") {
+            options.zookeeper = self.zookeeper_access()?;
         }
         Ok(coord::open(&self.url, &self.shard, &options)?)
+    }
+
+    /// Whether there is a node at this path in ZooKeeper.
+    ///
+    /// # Errors
+    /// When the coordination is none, or cannot be asked.
+    pub async fn node_exists(&self, path: &str) -> Result<bool> {
+        let Some(rest) = self.url.strip_prefix("zk:") else {
+            bail!("{path} would be a node in ZooKeeper; coordination {} is none", self.url);
+        };
+        let address = Address::parse(rest, &self.shard)
+            .with_context(|| format!("coordination {}", self.url))?;
+        let coord = ZkCoord::open(address, &self.zookeeper_access()?, CALL_TIMEOUT, None)?;
+        Ok(coord.exists(path).await?)
+    }
+
+    fn zookeeper_access(&self) -> Result<ZkAccess> {
+        match &self.zookeeper {
+            Some((config, path)) => config.access(path),
+            None => Ok(ZkAccess::default()),
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 //! `manatee adm` as an operator runs it.
 
+mod first_version;
 mod shard;
+mod topology;
 
 use cluster::PeerIdent;
 use serde_json::Value;

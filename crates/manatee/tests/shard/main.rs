@@ -5,7 +5,9 @@
 mod apart;
 mod deaths;
 mod ensemble;
+mod etcd;
 mod network;
+mod original_client;
 mod outages;
 mod still;
 mod world;

@@ -1,9 +1,10 @@
 //! What is asked of the ensemble, in any session.
 
 use super::failure::Failure;
-use super::layout::{self, Layout, Unreadable};
+use super::layout::{self, Layout};
 use crate::coord::{HistoryEntry, Registration, StoredState, Version};
 use cluster::Generation;
+use cluster::v1::V1Error;
 use jiff::Timestamp;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -37,7 +38,7 @@ impl Unreadables {
         known.retain(|name| children.iter().any(|child| child.name == *name));
     }
 
-    fn report(&self, target: &str, name: &str, error: &Unreadable) {
+    fn report(&self, target: &str, name: &str, error: &V1Error) {
         if self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned()) {
             let error = crate::coord::follow::describe(error);
             tracing::warn!(target, name, error, "passing over a peer that cannot be read");

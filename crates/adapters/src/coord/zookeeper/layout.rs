@@ -8,11 +8,8 @@
 //! ages and less in their data. What cannot be read at all is for the caller to report.
 
 use crate::coord::Registration;
-use cluster::{Generation, PeerId, PeerIdent};
-use serde_json::{Map, Value};
-
-/// The ports of a peer whose name has none.
-const PG_PORT: u16 = 5432;
+use cluster::v1::{RegistrationName, V1Error};
+use cluster::{Generation, PeerIdent};
 
 /// The paths of one shard.
 #[derive(Debug, Clone)]
@@ -57,55 +54,11 @@ pub(super) fn registration_data(peer: &PeerIdent) -> serde_json::Result<Vec<u8>>
     serde_json::to_vec(&value)
 }
 
-/// Why a child of `election` is passed over.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Unreadable {
-    #[error("its name does not end in a dash and ten digits")]
-    Name,
-    #[error("its data is no JSON object of a peer")]
-    Data(#[source] serde_json::Error),
-}
-
 /// A child of `election` as a registration. The name says who it is; what its data lacks is derived
-/// from that.
-pub(super) fn registration(name: &str, data: &[u8]) -> Result<Registration, Unreadable> {
-    let (id, sequence) = numbered(name).ok_or(Unreadable::Name)?;
-    // Peers of the first version may have registered with nothing.
-    let mut object: Map<String, Value> = match data {
-        [] => Map::new(),
-        data => serde_json::from_slice(data).map_err(Unreadable::Data)?,
-    };
-    let (ip, pg_port) = address(id);
-    let host = if ip.contains(':') { format!("[{ip}]") } else { ip.clone() };
-    object.insert("id".to_owned(), id.into());
-    let mut default = |field: &str, value: String| {
-        let entry = object.entry(field).or_insert(Value::Null);
-        if entry.is_null() {
-            *entry = value.into();
-        }
-    };
-    default("zoneId", id.to_owned());
-    default("ip", ip);
-    default("pgUrl", format!("tcp://postgres@{host}:{pg_port}/postgres"));
-    if object.get("backupUrl").is_some_and(Value::is_null) {
-        object.remove("backupUrl");
-    }
-    let peer: PeerIdent =
-        serde_json::from_value(Value::Object(object)).map_err(Unreadable::Data)?;
-    debug_assert_eq!(peer.id, PeerId::new(id));
-    Ok(Registration { sequence, peer })
-}
-
-/// Address and PostgreSQL's port in a name: `ip`, `ip:pgPort:backupPort` or
-/// `ip:pgPort:backupPort:heartbeatPort`, where an IPv6 address has colons of its own.
-fn address(id: &str) -> (String, u16) {
-    let parts: Vec<&str> = id.split(':').collect();
-    // An IPv4 address or a host's name has no colons, so that the number of parts tells the age.
-    let is_ipv6 = id.contains("::") || parts.len() > 4;
-    let ports = if is_ipv6 { 2 } else { parts.len() - 1 };
-    let (host, ports) = parts.split_at(parts.len().saturating_sub(ports).max(1));
-    let port = ports.first().and_then(|port| port.parse().ok()).unwrap_or(PG_PORT);
-    (host.join(":"), port)
+/// from that, as peers of the first version lack much.
+pub(super) fn registration(name: &str, data: &[u8]) -> Result<Registration, V1Error> {
+    let name = RegistrationName::parse(name)?;
+    Ok(Registration { sequence: name.sequence, peer: name.peer(data)? })
 }
 
 #[cfg(test)]
@@ -135,48 +88,21 @@ mod tests {
         assert_eq!(read, Registration { sequence: 3, peer });
     }
 
-    fn check(name: &str, data: &str, expected: (&str, &str, &str)) {
-        let read = registration(name, data.as_bytes()).expect("a peer");
-        let peer = read.peer;
-        assert_eq!((peer.id.as_str(), peer.ip.as_str(), peer.pg_url.as_str()), expected, "{name}");
-        assert_eq!(peer.backup_url, None);
-    }
-
+    /// What is read of a name of each age is for `cluster::v1` to test.
     #[test]
-    fn registrations_of_every_age() {
-        check(
-            "10.0.0.1-0000000003",
-            "",
-            ("10.0.0.1", "10.0.0.1", "tcp://postgres@10.0.0.1:5432/postgres"),
-        );
-        check(
-            "10.0.0.1:5433:12345-0000000003",
-            r#"{"zoneId":"z","backupUrl":null}"#,
-            ("10.0.0.1:5433:12345", "10.0.0.1", "tcp://postgres@10.0.0.1:5433/postgres"),
-        );
-        check(
-            "10.0.0.1:5433:12345:12346-0000000003",
-            r#"{"zoneId":"z","ip":"10.0.0.9"}"#,
-            ("10.0.0.1:5433:12345:12346", "10.0.0.9", "tcp://postgres@10.0.0.1:5433/postgres"),
-        );
-        check(
-            "fd00::1:5433:12345-0000000003",
-            r#"{"zoneId":"z"}"#,
-            ("fd00::1:5433:12345", "fd00::1", "tcp://postgres@[fd00::1]:5433/postgres"),
-        );
-        check(
-            "10.0.0.1:5432:12345-0000000003",
-            r#"{"zoneId":"z","pgUrl":"tcp://x@h:1/p"}"#,
-            ("10.0.0.1:5432:12345", "10.0.0.1", "tcp://x@h:1/p"),
-        );
+    fn a_registration_of_the_first_version() {
+        let read = registration("10.0.0.1:5433:12346:12347-0000000003", b"{}").expect("a peer");
+        assert_eq!(read.sequence, 3);
+        assert_eq!(read.peer.id.as_str(), "10.0.0.1:5433:12346");
+        assert_eq!(read.peer.pg_url, "tcp://postgres@10.0.0.1:5433/postgres");
     }
 
     #[test]
     fn what_is_no_registration() {
-        assert!(matches!(registration("a", b"{}"), Err(Unreadable::Name)));
+        assert!(matches!(registration("a", b"{}"), Err(V1Error::Registration(_))));
         for data in ["[]", "{", "7", r#"{"zoneId":7}"#] {
             let read = registration("a-0000000001", data.as_bytes());
-            assert!(matches!(read, Err(Unreadable::Data(_))), "{data}: {read:?}");
+            assert!(matches!(read, Err(V1Error::Data(..))), "{data}: {read:?}");
         }
     }
 }

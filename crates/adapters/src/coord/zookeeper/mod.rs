@@ -29,6 +29,7 @@ use super::{
 use crate::clock;
 use async_trait::async_trait;
 use calls::Unreadables;
+use cluster::v1::V1Event;
 use cluster::{ClusterState, Millis, PeerIdent};
 use failure::Failure;
 use follow::{Member, Shard};
@@ -288,6 +289,11 @@ impl Coordination for ZkCoord {
         let layout = &self.shard.layout;
         let work = |client: Client| async move { calls::history(&client, layout).await };
         self.shard.link.ask("history", work).await
+    }
+
+    async fn first_version_history(&self) -> Result<Vec<V1Event>, CoordError> {
+        let children = self.raw_history().await?;
+        Ok(children.iter().filter_map(|child| V1Event::parse(&child.name).ok()).collect())
     }
 }
 

@@ -1,0 +1,224 @@
+//! The commands of `manatee adm` and their options, as the command line has them.
+
+use super::peers::PeerColumn;
+use super::{history, reach::Reach};
+use clap::{Args, Subcommand, ValueEnum};
+use cluster::Role;
+use std::time::Duration;
+
+/// What `manatee adm` can do.
+#[derive(Debug, Subcommand)]
+pub enum AdmCommand {
+    /// Print the version of this program
+    Version {
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Show the shard on one page: its state, its peers, what is wrong
+    ///
+    /// Exits with 0 also when there are problems; `verify` is for scripts.
+    Show {
+        /// Also show who the peers are, and what each sitter says of itself
+        #[arg(short, long)]
+        verbose: bool,
+        #[command(flatten)]
+        json: Json,
+        #[command(flatten)]
+        reach: Reach,
+    },
+    /// List the peers that have a place in the shard
+    Peers {
+        #[command(flatten)]
+        rows: Rows,
+        #[command(flatten)]
+        reach: Reach,
+    },
+    /// List the peers with the state of their PostgreSQL and of its replication
+    ///
+    /// REPL, SENT, WRITE, FLUSH and REPLAY tell of the peer in the next row, as this one sees it;
+    /// LAG tells of the peer itself. What is wrong follows after an empty line, unless -H, -o or
+    /// -r asks for a plain table.
+    PgStatus {
+        #[command(flatten)]
+        rows: Rows,
+        /// Show whole names in place of abbreviations
+        #[arg(short, long)]
+        wide: bool,
+        /// Again every so many seconds, with or without a fraction
+        #[arg(value_parser = period)]
+        period: Option<Duration>,
+        /// That many times
+        #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+        count: Option<u64>,
+        #[command(flatten)]
+        reach: Reach,
+    },
+    /// List every write of the cluster state
+    ///
+    /// --shard has no short form here: -s is --sort.
+    #[command(mut_arg("shard", |shard| shard.short(None)))]
+    History {
+        /// Also say what each write changed
+        #[arg(short, long)]
+        verbose: bool,
+        /// One JSON object a line: {time, state, zkSeq}, with -v also summary
+        #[arg(short, long)]
+        json: bool,
+        /// By what they are sorted
+        #[arg(short, long, value_enum, default_value_t)]
+        sort: history::Sort,
+        #[command(flatten)]
+        reach: Reach,
+    },
+    /// Say what is wrong, one problem a line; exit with 0 only if nothing is
+    ///
+    /// A line begins with `error:` when the shard does not serve or nobody can tell, and with
+    /// `warning:` when it serves and needs attention. A freeze is no problem.
+    Verify {
+        /// Also say so when nothing is wrong, and whether the shard is frozen
+        #[arg(short, long)]
+        verbose: bool,
+        #[command(flatten)]
+        json: Json,
+        #[command(flatten)]
+        reach: Reach,
+    },
+    /// Print where PostgreSQL is to be had: primary, sync, asyncs, a URL each
+    ///
+    /// From the cluster state where there is one; in a shard of the first version, which has none, from
+    /// the order of registrations. With -w all URLs of a topology stand on one line, and - means that
+    /// there is nobody.
+    Topology {
+        /// Then print a line for each change, as it happens, until interrupted
+        #[arg(short, long)]
+        watch: bool,
+        #[command(flatten)]
+        json: Json,
+        #[command(flatten)]
+        reach: Reach,
+    },
+    /// Print the shard by role as JSON, with the state of each PostgreSQL
+    Status {
+        /// Take the roles from the order of registrations, as in a shard of the first version
+        #[arg(short, long = "legacyOrderMode", visible_alias = "legacy-order-mode")]
+        legacy: bool,
+        #[command(flatten)]
+        reach: Reach,
+    },
+    /// Give a shard of the first version the cluster state that the second one needs
+    ///
+    /// In the order of registrations, but for the last async, which becomes the sync, and the sync,
+    /// which becomes the last async. The shard is frozen: `unfreeze` when all peers are upgraded but
+    /// the primary. Refuses when there is a state.
+    StateBackfill {
+        /// Write without asking
+        #[arg(short, long)]
+        yes: bool,
+        #[command(flatten)]
+        reach: Reach,
+    },
+    /// Exit with 1 if there is a node at this path in ZooKeeper, with 0 if there is none
+    ///
+    /// For scripts that take turns by such a node. Exits with 1 as well, and says why, when that cannot
+    /// be told.
+    CheckLock {
+        /// The whole path of the node
+        #[arg(short, long, value_parser = node_path)]
+        path: String,
+        #[command(flatten)]
+        reach: Reach,
+    },
+    /// Freeze the shard: no takeover and no new sync, whatever fails, until `unfreeze`
+    Freeze {
+        /// Why, for whoever comes next
+        #[arg(short, long, value_parser = clap::builder::NonEmptyStringValueParser::new())]
+        reason: String,
+        #[command(flatten)]
+        json: Json,
+        #[command(flatten)]
+        reach: Reach,
+    },
+    /// Let the shard react to failures again
+    Unfreeze {
+        #[command(flatten)]
+        json: Json,
+        #[command(flatten)]
+        reach: Reach,
+    },
+    /// Print the cluster state exactly as it is stored
+    ///
+    /// It is stored as JSON, whether that is asked for or not.
+    #[command(visible_alias = "state")]
+    ZkState {
+        #[command(flatten)]
+        json: Json,
+        #[command(flatten)]
+        reach: Reach,
+    },
+    /// Print the registrations of peers with a live session, in order, as JSON
+    #[command(visible_alias = "active")]
+    ZkActive {
+        #[command(flatten)]
+        json: Json,
+        #[command(flatten)]
+        reach: Reach,
+    },
+}
+
+#[derive(Debug, Clone, Copy, Args)]
+/// Whether JSON is asked for.
+pub struct Json {
+    /// Print JSON, for programs
+    #[arg(short, long)]
+    pub json: bool,
+}
+
+/// Which rows and columns of a table of peers.
+#[derive(Debug, Args)]
+pub struct Rows {
+    /// Leave the header out
+    #[arg(short = 'H', long = "omitHeader", visible_alias = "omit-header")]
+    pub omit_header: bool,
+    /// Only these columns, in this order
+    #[arg(short = 'o', long, value_enum, value_delimiter = ',', value_name = "COLUMN,…")]
+    pub columns: Vec<PeerColumn>,
+    /// Only peers of this role
+    #[arg(short, long, value_enum)]
+    pub role: Option<PeerRole>,
+    /// Print JSON, for programs
+    #[arg(short, long, conflicts_with_all = ["omit_header", "columns"])]
+    pub json: bool,
+}
+
+/// A role that peers are asked for by.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum PeerRole {
+    Primary,
+    Sync,
+    Async,
+    Deposed,
+}
+
+impl From<PeerRole> for Role {
+    fn from(role: PeerRole) -> Role {
+        match role {
+            PeerRole::Primary => Role::Primary,
+            PeerRole::Sync => Role::Sync,
+            PeerRole::Async => Role::Async,
+            PeerRole::Deposed => Role::Deposed,
+        }
+    }
+}
+
+fn period(text: &str) -> Result<Duration, String> {
+    text.parse::<f64>()
+        .ok()
+        .filter(|seconds| (0.1..=86_400.0).contains(seconds))
+        .map(Duration::from_secs_f64)
+        .ok_or_else(|| "give seconds, from 0.1 to 86400".to_owned())
+}
+
+fn node_path(text: &str) -> Result<String, String> {
+    let sound = text.starts_with('/') && text.len() > 1 && !text.ends_with('/');
+    if sound { Ok(text.to_owned()) } else { Err("give the whole path of a node: /a/b".to_owned()) }
+}
