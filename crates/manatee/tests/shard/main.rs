@@ -4,9 +4,12 @@
 
 mod apart;
 mod deaths;
+#[path = "../../../adapters/tests/filesystems/mod.rs"]
+mod filesystems;
 mod network;
 mod outages;
 mod still;
+mod volumes;
 mod world;
 
 use world::{LIMIT, World};
