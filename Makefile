@@ -17,10 +17,10 @@ ARGS ?=
 # Recorded behaviour that is checked beside what lies in this repository.
 VECTORS ?= $(wildcard ../shared/conformance/*.jsonl)
 
-.PHONY: help demo test build lint fuzz
+.PHONY: help demo test build lint fuzz coverage
 
 help: ## Say what there is to do
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: ## Run a real shard on this machine and kill its primary; ARGS=--once ends by itself
 	@tools/need.sh build postgresql
@@ -28,7 +28,7 @@ demo: ## Run a real shard on this machine and kill its primary; ARGS=--once ends
 	@"$(TARGET)/release/manatee" demo $(ARGS)
 
 test: ## Check everything: format, lints, tests, recorded behaviour
-	@tools/need.sh build lint postgresql network filesystems
+	@tools/need.sh build lint postgresql network zookeeper filesystems
 	@$(MAKE) --no-print-directory lint
 	cargo build --locked --workspace
 	cargo test --locked --workspace
@@ -42,6 +42,10 @@ fuzz: ## Let faults befall many modelled shards; SEEDS=100000 for more
 	@tools/need.sh build
 	cargo build --locked --release --package manatee
 	"$(TARGET)/release/manatee" sim fuzz --seeds $(SEEDS)
+
+coverage: ## Say how much of the rules the tests of cluster and sim run; fails below 95 % of the lines
+	@tools/need.sh build coverage
+	@tools/coverage.sh 95
 
 build: ## Build the binary, optimised
 	@tools/need.sh build

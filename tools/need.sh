@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Sees to it that this machine has what is named:
 #
-#   tools/need.sh [build] [lint] [postgresql] [network] [filesystems]
+#   tools/need.sh [build] [lint] [coverage] [postgresql] [network] [zookeeper] [filesystems]
 #
 # What Debian packages hold is installed where we may (root, or sudo without a password); Rust is
-# never installed, because Debian's is too old and where to put it is not ours to choose. Says what
-# it installs; silent when nothing is missing. Otherwise says all that is missing and how to get it,
-# and fails.
+# never installed, because Debian's is too old and where to put it is not ours to choose. What rustup
+# and cargo hold is added to the Rust that is there. Says what it installs; silent when nothing is
+# missing. Otherwise says all that is missing and how to get it, and fails.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -38,6 +38,25 @@ need_lint() {
     cargo clippy --version >/dev/null 2>&1 || missing+=("cargo clippy: run 'rustup component add clippy'")
 }
 
+# cargo-llvm-cov, and the tools of the LLVM that rustc was built with: those of another version cannot
+# read what it writes.
+need_coverage() {
+    command -v cargo >/dev/null || return 0 # already told
+    local sysroot tools
+    sysroot=$(rustc --print sysroot)
+    tools=("$sysroot"/lib/rustlib/*/bin/llvm-profdata)
+    if [[ ! -x ${tools[0]} ]]; then
+        echo 'tools/need.sh: adding llvm-tools to the Rust toolchain' >&2
+        rustup component add llvm-tools >&2 ||
+            missing+=("llvm-tools of this Rust: run 'rustup component add llvm-tools'")
+    fi
+    if ! cargo llvm-cov --version >/dev/null 2>&1; then
+        echo 'tools/need.sh: installing cargo-llvm-cov into the directory of cargo' >&2
+        cargo install --quiet --locked --version '^0.9' cargo-llvm-cov >&2 ||
+            missing+=("cargo-llvm-cov: run 'cargo install --locked cargo-llvm-cov'")
+    fi
+}
+
 # The server's own programs, which Debian keeps out of PATH.
 need_postgresql() {
     local initdb version
@@ -47,6 +66,12 @@ need_postgresql() {
         at_least "$version" "$oldest_postgresql" && return
     done
     packages+=(postgresql)
+}
+
+# Its jar and a Java to run it; its own scripts, which would run it as a service, are not used.
+need_zookeeper() {
+    [[ -e /usr/share/java/zookeeper.jar ]] || packages+=(zookeeper)
+    command -v java >/dev/null || packages+=(default-jre-headless)
 }
 
 # What the tests cut wires with.
@@ -110,9 +135,9 @@ install() {
 
 for what in "$@"; do
     case $what in
-        build | filesystems | lint | network | postgresql) "need_$what" ;;
+        build | filesystems | lint | coverage | network | postgresql | zookeeper) "need_$what" ;;
         *)
-            echo "tools/need.sh: $what: give any of build, filesystems, lint, network, postgresql" >&2
+            echo "tools/need.sh: $what: give any of build, filesystems, lint, coverage, network, postgresql, zookeeper" >&2
             exit 2
             ;;
     esac

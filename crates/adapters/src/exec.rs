@@ -301,6 +301,19 @@ impl Exec {
             .map_err(|source| self.error(ExecCause::Spawn(source)))
     }
 
+    /// Starts it as [`Exec::daemon`] does, without a runtime.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn child(self, log: &File) -> Result<std::process::Child, ExecError> {
+        let log = || log.try_clone().map(Stdio::from);
+        let streams = log().and_then(|out| Ok((out, log()?)));
+        let (out, err) = streams.map_err(|source| self.error(ExecCause::Spawn(source)))?;
+        let mut command = self.command();
+        let command = command.as_std_mut().stdin(Stdio::null()).stdout(out).stderr(err);
+        command.spawn().map_err(|source| self.error(ExecCause::Spawn(source)))
+    }
+
     fn command(&self) -> Command {
         let mut command = match &self.user {
             Some(user) if Path::new(SETPRIV).exists() => {

@@ -9,3 +9,4 @@ pub mod coord;
 pub mod exec;
 pub mod postgres;
 pub mod storage;
+pub mod testing;

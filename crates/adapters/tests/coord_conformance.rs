@@ -7,7 +7,7 @@ use adapters::coord::memory::LostPut;
 use adapters::coord::{CoordEvent, PutOutcome};
 use cluster::{ClusterState, Generation, Millis};
 use common::{
-    Backend, LONG, SHORT, Stream, join, peer, put, sequences, state, stored, timed, watch, within,
+    Backend, LONG, Stream, join, peer, put, sequences, state, stored, timed, watch, within,
 };
 
 macro_rules! conformance {
@@ -22,6 +22,18 @@ macro_rules! conformance {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {
                 super::$name::<super::common::Sqlite>().await;
+            })*
+        }
+        mod zookeeper_of_one {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                super::$name::<super::common::ZooKeeper<1>>().await;
+            })*
+        }
+        mod zookeeper_of_three {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                super::$name::<super::common::ZooKeeper<3>>().await;
             })*
         }
     };
@@ -139,10 +151,10 @@ async fn a_put_without_an_answer_is_settled_by_reading<B: Backend>() {
     let before = put(&coord, None, 1).await;
     let mut commits = 1;
     for fate in [LostPut::NotStored, LostPut::Stored] {
+        let expected = stored(&coord).await.expect("a state").version;
         let Some(guard) = backend.lose_next_put(fate) else {
             continue;
         };
-        let expected = stored(&coord).await.expect("a state").version;
         let lost = coord.put(Some(expected), &state(2)).await;
         assert!(matches!(lost, PutOutcome::Unknown(_)), "{lost:?}");
         drop(guard);
@@ -185,8 +197,7 @@ async fn state_and_active_come_before_the_first_confirmation<B: Backend>() {
 async fn a_confirmation_vouches_for_every_change_before_it<B: Backend>() {
     let backend = B::new();
     let (coord, other) = (backend.client(), backend.outside());
-    // Beats every half second, and outlives a second of a machine that is busy with others.
-    let (mut member, _) = join(&coord, 1, Millis(1500)).await;
+    let (mut member, _) = join(&coord, 1, B::STEADY).await;
     let (mut version, mut known_version, mut known_active) = (None, None, Vec::new());
     let mut guests = Vec::new();
     for generation in 1..=6 {
@@ -218,7 +229,7 @@ async fn a_dropped_membership_expires_and_not_before_its_timeout<B: Backend>() {
     let backend = B::new();
     let coord = backend.client();
     let mut watcher = watch(&backend.outside()).await;
-    let (mut member, sequence) = join(&coord, 1, SHORT).await;
+    let (mut member, sequence) = join(&coord, 1, B::SHORT).await;
     watcher.until_active(&[sequence]).await;
     let sent = member
         .until("confirmed", |event| match event {
@@ -229,7 +240,7 @@ async fn a_dropped_membership_expires_and_not_before_its_timeout<B: Backend>() {
     drop(member);
     watcher.until_active(&[]).await;
     let after = clock::now() - sent;
-    assert!(after >= SHORT, "gone {after:?} after the last heartbeat");
+    assert!(after >= B::SHORT, "gone {after:?} after the last heartbeat");
     assert_eq!(coord.read().await.expect("to read").active, []);
 }
 
@@ -239,7 +250,7 @@ async fn an_expired_holder_is_told_and_nothing_after<B: Backend>() {
     let (coord, outside) = (backend.client(), backend.outside());
     let mut watcher = watch(&outside).await;
     let (_other, other) = join(&outside, 2, LONG).await;
-    let (mut member, own) = join(&coord, 1, SHORT).await;
+    let (mut member, own) = join(&coord, 1, B::SHORT).await;
     watcher.until_active(&[other, own]).await;
     member.until_confirmed().await;
     backend.cut();
@@ -260,7 +271,7 @@ async fn an_expired_holder_is_told_and_nothing_after<B: Backend>() {
 async fn a_short_cut_does_not_end_a_session<B: Backend>() {
     let backend = B::new();
     let coord = backend.client();
-    let (mut member, own) = join(&coord, 1, Millis(3000)).await;
+    let (mut member, own) = join(&coord, 1, Millis(2 * B::STEADY.0)).await;
     member.until_confirmed().await;
     backend.cut();
     member.until_unreachable().await;
@@ -379,12 +390,17 @@ async fn calls_fail_while_the_service_is_away<B: Backend>() {
     let coord = backend.client();
     let (member, _) = join(&coord, 1, LONG).await;
     backend.cut();
-    let error = coord.read().await.expect_err("a cut service");
+    let (other, next) = (peer(2), state(1));
+    let (read, history, watch, join, lost) = tokio::join!(
+        coord.read(),
+        coord.history(),
+        coord.watch(),
+        coord.join(&other, LONG),
+        coord.put(None, &next)
+    );
+    let error = read.expect_err("a cut service");
     assert!(error.to_string().contains("1.example"), "{error}");
-    assert!(coord.history().await.is_err());
-    assert!(coord.watch().await.is_err());
-    assert!(coord.join(&peer(2), LONG).await.is_err());
-    let lost = coord.put(None, &state(1)).await;
+    assert!(history.is_err() && watch.is_err() && join.is_err());
     assert!(matches!(lost, PutOutcome::Unknown(_)), "{lost:?}");
     let Stream::Member(member) = member else { unreachable!("join gives a member") };
     assert!(member.leave().await.is_err());

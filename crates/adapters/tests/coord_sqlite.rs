@@ -9,7 +9,7 @@ use adapters::clock;
 use adapters::coord::sqlite::SqliteCoord;
 use adapters::coord::{CoordEvent, Coordination, PutOutcome};
 use cluster::{Millis, Monotonic};
-use common::{Backend, CALL, LONG, SHORT, Sqlite, Stream, open, peer, put, sequences, state};
+use common::{Backend, CALL, LONG, Sqlite, Stream, open, peer, put, sequences, state};
 use common::{watch, within};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::time::{ClockId, clock_gettime};
@@ -45,7 +45,7 @@ async fn helper() {
 
 /// Keeps a short session and prints what it is told.
 async fn hold(coord: &Arc<dyn Coordination>) {
-    let mut member = coord.join(&peer(1), SHORT).await.expect("to join");
+    let mut member = coord.join(&peer(1), Sqlite::SHORT).await.expect("to join");
     while let Some(event) = member.next().await {
         match event {
             CoordEvent::Confirmed { sent } => println!("@helper confirmed {}", sent.0),
@@ -140,6 +140,32 @@ async fn until_one_is_active(watcher: &mut Stream) -> u64 {
         .await
 }
 
+/// While the file takes no writes every session runs out. Nobody is told that another one is gone
+/// before that is known of a file that takes them: it would be told of the outage, and of nothing else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_takes_no_writes_ends_nobody_for_others() {
+    let backend = Sqlite::new();
+    let coord = backend.outside();
+    let (first, one) = common::join(&coord, 1, Sqlite::SHORT).await;
+    let (mut second, two) = common::join(&coord, 2, LONG).await;
+    second.until_active(&[one, two]).await;
+    let holder = rusqlite::Connection::open(backend.path()).expect("the database");
+    holder.busy_timeout(common::LIMIT).expect("a limit");
+    holder.execute_batch("BEGIN IMMEDIATE").expect("the lock");
+    let mut first = first;
+    first
+        .until("the end of its session", |event| (*event == CoordEvent::Expired).then_some(()))
+        .await;
+    let told = second.until("that the file cannot be written", |event| match event {
+        CoordEvent::Unreachable(_) => Some(true),
+        CoordEvent::Active(active) => (sequences(active) == [two]).then_some(false),
+        _ => None,
+    });
+    assert!(told.await, "told that somebody is gone while nothing could be known");
+    holder.execute_batch("ROLLBACK").expect("the lock's end");
+    second.until_active(&[two]).await;
+}
+
 /// Its registration stands for the whole timeout after its last heartbeat, and not much longer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_holder_expires_after_its_timeout() {
@@ -155,10 +181,10 @@ async fn a_killed_holder_expires_after_its_timeout() {
     }
     watcher.until_active(&[]).await;
     let gone = clock::now();
-    assert!(gone >= Monotonic(last) + SHORT, "gone too early");
+    assert!(gone >= Monotonic(last) + Sqlite::SHORT, "gone too early");
     let after = gone - killed;
-    println!("gone {} ms after kill -9, with a timeout of {} ms", after.0, SHORT.0);
-    assert!(after.0 <= SHORT.0 + 2000, "gone only after {after:?}");
+    println!("gone {} ms after kill -9, with a timeout of {} ms", after.0, Sqlite::SHORT.0);
+    assert!(after.0 <= Sqlite::SHORT.0 + 2000, "gone only after {after:?}");
 }
 
 /// Stopped past its deadline and continued, it finds itself dead and stays so.

@@ -684,7 +684,7 @@ async fn a_crashed_standby_knows_its_timeline() {
     assert_eq!(c.postgres.probe().await.expect("a probe").timeline, 2);
 }
 
-/// A promotion for generation 5 begins timeline 5, whatever number PostgreSQL would have taken; those
+/// Rule D7. A promotion for generation 5 begins timeline 5, whatever number PostgreSQL would have taken; those
 /// who follow from timeline 1 find their way, a fresh copy too, and an interrupted promotion does no
 /// harm.
 #[tokio::test]

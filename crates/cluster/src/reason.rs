@@ -83,6 +83,12 @@ reasons! {
     /// A write's outcome is not settled yet.
     Settling { generation: Generation } = "D5",
         "holding everything as it is until it is known whether the write of generation {generation} was stored";
+    /// What an earlier sitter of this peer may have declared is not settled yet.
+    SettlingStart = "D6",
+        "just started: making sure that nothing which was declared here before can still be stored";
+    /// No proof is left that nobody else serves, and PostgreSQL was stopped for that.
+    Fenced { problem: String } = "F1",
+        "fenced: PostgreSQL was stopped, because neither the coordination nor the sync had answered within the lease ({problem})";
 
     /// No state, and another peer came first.
     SetupByAnother { first: PeerId } = "G1", "no cluster state yet: {first} came first and sets the shard up";
@@ -125,9 +131,14 @@ reasons! {
     PromoteSettled { peer: PeerId } = "P1", "settling the promote request for {peer}";
     /// A promote request asks for a new generation of a frozen shard.
     PromoteFrozen { peer: PeerId } = "D4", "{peer} is to be promoted, but the shard is frozen: no new generation";
+    /// The sync is to take over, and there is nobody to become its sync.
+    PromoteNoAsync { peer: PeerId } = "D1", "{peer} is to be promoted, but no async is present to become sync";
     /// This peer is primary and its database is gone.
     DatabaseMissing = "X3",
         "primary by the state, but there is no database here: never creating an empty one in its place; leaving so that the sync can take over";
+    /// This peer alone has the shard's database by the state, and it is gone.
+    OnlyDatabaseMissing = "X3",
+        "alone by the state, but there is no database here: never creating an empty one in its place; waiting for an operator to bring it back";
 
     /// This primary has less WAL than when it was declared: its database is not the one it was.
     PrimaryBehind { wal: Lsn, needed: Lsn } = "D3",
@@ -144,6 +155,9 @@ reasons! {
 
     /// Follows its upstream.
     Following { upstream: PeerId } = "C1", "following {upstream}";
+    /// Its upstream cannot give it what comes next.
+    CannotFollow { upstream: PeerId } = "X4",
+        "cannot follow {upstream} any more: keeping the database aside and copying one";
     /// The primary is gone and the shard is frozen.
     TakeoverFrozen { primary: PeerId } = "D4", "the primary {primary} is gone, but the shard is frozen: no takeover";
     /// The primary is gone and no async is there.
@@ -151,10 +165,10 @@ reasons! {
         "the primary {primary} is gone, but no async is present to become sync: no takeover";
     /// The primary is gone and this peer has not all that was acknowledged.
     TakeoverBehind { primary: PeerId, wal: Option<Lsn>, needed: Lsn } = "D3",
-        "the primary {primary} is gone, but this peer has not proven that it has the WAL up to {needed} (it has {wal:?}): no takeover";
+        "no takeover from {primary}: this peer has not proven that it has the WAL up to {needed} (it has {wal:?})";
     /// The primary is gone and this peer's data is on another timeline.
     TakeoverDiverged { primary: PeerId, timeline: Option<u32>, needed: u32 } = "D3",
-        "the primary {primary} is gone, but this peer has not proven that it followed timeline {needed} (it is on {timeline:?}): no takeover";
+        "no takeover from {primary}: this peer has not proven that it followed timeline {needed} (it is on {timeline:?})";
     /// Taking over: first detach.
     Detaching { primary: PeerId } = "D2", "taking over from {primary}: detaching from it first";
     /// Taking over: declaring.
@@ -173,19 +187,4 @@ reasons! {
     RebuildNoSource = "X2", "deposed: waiting for a peer to rebuild from";
     /// Rebuilt: asking to be taken back.
     Rejoining = "X2", "deposed and rebuilt: taking itself out of the deposed";
-}
-
-impl Reason {
-    /// Whether the peer waits to declare a generation and looks again by itself.
-    pub fn is_pending(&self) -> bool {
-        matches!(
-            self,
-            Reason::ReplacementFrozen { .. }
-                | Reason::TakeoverFrozen { .. }
-                | Reason::TakeoverBehind { .. }
-                | Reason::TakeoverDiverged { .. }
-                | Reason::AloneFrozen
-                | Reason::PromoteFrozen { .. }
-        )
-    }
 }

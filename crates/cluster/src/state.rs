@@ -343,6 +343,7 @@ mod tests {
         assert!(error.problem.contains(problem), "{error}");
     }
 
+    /// Rule S1.
     #[test]
     fn what_is_malformed_or_illegal_is_refused_with_field_and_reason() {
         let mut no_url = peer(3);

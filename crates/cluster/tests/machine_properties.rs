@@ -311,6 +311,8 @@ fn active(how: u8) -> Vec<PeerIdent> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 4096, ..ProptestConfig::default() })]
 
+    /// Above all that there is one operation in flight per resource (rule M3), and that no primary is
+    /// brought up without a proof (rule F1).
     #[test]
     fn no_order_of_events_breaks_a_rule(
         steps in vec(any::<(u8, u8)>(), 0..160),

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use clap::{Args, Subcommand};
 use sim::{
     Mutation,
-    explore::{Bounds, explore},
+    explore::{Beginning, Bounds, explore},
     fuzz,
     script::{self, Script},
 };
@@ -42,6 +42,9 @@ pub enum SimCommand {
         /// Allow more faults; takes minutes and gigabytes.
         #[arg(long)]
         large: bool,
+        /// Begin with a shard that is about to leave one-node-write mode.
+        #[arg(long)]
+        alone: bool,
         /// After how many choices a path ends.
         #[arg(long)]
         depth: Option<usize>,
@@ -51,6 +54,9 @@ pub enum SimCommand {
         /// Break a rule on purpose, to see that it is noticed.
         #[arg(long)]
         mutation: Option<Mutation>,
+        /// Print which roles peers go through, and by which rules (docs/roles.md), instead.
+        #[arg(long, conflicts_with_all = ["large", "alone", "depth", "jobs", "mutation"])]
+        graph: bool,
     },
     /// Run scenarios: text files, or lines from standard input (`help` lists what can be said).
     ///
@@ -113,10 +119,15 @@ pub fn run(command: &SimCommand) -> Result<ExitCode> {
     match command {
         SimCommand::Check { files } => check(files),
         SimCommand::Fuzz(args) => run_fuzz(args),
-        SimCommand::Explore { large, depth, jobs, mutation } => {
+        SimCommand::Explore { graph: true, .. } => {
+            print!("{}", sim::roles::page(&sim::roles::explore_moves()));
+            Ok(ExitCode::SUCCESS)
+        }
+        SimCommand::Explore { large, alone, depth, jobs, mutation, .. } => {
             let bounds = if *large { Bounds::LARGE } else { Bounds::SMALL };
             let depth = depth.unwrap_or(bounds.depth);
-            run_explore(Bounds { depth, ..bounds }, *jobs, *mutation)
+            let beginning = if *alone { Beginning::LeavingAlone } else { Beginning::Serving };
+            run_explore(beginning, Bounds { depth, ..bounds }, *jobs, *mutation)
         }
         SimCommand::Script { files, .. } if files.is_empty() => read_script(),
         SimCommand::Script { files, bless } => run_scripts(files, *bless),
@@ -129,11 +140,12 @@ fn code(well: bool) -> ExitCode {
 }
 
 fn run_explore(
+    beginning: Beginning,
     bounds: Bounds,
     jobs: Option<usize>,
     mutation: Option<Mutation>,
 ) -> Result<ExitCode> {
-    let explored = explore(bounds, mutation, jobs);
+    let explored = explore(beginning, bounds, mutation, jobs);
     for line in explored.violation.iter().flatten() {
         println!("{line}");
     }
@@ -242,10 +254,16 @@ fn run_fuzz(args: &FuzzArgs) -> Result<ExitCode> {
             println!("({steps} of its {of} steps are enough and were told above)");
         }
         println!(
-            "{} seeds, {} events, {} commits acknowledged; {} ended without writes, for a reason \
-             that the peers showed",
-            report.seeds, report.events, report.acknowledged, report.blocked
+            "{} seeds, {} events, {} commits acknowledged; {} ended without writes, as the rules \
+             want it",
+            report.seeds,
+            report.events,
+            report.acknowledged,
+            report.blocked.values().sum::<u64>()
         );
+        for (why, seeds) in &report.blocked {
+            println!("{seeds:>8}  {why}");
+        }
     }
     Ok(code(report.failure.is_none()))
 }

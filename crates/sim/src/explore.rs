@@ -14,7 +14,7 @@ use std::{
 };
 
 /// How much may happen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Bounds {
     /// How many commits of clients.
     pub writes: u8,
@@ -24,6 +24,8 @@ pub struct Bounds {
     pub crashes: u8,
     /// How many writes to the service arrive late, after their writer was told that nothing is known.
     pub late: u8,
+    /// How many promote requests an operator makes.
+    pub requests: u8,
     /// How often a second passes.
     pub ticks: u8,
     /// After how many choices a path ends.
@@ -33,10 +35,10 @@ pub struct Bounds {
 impl Bounds {
     /// What is explored in every run of the tests.
     pub const SMALL: Bounds =
-        Bounds { writes: 1, expiries: 1, crashes: 0, late: 0, ticks: 0, depth: 14 };
+        Bounds { writes: 1, expiries: 1, crashes: 0, late: 0, requests: 0, ticks: 0, depth: 14 };
     /// What is explored when there is time.
     pub const LARGE: Bounds =
-        Bounds { writes: 1, expiries: 1, crashes: 1, late: 1, ticks: 1, depth: 14 };
+        Bounds { writes: 1, expiries: 1, crashes: 1, late: 1, requests: 0, ticks: 1, depth: 14 };
 }
 
 /// What may come next.
@@ -53,13 +55,13 @@ pub enum Choice {
 /// A shard and what may still happen to it.
 #[derive(Debug, Clone)]
 pub struct Node {
-    world: World,
-    left: Bounds,
+    pub(crate) world: World,
+    pub(crate) left: Bounds,
 }
 
 impl Node {
     /// Without the depth: whoever comes first comes by the fewest choices, and has the most left.
-    fn identity(&self) -> (Bounds, u64) {
+    pub(crate) fn identity(&self) -> (Bounds, u64) {
         (Bounds { depth: 0, ..self.left }, self.world.fingerprint())
     }
 }
@@ -76,11 +78,22 @@ impl Hash for Node {
     }
 }
 
-/// A shard of three that serves.
+/// What a shard is doing when its exploration begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Beginning {
+    /// It serves, with a sync.
+    #[default]
+    Serving,
+    /// Its primary serves alone, and has just been told not to any more.
+    LeavingAlone,
+}
+
+/// A shard of three.
 #[derive(Debug, Clone)]
 pub struct Shard {
-    bounds: Bounds,
-    mutation: Option<Mutation>,
+    pub(crate) beginning: Beginning,
+    pub(crate) bounds: Bounds,
+    pub(crate) mutation: Option<Mutation>,
 }
 
 impl Shard {
@@ -90,6 +103,7 @@ impl Shard {
             seed: 0,
             pace: Pace::Instant,
             manual: true,
+            alone: u8::from(self.beginning == Beginning::LeavingAlone),
             own_expiry: false,
             stale_reads: false,
             mutation: self.mutation,
@@ -99,6 +113,11 @@ impl Shard {
             world.run_until(world.now() + 100);
         }
         world.run_until(world.now() + 10_000);
+        if self.beginning == Beginning::LeavingAlone {
+            world.inflict(Fault::Configure(Who::Primary, false));
+            world.run_until(world.now() + 10_000);
+            world.inflict(Fault::Unfreeze);
+        }
         world
     }
 }
@@ -134,6 +153,11 @@ impl Model for Shard {
                 inflict(Fault::NextPut(peer, crate::world::PutFault::Late));
             }
         }
+        if left.requests > 0 {
+            choices.push(Choice::Inflict(Fault::PromoteSync));
+            choices.push(Choice::Inflict(Fault::PromoteAsync(0)));
+            choices.push(Choice::Inflict(Fault::PromoteAsync(1)));
+        }
         if left.ticks > 0 {
             choices.push(Choice::Tick);
         }
@@ -148,7 +172,8 @@ impl Model for Shard {
             Choice::Inflict(Fault::Write { .. }) => next.left.writes -= 1,
             Choice::Inflict(Fault::ExpireSession(_)) => next.left.expiries -= 1,
             Choice::Inflict(Fault::KillHost(_)) => next.left.crashes -= 1,
-            Choice::Inflict(_) => next.left.late -= 1,
+            Choice::Inflict(Fault::NextPut(..)) => next.left.late -= 1,
+            Choice::Inflict(_) => next.left.requests -= 1,
             Choice::Tick => next.left.ticks -= 1,
         }
         Some(next)
@@ -185,8 +210,13 @@ pub struct Explored {
 }
 
 /// Explores, the shallow states first.
-pub fn explore(bounds: Bounds, mutation: Option<Mutation>, jobs: Option<usize>) -> Explored {
-    let shard = Shard { bounds, mutation };
+pub fn explore(
+    beginning: Beginning,
+    bounds: Bounds,
+    mutation: Option<Mutation>,
+    jobs: Option<usize>,
+) -> Explored {
+    let shard = Shard { beginning, bounds, mutation };
     let jobs = jobs.unwrap_or_else(|| thread::available_parallelism().map_or(1, NonZero::get));
     let checker = shard.clone().checker().threads(jobs).spawn_bfs().join();
     let path = checker.discovery("nothing is lost");

@@ -7,6 +7,7 @@ pub mod explore;
 pub mod fuzz;
 mod mutation;
 pub mod replay;
+pub mod roles;
 pub mod script;
 pub mod vectors;
 pub mod world;

@@ -45,8 +45,10 @@ mutations! {
     NeverSettle = "never-settle", "D5";
     /// A standby reports what it has received as flushed.
     ReportUnflushed = "report-unflushed", "A1";
+    /// A primary that has served alone is told to count its sync, answers that it does, and does not.
+    StayAlone = "stay-alone", "O2";
     /// Two promotions from one timeline get the same number, as PostgreSQL by itself gives them.
-    TimelinesCollide = "timelines-collide", "D3";
+    TimelinesCollide = "timelines-collide", "D7";
 }
 
 impl fmt::Display for Mutation {

@@ -29,6 +29,8 @@ next put of a late|lost|answer-lost
 fail next command of a
 freeze | unfreeze
 promote sync | promote async N
+configure a alone|normal    a is to serve alone (one-node-write mode), or not to
+recycle a                   PostgreSQL of a keeps only its newest WAL
 show                        what there is now
 story                       what has happened since it was told last
 expect primary|sync|async|deposed a
@@ -59,6 +61,7 @@ impl Script {
                 seed: 0,
                 pace: Pace::Steady,
                 manual: false,
+                alone: 0,
                 own_expiry: true,
                 stale_reads: false,
                 mutation,
@@ -163,6 +166,10 @@ impl Script {
                 Fault::NextPut(self.who(peer)?, fault)
             }
             ["fail", "next", "command", "of", peer] => Fault::FailNextCommand(self.who(peer)?),
+            ["configure", peer, how @ ("alone" | "normal")] => {
+                Fault::Configure(self.who(peer)?, how == "alone")
+            }
+            ["recycle", peer] => Fault::Recycle(self.who(peer)?),
             ["freeze"] => Fault::Freeze,
             ["unfreeze"] => Fault::Unfreeze,
             ["promote", "sync"] => Fault::PromoteSync,

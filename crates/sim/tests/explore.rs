@@ -3,20 +3,21 @@
 
 use sim::{
     Mutation,
-    explore::{Bounds, explore},
+    explore::{Beginning, Bounds, explore},
 };
 
 #[test]
 fn nothing_is_lost_in_any_order() {
-    let explored = explore(Bounds::SMALL, None, Some(1));
+    let explored = explore(Beginning::Serving, Bounds::SMALL, None, Some(1));
     assert_eq!(explored.violation, None);
     // Another number: something can happen that could not, or the other way round. Look which.
     assert_eq!((explored.states, explored.depth), (24_575, 15));
 }
 
+/// What rule D2 is for.
 #[test]
 fn without_quiescing_the_lost_write_is_found() {
-    let explored = explore(Bounds::SMALL, Some(Mutation::NoQuiesce), Some(1));
+    let explored = explore(Beginning::Serving, Bounds::SMALL, Some(Mutation::NoQuiesce), Some(1));
     let story = explored.violation.expect("a lost write").join("\n");
     let mut rest = story.as_str();
     for part in [
@@ -31,4 +32,22 @@ fn without_quiescing_the_lost_write_is_found() {
             rest.split_once(part).unwrap_or_else(|| panic!("no {part:?} in:\n{story}"));
         rest = after;
     }
+}
+
+/// Rule O2: with a declaration that may come late, and a session that may end at any moment.
+const LEAVING: Bounds = Bounds { late: 1, depth: 10, ..Bounds::SMALL };
+
+#[test]
+fn leaving_one_node_write_mode_loses_nothing_in_any_order() {
+    let explored = explore(Beginning::LeavingAlone, LEAVING, None, Some(1));
+    assert_eq!(explored.violation, None);
+    assert_eq!((explored.states, explored.depth), (25_770, 11));
+}
+
+#[test]
+fn who_goes_on_acknowledging_alone_is_found() {
+    let stays = Some(Mutation::StayAlone);
+    let explored = explore(Beginning::LeavingAlone, LEAVING, stays, Some(1));
+    let story = explored.violation.expect("a violation").join("\n");
+    assert!(story.contains("VIOLATED  alone: "), "{story}");
 }

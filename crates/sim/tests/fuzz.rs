@@ -18,10 +18,37 @@ fn nothing_breaks_the_rules() {
     assert_eq!(report.seeds, 400);
     // A world in which nobody gets anything done would be safe as well.
     assert!(report.acknowledged > 40 * report.seeds, "too few commits: {report:?}");
-    assert!(report.blocked * 8 < report.seeds, "too often nothing goes on: {report:?}");
+    let blocked: u64 = report.blocked.values().sum();
+    assert!(blocked * 8 < report.seeds, "too often nothing goes on: {report:?}");
 }
 
-/// Seeds in which earlier versions of the rules lost a write, one for each interleaving.
+/// What is modelled also happens: in one seed out of a few, each of these is told.
+#[test]
+fn what_is_rare_is_not_too_rare() {
+    const RARE: [&str; 6] = [
+        "the WAL that comes next is no longer kept there",
+        "cannot follow",
+        "one-node-write mode: serving alone",
+        "leaving one-node-write mode with",
+        "it did not answer in time, or was stopped",
+        "fenced: PostgreSQL was stopped",
+    ];
+    let mut told = [0; RARE.len()];
+    for seed in 0..60 {
+        let story = tell(&draw(&options(0, 0, None), seed)).join("\n");
+        for (count, rare) in told.iter_mut().zip(RARE) {
+            *count += u32::from(story.contains(rare));
+        }
+    }
+    assert!(
+        told.iter().all(|count| *count >= 4),
+        "{:?}",
+        RARE.iter().zip(told).collect::<Vec<_>>()
+    );
+}
+
+/// Seeds in which earlier versions of the rules lost a write in the world as it was then, one for each
+/// interleaving; the interleavings themselves are told by scripts.
 #[test]
 fn what_once_broke_the_rules_does_not_any_more() {
     for seed in [12, 27, 480, 693, 1542, 2034, 6374, 7373, 101_000, 113_513, 226_626] {
@@ -45,12 +72,13 @@ const SEEN: &[(Mutation, u64, &[&str])] = &[
     (Mutation::IgnoreInitWal, 0, &["writes", "commits"]),
     (Mutation::EmptyNames, 0, &["commits"]),
     (Mutation::IgnoreFreeze, 0, &["writes"]),
-    (Mutation::AssumeStored, 0, &["commits", "writes", "deposed"]),
+    (Mutation::AssumeStored, 0, &["commits", "writes", "deposed", "histories"]),
     (Mutation::FenceWaits, 0, &["one primary"]),
     (Mutation::RejoinUnrepaired, 0, &["deposed"]),
     (Mutation::NeverSettle, 0, &["commits", "writes"]),
     (Mutation::ReportUnflushed, 380, &["commits", "histories"]),
-    (Mutation::TimelinesCollide, 750, &["histories", "commits"]),
+    (Mutation::StayAlone, 0, &["alone"]),
+    (Mutation::TimelinesCollide, 350, &["histories", "commits"]),
 ];
 
 #[test]
@@ -65,7 +93,7 @@ fn every_rule_that_is_broken_on_purpose_is_seen() {
 
 #[test]
 fn a_failure_is_made_small() {
-    let report = fuzz(&options(0, 20, Some(Mutation::EmptyNames)));
+    let report = fuzz(&options(20, 20, Some(Mutation::EmptyNames)));
     let failure = report.failure.expect("a commit that is lost");
     assert!(failure.steps.0 <= 8 && failure.steps.1 > 500, "{:?}", failure.steps);
     assert!(failure.violation.starts_with("commits: "), "{}", failure.violation);

@@ -4,6 +4,10 @@
 //! Contract: this task alone turns what it saw into [`CoordEvent`]s and keeps their promises. It
 //! never polls for a deadline: it sleeps until the next one, or until the source reports a change.
 //! A slow [`SAFETY_LOOK`] covers a report that never came (its sender died just after its commit).
+//!
+//! A member is told that somebody is gone only together with the proof that it is not gone itself. A
+//! store that takes no heartbeats lets every session run out, one a moment before the other: whoever
+//! acted on the first one's end would act on nothing but the outage.
 
 use super::mailbox::Sender;
 use super::{CoordError, CoordEvent, Registration, StoredState, View};
@@ -200,6 +204,10 @@ impl<S: Source> Follower<S> {
                 self.outbox.push(CoordEvent::Expired);
                 return true;
             }
+            (Ok(seen), Some(member)) if self.told.misses(&seen) => {
+                self.next_look = clock::now() + RETRY;
+                return self.beat(member, clock::now()).await;
+            }
             (Ok(seen), _) => self.tell(seen),
             (Err(error), _) => {
                 self.next_look = clock::now() + RETRY;
@@ -253,6 +261,11 @@ struct Told {
 }
 
 impl Told {
+    /// Whether somebody is not there any more who was there for the reader.
+    fn misses(&self, seen: &Seen) -> bool {
+        self.active.iter().flatten().any(|known| !seen.holds(known.sequence))
+    }
+
     /// What the reader does not know yet.
     fn news(&mut self, mut seen: Seen) -> Vec<CoordEvent> {
         self.drop_resurrected(&mut seen);

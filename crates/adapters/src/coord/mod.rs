@@ -7,8 +7,9 @@ mod mailbox;
 pub mod memory;
 pub mod sqlite;
 mod url;
+pub mod zookeeper;
 
-pub use url::open;
+pub use url::{Options, open};
 
 use async_trait::async_trait;
 use cluster::{ClusterState, PeerIdent};
@@ -74,7 +75,8 @@ pub enum CoordEvent {
     /// stands here twice.
     Active(Vec<Registration>),
     /// The session was alive at the service after this moment of our boot clock (when the request
-    /// that proves it was sent).
+    /// that proves it was sent, or before), and the service lets it live for a whole timeout from
+    /// then on, at least.
     Confirmed {
         /// When the request was sent.
         sent: Monotonic,
@@ -89,7 +91,7 @@ pub enum CoordEvent {
 #[derive(Debug, thiserror::Error)]
 #[error("coordination {target}: {operation} failed")]
 pub struct CoordError {
-    /// Which service: `sqlite:/path`, `zk://host:port/path`.
+    /// Which service: `sqlite:/path`, `zk://host:port/root`.
     pub target: String,
     /// What was being done.
     pub operation: &'static str,
@@ -132,9 +134,10 @@ pub trait Coordination: Send + Sync {
     fn target(&self) -> String;
 
     /// Opens a session that expires after `timeout` without contact, and registers `peer` at the
-    /// end of the order. A registration that an earlier session of the same peer left behind is
-    /// not taken away: it stands until that session expires. A join that failed may have left one,
-    /// too.
+    /// end of the order. A registration that an earlier session of the same peer left behind
+    /// stands until that session expires, as does one of a join that failed; a backend that was
+    /// given a [`Options::session_file`] may take it away as soon as the new one stands. Where the
+    /// service grants a shorter timeout, `Confirmed` is put back by the difference.
     async fn join(
         &self,
         peer: &PeerIdent,

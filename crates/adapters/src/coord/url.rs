@@ -1,9 +1,29 @@
 //! From the address in a configuration to a backend.
 
+use super::zookeeper::{Address, AddressError as ZkAddressError, ZkAccess, ZkCoord};
 use super::{CoordError, Coordination, sqlite::SqliteCoord};
 use cluster::Millis;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// What there is to say beyond an address.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Bounds every call.
+    pub call_timeout: Millis,
+    /// For `zk:` addresses.
+    pub zookeeper: ZkAccess,
+    /// Where a member writes down which session it registered with, so that the next one takes its
+    /// registration over. Only for whoever holds a lock that lets no two run.
+    pub session_file: Option<PathBuf>,
+}
+
+impl Options {
+    /// No credentials, and nothing written down.
+    pub fn new(call_timeout: Millis) -> Self {
+        Options { call_timeout, zookeeper: ZkAccess::default(), session_file: None }
+    }
+}
 
 /// An address that names no coordination service.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -12,37 +32,62 @@ enum AddressError {
     NoShard,
     #[error("{0:?} is not an absolute path: write sqlite:/path/of/the/file")]
     NotAbsolute(String),
-    #[error("this version has no {0} backend yet: it supports sqlite:/path/of/the/file")]
+    #[error(transparent)]
+    ZooKeeper(#[from] ZkAddressError),
+    #[error(
+        "this version has no {0} backend yet: it supports zk://host:port,host:port and \
+         sqlite:/path/of/the/file"
+    )]
     NotYet(&'static str),
-    #[error("it is no address of a coordination service: write sqlite:/path/of/the/file")]
+    #[error(
+        "it is no address of a coordination service: write zk://host:port,host:port or \
+         sqlite:/path/of/the/file"
+    )]
     Unknown,
 }
 
+/// What an address names.
+#[derive(Debug, PartialEq, Eq)]
+enum Place {
+    File(PathBuf),
+    Ensemble(Address),
+}
+
 /// The coordination of `shard` at the service that `url` names: `sqlite:/path`, for sitters of one
-/// machine. Every call of it ends within `call_timeout`; so does this one, which may block as long.
+/// machine, or `zk://host:port,host:port/root`. Every call of it ends within the limit; so does this
+/// one, which may block as long.
 ///
 /// # Errors
 /// When the address is none that this version supports, or the service cannot be used.
 pub fn open(
     url: &str,
     shard: &str,
-    call_timeout: Millis,
+    options: &Options,
 ) -> Result<Arc<dyn Coordination>, CoordError> {
-    let path = address(url, shard).map_err(|cause| CoordError {
+    let place = address(url, shard).map_err(|cause| CoordError {
         target: url.to_owned(),
         operation: "open",
         cause: cause.into(),
     })?;
-    Ok(Arc::new(SqliteCoord::open(path, shard, call_timeout)?))
+    let Options { call_timeout, zookeeper, session_file } = options;
+    Ok(match place {
+        Place::File(path) => Arc::new(SqliteCoord::open(&path, shard, *call_timeout)?),
+        Place::Ensemble(address) => {
+            Arc::new(ZkCoord::open(address, zookeeper, *call_timeout, session_file.clone())?)
+        }
+    })
 }
 
-fn address<'a>(url: &'a str, shard: &str) -> Result<&'a Path, AddressError> {
-    let path = match url.split_once(':') {
-        Some(("sqlite", path)) => path,
-        Some(("zk", _)) => return Err(AddressError::NotYet("ZooKeeper")),
-        Some(("etcd", _)) => return Err(AddressError::NotYet("etcd")),
-        _ => return Err(AddressError::Unknown),
-    };
+fn address(url: &str, shard: &str) -> Result<Place, AddressError> {
+    match url.split_once(':') {
+        Some(("sqlite", path)) => file(path, shard),
+        Some(("zk", rest)) => Ok(Place::Ensemble(Address::parse(rest, shard)?)),
+        Some(("etcd", _)) => Err(AddressError::NotYet("etcd")),
+        _ => Err(AddressError::Unknown),
+    }
+}
+
+fn file(path: &str, shard: &str) -> Result<Place, AddressError> {
     // An empty host, as in `sqlite:///dir/file`, is harmless; `sqlite://dir/file` names one.
     let plain = path.strip_prefix("//").unwrap_or(path);
     if !plain.starts_with('/') || plain.starts_with("//") || plain.ends_with('/') {
@@ -50,7 +95,7 @@ fn address<'a>(url: &'a str, shard: &str) -> Result<&'a Path, AddressError> {
     } else if shard.is_empty() {
         Err(AddressError::NoShard)
     } else {
-        Ok(Path::new(plain))
+        Ok(Place::File(Path::new(plain).to_owned()))
     }
 }
 
@@ -59,7 +104,12 @@ mod tests {
     use super::*;
 
     fn check(url: &str, expected: Result<&str, &str>) {
-        let got = address(url, "1.example").map(|path| path.to_string_lossy().into_owned());
+        let got = address(url, "1.example").map(|place| match place {
+            Place::File(path) => path.to_string_lossy().into_owned(),
+            Place::Ensemble(address) => {
+                format!("{} {}", address.servers.join(" "), address.shard_path)
+            }
+        });
         match (&got, expected) {
             (Ok(path), Ok(expected)) => assert_eq!(path, expected, "{url}"),
             (Err(error), Err(part)) => {
@@ -79,7 +129,9 @@ mod tests {
         check("sqlite://run/shard.db", Err("not an absolute path"));
         check("sqlite:/", Err("not an absolute path"));
         check("sqlite:", Err("not an absolute path"));
-        check("zk://10.0.0.1:2181/manatee", Err("no ZooKeeper backend yet"));
+        check("zk://10.0.0.1:2181", Ok("10.0.0.1:2181 /manatee/1.example"));
+        check("zk://a:1,b:2/x", Ok("a:1 b:2 /x/1.example"));
+        check("zk://", Err("names no server"));
         check("etcd://10.0.0.1:2379", Err("no etcd backend yet"));
         check("consul://10.0.0.1", Err("sqlite:/path/of/the/file"));
         check("/run/shard.db", Err("sqlite:/path/of/the/file"));

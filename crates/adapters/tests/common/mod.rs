@@ -5,13 +5,17 @@
 use adapters::clock;
 use adapters::coord::memory::{LostPut, MemoryCoord, MemoryService};
 use adapters::coord::sqlite::SqliteCoord;
+use adapters::coord::zookeeper::{Address, ZkAccess, ZkCoord};
 use adapters::coord::{
     CoordEvent, Coordination, Membership, PutOutcome, Registration, StoredState, Version, Watch,
 };
+use adapters::testing::{Ensemble, Proxy, Way};
 use cluster::{ClusterState, Millis, PeerIdent};
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 /// Nothing that is waited for takes this long unless it is broken.
@@ -20,14 +24,19 @@ pub const LIMIT: Duration = Duration::from_secs(20);
 /// Of sessions that must not expire by accident, however loaded the machine is.
 pub const LONG: Millis = Millis(15_000);
 
-/// Of sessions that are to expire.
-pub const SHORT: Millis = Millis(400);
-
 /// Bounds each call, and how long a put waits that is to have no answer.
 pub const CALL: Millis = Millis(2000);
 
+/// As [`CALL`], for a service that waits for disks, and needs a moment for a new leader.
+pub const ZK_CALL: Millis = Millis(6000);
+
 /// One coordination service, two ways to it, and a hand that breaks the first.
 pub trait Backend: Send + Sync {
+    /// Of sessions that are to expire: short, and long enough to be held on a busy machine. What
+    /// the service grants is never shorter.
+    const SHORT: Millis;
+    /// Of sessions that beat soon, and outlive what a busy machine holds the service up for.
+    const STEADY: Millis;
     /// A service that holds nothing yet.
     fn new() -> Self;
     /// A client that can be cut off.
@@ -49,6 +58,8 @@ pub struct Memory {
 }
 
 impl Backend for Memory {
+    const SHORT: Millis = Millis(400);
+    const STEADY: Millis = Millis(1500);
     fn new() -> Self {
         let service = MemoryService::new("1.example");
         let inside = service.client();
@@ -87,6 +98,8 @@ impl Sqlite {
 }
 
 impl Backend for Sqlite {
+    const SHORT: Millis = Millis(400);
+    const STEADY: Millis = Millis(1500);
     fn new() -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         std::fs::create_dir(directory.path().join("store")).expect("a directory");
@@ -114,6 +127,108 @@ impl Backend for Sqlite {
             holder.execute_batch("BEGIN IMMEDIATE").expect("the lock");
             Box::new(holder) as Box<dyn Send>
         })
+    }
+}
+
+/// One of the ensembles that the tests of a process share while any of them runs.
+pub struct SharedEnsemble {
+    pub ensemble: Ensemble,
+    _directory: tempfile::TempDir,
+}
+
+/// The ensemble of this many servers.
+pub fn ensemble(servers: usize) -> Arc<SharedEnsemble> {
+    static SHARED: Mutex<BTreeMap<usize, Weak<SharedEnsemble>>> = Mutex::new(BTreeMap::new());
+    let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(ensemble) = shared.get(&servers).and_then(Weak::upgrade) {
+        return ensemble;
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let ensemble = Ensemble::start(directory.path(), servers).expect("a ZooKeeper ensemble");
+    let ensemble = Arc::new(SharedEnsemble { ensemble, _directory: directory });
+    shared.insert(servers, Arc::downgrade(&ensemble));
+    ensemble
+}
+
+/// A root that no other test has.
+pub fn fresh_root() -> String {
+    static ROOTS: AtomicU32 = AtomicU32::new(0);
+    format!("/test-{}/manatee", ROOTS.fetch_add(1, Ordering::Relaxed))
+}
+
+/// A real ensemble; those inside go to each server through a proxy.
+pub struct ZooKeeper<const SERVERS: usize> {
+    pub shared: Arc<SharedEnsemble>,
+    proxies: Arc<Vec<Proxy>>,
+    root: String,
+}
+
+impl<const SERVERS: usize> ZooKeeper<SERVERS> {
+    pub fn set(&self, way: Way) {
+        self.proxies.iter().for_each(|proxy| proxy.set(way));
+    }
+    fn open(&self, servers: Vec<String>) -> Arc<dyn Coordination> {
+        Arc::new(open_zookeeper(&servers, &self.root, &ZkAccess::default()))
+    }
+}
+
+pub fn open_zookeeper(servers: &[String], root: &str, access: &ZkAccess) -> ZkCoord {
+    let address = Address::parse(&format!("//{}{root}", servers.join(",")), "1.example");
+    ZkCoord::open(address.expect("an address"), access, ZK_CALL, None).expect("a client")
+}
+
+/// A request of a ZooKeeper client that is a transaction: length, number, kind.
+pub fn is_transaction(mut sent: &[u8]) -> bool {
+    while let Some((head, _)) = sent.split_at_checked(12) {
+        let word =
+            |at: usize| i32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+        if word(8) == 14 {
+            return true;
+        }
+        let length = usize::try_from(word(0)).unwrap_or(usize::MAX);
+        sent = sent.get(length.saturating_add(4)..).unwrap_or_default();
+    }
+    false
+}
+
+/// Opens the way again.
+struct Heal(Arc<Vec<Proxy>>);
+
+impl Drop for Heal {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|proxy| proxy.set(Way::Open));
+    }
+}
+
+impl<const SERVERS: usize> Backend for ZooKeeper<SERVERS> {
+    // Four ticks.
+    const SHORT: Millis = Millis(2000);
+    const STEADY: Millis = Millis(5000);
+    fn new() -> Self {
+        let shared = ensemble(SERVERS);
+        let addresses = (0..SERVERS).map(|index| shared.ensemble.address(index));
+        let proxies = addresses.map(|address| Proxy::start(address).expect("a proxy")).collect();
+        ZooKeeper { shared, proxies: Arc::new(proxies), root: fresh_root() }
+    }
+    fn client(&self) -> Arc<dyn Coordination> {
+        self.open(self.proxies.iter().map(|proxy| proxy.address().to_string()).collect())
+    }
+    fn outside(&self) -> Arc<dyn Coordination> {
+        let addresses = (0..SERVERS).map(|index| self.shared.ensemble.address(index));
+        self.open(addresses.map(|address| address.to_string()).collect())
+    }
+    fn cut(&self) {
+        self.set(Way::Closed);
+    }
+    fn heal(&self) {
+        self.set(Way::Open);
+    }
+    fn lose_next_put(&self, fate: LostPut) -> Option<Box<dyn Send>> {
+        self.set(match fate {
+            LostPut::NotStored => Way::Closed,
+            LostPut::Stored => Way::NoAnswerTo(is_transaction),
+        });
+        Some(Box::new(Heal(self.proxies.clone())))
     }
 }
 

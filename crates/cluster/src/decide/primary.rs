@@ -8,7 +8,13 @@ use crate::{
 
 pub(super) fn decide(view: &View<'_>, state: &ClusterState) -> Decision {
     if view.database == Database::None {
-        return Decision::stay(Role::Primary, PgTarget::Abdicate, Reason::DatabaseMissing);
+        // Alone there is nobody to leave it to.
+        let (postgres, reason) = if state.is_one_node_write_mode() {
+            (PgTarget::Offline, Reason::OnlyDatabaseMissing)
+        } else {
+            (PgTarget::Abdicate, Reason::DatabaseMissing)
+        };
+        return Decision::stay(Role::Primary, postgres, reason);
     }
     match &state.sync {
         Some(sync) if !state.is_one_node_write_mode() => decide_pair(view, state, sync),

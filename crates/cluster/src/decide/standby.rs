@@ -58,11 +58,20 @@ pub(super) fn decide_sync(view: &View<'_>, state: &ClusterState) -> Decision {
     }
     let asyncs: Vec<_> = state.asyncs.iter().filter(|peer| view.is_active(&peer.id)).collect();
     let primary_id = primary.id.clone();
+    let me = || view.me.id.clone();
     let Some((new_sync, rest)) = asyncs.split_first() else {
-        return Decision { reason: Reason::TakeoverNoAsync { primary: primary_id }, ..following };
+        let reason = match asked {
+            true => Reason::PromoteNoAsync { peer: me() },
+            false => Reason::TakeoverNoAsync { primary: primary_id },
+        };
+        return Decision { reason, ..following };
     };
     if state.is_frozen() {
-        return Decision { reason: Reason::TakeoverFrozen { primary: primary_id }, ..following };
+        let reason = match asked {
+            true => Reason::PromoteFrozen { peer: me() },
+            false => Reason::TakeoverFrozen { primary: primary_id },
+        };
+        return Decision { reason, ..following };
     }
     let detached = standby_config(view, state, StandbyRole::Sync, None);
     let proven = proven_position(view, &detached);

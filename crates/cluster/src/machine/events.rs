@@ -42,7 +42,8 @@ impl Machine {
             }
             // A session that is being given up may expire instead: either ends it.
             Event::Left | Event::Expired if self.session == Session::Leaving => {
-                self.lose_session("it was given up so that others can act");
+                // The problem said why when it was given up, and goes on saying so.
+                self.session = Session::None;
                 self.join_at = now + self.config.give_up;
             }
             Event::Left => {}
@@ -156,7 +157,8 @@ impl Machine {
         };
     }
 
-    pub(super) fn version(&self) -> Option<super::Version> {
+    /// The version of the stored state that is known.
+    pub fn version(&self) -> Option<super::Version> {
         match &self.known {
             Known::Legal(version, _) => Some(*version),
             Known::Nothing | Known::Absent | Known::Illegal(_) => None,

@@ -22,6 +22,7 @@ impl Machine {
         self.decide(now);
         self.settle();
         self.check_fence(now.monotonic, actions);
+        self.explain(now.monotonic);
         self.drive_session(now.monotonic, actions);
         self.drive_write(now.monotonic, actions);
         self.drive_postgres(now.monotonic, actions);
@@ -90,6 +91,36 @@ impl Machine {
         }
     }
 
+    /// Where what is done is not what was decided, says why.
+    fn explain(&mut self, now: Monotonic) {
+        let stopped = self.fenced && self.server != Server::Running && !self.may_serve(now);
+        if stopped && matches!(self.decision.role, Role::Primary | Role::Unknown) {
+            let problem = self.session_problem.clone().unwrap_or_else(|| "in a session".to_owned());
+            self.decision.reason = Reason::Fenced { problem };
+            return;
+        }
+        let PgTarget::Run { config, .. } = &self.decision.postgres else { return };
+        let in_force = self.applied.as_ref().is_some_and(|applied| applied.config == *config);
+        if !self.is_informed() || in_force || config.is_quiesced() {
+            return;
+        }
+        let put = match &self.writing {
+            Writing::Nothing => None,
+            Writing::Putting(put) | Writing::Limbo(put) => Some(put),
+            Writing::Reading { unsettled } => unsettled.as_ref(),
+        };
+        if let (true, Some(put)) = (self.declaration_unsettled(), put) {
+            let generation = put.state.generation;
+            self.decision.reason = Reason::Settling { generation };
+        } else if self.declaration_unsettled() {
+            self.decision.reason = Reason::SettlingStart;
+        } else if let (true, Reason::Following { upstream }) =
+            (self.has_diverged(config), &self.decision.reason)
+        {
+            self.decision.reason = Reason::CannotFollow { upstream: upstream.clone() };
+        }
+    }
+
     /// The configuration in force, as far as a decision may rest on it: a quiesced one proves nothing
     /// any more as soon as PostgreSQL has been told to leave it (rule D2).
     fn applied_for_sure(&self) -> Option<&Applied> {
@@ -152,6 +183,8 @@ impl Machine {
                     && self.postgres.is_none()
                     && self.writing == Writing::Nothing =>
             {
+                let why = &self.decision.reason;
+                self.session_problem = Some(format!("given up so that others can act ({why})"));
                 self.session = Session::Leaving;
                 self.failing_since = None;
                 actions.push(Action::Leave);

@@ -16,7 +16,8 @@ fn now() -> Timestamp {
 }
 
 fn shard(coord: Arc<dyn Coordination>) -> Shard {
-    let target = Target { url: "memory:".to_owned(), shard: "1.example".to_owned() };
+    let target =
+        Target { url: "memory:".to_owned(), shard: "1.example".to_owned(), zookeeper: None };
     Shard { coord, target }
 }
 

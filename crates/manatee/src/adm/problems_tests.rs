@@ -117,6 +117,7 @@ fn peers_that_are_not_active() {
     check(leave(2), &["warning: async \"33333333\" is not active: its sitter says: being async"]);
 }
 
+/// Rule H1.
 #[test]
 fn downstreams_that_are_not_as_they_should_be() {
     check(

@@ -1,5 +1,6 @@
 //! Which shard, and where: from options, the environment or a sitter's file.
 
+use crate::sitter::config::ZooKeeperConfig;
 use adapters::coord::{self, Coordination};
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -18,7 +19,7 @@ const CALL_TIMEOUT: Millis = Millis(10_000);
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
 #[command(next_help_heading = "Which shard")]
 pub struct Reach {
-    /// Where the peers of the shard meet: sqlite:/path/of/the/file
+    /// Where the peers of the shard meet: zk://host:port,host:port or sqlite:/path/of/the/file
     ///
     /// Environment: MANATEE_COORDINATION.
     #[arg(long, value_name = "URL")]
@@ -35,7 +36,7 @@ pub struct Reach {
     pub shard: Option<String>,
     /// A sitter's file, for whichever of the two is not given otherwise
     ///
-    /// Only `coordination` and `shard` are read from it. Environment: MANATEE_SITTER_CONFIG.
+    /// Only `coordination`, `shard` and `[zookeeper]` are read from it. Environment: MANATEE_SITTER_CONFIG.
     #[arg(short, long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 }
@@ -47,6 +48,8 @@ pub struct Target {
     pub url: String,
     /// Its name.
     pub shard: String,
+    /// Who we are to a ZooKeeper ensemble, and the sitter's file that says so, where one was read.
+    pub zookeeper: Option<(ZooKeeperConfig, PathBuf)>,
 }
 
 /// What is read of a sitter's file: nothing else in it may be a reason to refuse.
@@ -54,6 +57,8 @@ pub struct Target {
 struct SitterFile {
     coordination: Option<String>,
     shard: Option<String>,
+    #[serde(default)]
+    zookeeper: ZooKeeperConfig,
 }
 
 impl SitterFile {
@@ -89,6 +94,7 @@ impl Reach {
         let variable = |name| environment(name).filter(|value| !value.is_empty());
         let zk = |servers: String| format!("zk://{servers}");
         let named = self.config.as_deref().map(SitterFile::load).transpose()?.unwrap_or_default();
+        let mut zookeeper = self.config.clone().map(|path| (named.zookeeper, path));
         let mut url = self
             .coordination
             .or(self.zk.map(zk))
@@ -102,6 +108,7 @@ impl Reach {
             let file = SitterFile::load(Path::new(&path)).context("MANATEE_SITTER_CONFIG")?;
             url = url.or(file.coordination);
             shard = shard.or(file.shard);
+            zookeeper = Some((file.zookeeper, path.into()));
         }
         let Some(url) = url else {
             bail!(
@@ -116,7 +123,7 @@ impl Reach {
                  sitter's file that has `shard` (MANATEE_SITTER_CONFIG)"
             );
         };
-        Ok(Target { url, shard })
+        Ok(Target { url, shard, zookeeper })
     }
 }
 
@@ -137,7 +144,13 @@ impl Target {
                 );
             }
         }
-        Ok(coord::open(&self.url, &self.shard, CALL_TIMEOUT)?)
+        let mut options = coord::Options::new(CALL_TIMEOUT);
+        if let Some((config, path)) = &self.zookeeper
+            && self.url.starts_with("zk:")
+        {
+            options.zookeeper = config.access(path)?;
+        }
+        Ok(coord::open(&self.url, &self.shard, &options)?)
     }
 }
 
@@ -160,7 +173,7 @@ mod tests {
         let environment: BTreeMap<_, _> = environment.iter().copied().collect();
         let got = reach.target(|name| environment.get(name).map(|value| (*value).to_owned()));
         match (got, expected) {
-            (Ok(Target { url, shard }), Ok(expected)) => {
+            (Ok(Target { url, shard, .. }), Ok(expected)) => {
                 assert_eq!((url.as_str(), shard.as_str()), expected);
             }
             (Err(error), Err(part)) => {

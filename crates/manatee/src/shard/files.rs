@@ -1,11 +1,11 @@
 //! The directory of a shard, the ports and the files of its peers.
 
 use super::{Host, Peer, ShardOptions, Volumes, peer::Place};
-use anyhow::{Context, Result, bail, ensure};
+use adapters::testing::free_ports;
+use anyhow::{Context, Result, ensure};
 use std::{
     fs::{self, OpenOptions},
     io::Write,
-    net::{Ipv4Addr, TcpListener},
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
@@ -16,10 +16,6 @@ pub(super) const SHARD: &str = "demo";
 /// Trees, in the order of the alphabet, so that who is who can be remembered.
 const ZONES: [&str; 9] =
     ["amber", "birch", "cedar", "durian", "elm", "fir", "ginkgo", "hazel", "ilex"];
-
-/// Ports are taken from here: above what services use, below what the kernel gives to outgoing
-/// connections, which could take the port of a peer while it is down.
-const PORTS: std::ops::Range<u16> = 12_000..32_000;
 
 /// Those of a peer that has a host to itself: PostgreSQL, backup service, status endpoint.
 const HOST_PORTS: [u16; 3] = [5432, 12_345, 5433];
@@ -113,12 +109,11 @@ fn places(options: &ShardOptions, directory: &Path) -> Result<Vec<Place>> {
     };
     let zones = ZONES.iter().take(options.peers);
     if options.hosts.is_empty() {
-        let here = Host { ip: Ipv4Addr::LOCALHOST.into(), enter: Vec::new() };
         let ports = free_ports(3 * options.peers)?;
         let ports = ports.chunks(3).map(|ports| [ports[0], ports[1], ports[2]]);
         return Ok(zones
             .zip(ports)
-            .map(|(zone, ports)| place(zone, here.clone(), ports))
+            .map(|(zone, ports)| place(zone, Host::local(), ports))
             .collect());
     }
     ensure!(
@@ -217,28 +212,6 @@ fn write_private(path: &Path, text: &str) -> Result<()> {
         .with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Ports that nobody listens on now. All are held until the last is found, so that none comes twice;
-/// the search begins anywhere, so that two shards that start together hardly meet.
-fn free_ports(count: usize) -> Result<Vec<u16>> {
-    let span = u128::from(PORTS.end - PORTS.start);
-    let start = u16::try_from(uuid::Uuid::new_v4().as_u128() % span)?;
-    let mut held = Vec::new();
-    for offset in 0..PORTS.end - PORTS.start {
-        if held.len() == count {
-            break;
-        }
-        let port = PORTS.start + (start + offset) % (PORTS.end - PORTS.start);
-        // One that cannot be had is somebody else's.
-        if let Ok(listener) = TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
-            held.push((port, listener));
-        }
-    }
-    if held.len() < count {
-        bail!("no {count} free ports between {} and {} on 127.0.0.1", PORTS.start, PORTS.end);
-    }
-    Ok(held.into_iter().map(|(port, _)| port).collect())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -248,7 +221,7 @@ mod tests {
         Place {
             zone: "amber".to_owned(),
             directory: directory.join("amber"),
-            host: Host { ip: Ipv4Addr::LOCALHOST.into(), enter: Vec::new() },
+            host: Host::local(),
             postgres_port: 20_001,
             backup_port: 20_002,
             status_port: 20_003,
@@ -278,15 +251,6 @@ mod tests {
         assert_eq!(config.health.give_up.millis().0, 4000);
         assert_eq!(config.health.interval.millis().0, 500);
         assert!(matches!(config.deposed, crate::sitter::config::Deposed::Manual));
-    }
-
-    #[test]
-    fn ports_are_free_and_distinct() {
-        let mut ports = free_ports(12).expect("ports");
-        ports.sort_unstable();
-        ports.dedup();
-        assert_eq!(ports.len(), 12);
-        assert!(ports.iter().all(|port| PORTS.contains(port)));
     }
 
     fn refusal(directory: &Path, expected: &str) {

@@ -17,6 +17,7 @@ mod processes;
 mod view;
 mod writer;
 
+pub use adapters::testing::Host;
 pub use gaps::Gap;
 pub use ledger::{Ledger, LedgerReport};
 pub use peer::Peer;
@@ -28,8 +29,6 @@ use adapters::clock;
 use anyhow::{Context, Result, bail};
 use cluster::{Millis, Monotonic};
 use std::{
-    ffi::OsString,
-    net::IpAddr,
     path::{Path, PathBuf},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
@@ -98,15 +97,6 @@ pub enum Volumes {
     Btrfs(PathBuf),
     /// A file system each, below this one of a ZFS pool.
     Zfs(String),
-}
-
-/// Where a peer lives, and how a program is started there.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Host {
-    /// Its address: one that nobody else of this shard has.
-    pub ip: IpAddr,
-    /// The command that the program and its arguments are appended to. It becomes the program.
-    pub enter: Vec<OsString>,
 }
 
 /// A wait ended because [`ShardOptions::interrupt`] was set.

@@ -49,6 +49,8 @@ pub struct Progress {
     pub connected_to: Option<String>,
     /// The newest error, while nothing has been acknowledged since.
     pub error: Option<String>,
+    /// The newest error, whatever has been acknowledged since.
+    pub last_error: Option<String>,
 }
 
 /// A running writer. Dropping it stops it.
@@ -79,6 +81,7 @@ struct State {
     unacknowledged: u64,
     connected_to: Option<String>,
     error: Option<String>,
+    last_error: Option<String>,
 }
 
 impl Writer {
@@ -104,6 +107,7 @@ impl Writer {
             unacknowledged: 0,
             connected_to: None,
             error: None,
+            last_error: None,
         };
         let shared = Arc::new(Shared { stop: false.into(), state: Mutex::new(state) });
         let routes = routes(shard);
@@ -178,6 +182,7 @@ impl WriterHandle {
             newest: (state.newest.0 > 0).then_some(state.newest),
             connected_to: state.connected_to.clone(),
             error: state.error.clone(),
+            last_error: state.last_error.clone(),
         }
     }
 
@@ -286,7 +291,9 @@ impl Shared {
     fn failed(&self, error: &anyhow::Error) {
         let mut state = locked(&self.state);
         state.connected_to = None;
-        state.error = Some(format!("{error:#}"));
+        let text = format!("{error:#}");
+        state.last_error = Some(text.clone());
+        state.error = Some(text);
     }
 }
 

@@ -20,8 +20,11 @@ use toml::Spanned;
 pub struct Config {
     /// The name of the shard.
     pub shard: String,
-    /// Where the peers of the shard meet: `sqlite:/path`.
+    /// Where the peers of the shard meet: `zk://host:port,host:port` or `sqlite:/path`.
     pub coordination: String,
+    /// Who we are to a ZooKeeper ensemble.
+    #[serde(default)]
+    pub zookeeper: ZooKeeperConfig,
     /// The directory of this peer: what belongs to it, and the database (in `data/`), unless
     /// [`Config::storage`] puts that on a file system of its own.
     pub dataset: PathBuf,
@@ -402,8 +405,9 @@ impl Config {
 }
 
 mod storage;
-
 pub use storage::{Backend, StorageConfig};
+mod zookeeper;
+pub use zookeeper::ZooKeeperConfig;
 
 #[cfg(test)]
 mod tests;

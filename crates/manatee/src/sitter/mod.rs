@@ -35,6 +35,9 @@ use tracing_subscriber::EnvFilter;
 /// Events waiting for the driver; whoever has more waits. Far above what a peer ever has in flight.
 const QUEUE: usize = 256;
 
+/// In the dataset, under its lock: the session that this peer registered with last.
+const SESSION_FILE: &str = "coordination-session";
+
 /// Runs the sitter until it is told to stop.
 ///
 /// # Errors
@@ -84,8 +87,12 @@ fn die_of_any_panic() {
 async fn serve(path: &Path, config: Config) -> Result<ExitCode> {
     let me = config.ident()?;
     let _lock = lock_dataset(&config)?;
-    let call_limit = config.coordination_timeout.millis();
-    let coordination = coord::open(&config.coordination, &config.shard, call_limit)?;
+    let options = coord::Options {
+        call_timeout: config.coordination_timeout.millis(),
+        zookeeper: config.zookeeper.access(path)?,
+        session_file: Some(config.dataset.join(SESSION_FILE)),
+    };
+    let coordination = coord::open(&config.coordination, &config.shard, &options)?;
     let (events, queue) = mpsc::channel(QUEUE);
     let machine_config = machine_config(&config)?;
     let (machine, first) = Machine::new(machine_config.clone());
@@ -136,6 +143,7 @@ fn reload(path: &Path, old: &Config) -> Result<driver::Reloaded> {
         ("ip, postgres.port or backup.port", me.id != old.ident()?.id),
         ("shard", new.shard != old.shard),
         ("coordination", new.coordination != old.coordination),
+        ("zookeeper", new.zookeeper != old.zookeeper),
         ("dataset", new.dataset != old.dataset),
         ("storage", new.storage != old.storage),
         ("lease", new.lease() != old.lease()),

@@ -47,10 +47,8 @@ fn a_primary_cut_from_its_sync_acknowledges_nothing() -> Result<()> {
         let world = start(&network, "")?;
         let (primary, sync) = (world.in_role(Role::Primary)?, world.in_role(Role::Sync)?);
         network.cut(primary.host().0, sync.host().0)?;
-        let before = world.writer.handle().progress().unacknowledged;
-        world.wait("a row that nobody acknowledges", |_| {
-            world.writer.handle().progress().unacknowledged > before
-        })?;
+        let before = world.failed_writes();
+        world.wait("a row that nobody acknowledges", |_| world.failed_writes() > before)?;
         let lsn = |sql: &str, peer: &manatee::shard::Peer| -> Result<String> {
             Ok(peer.psql(sql)?[0][0].clone().unwrap_or_default())
         };

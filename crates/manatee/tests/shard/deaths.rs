@@ -38,9 +38,7 @@ fn a_postgresql_that_died_is_replaced() -> Result<()> {
     let world = World::start()?;
     let mark = clock::now();
     world.in_role(Role::Primary)?.kill_postgres()?;
-    world.wait("a row that was tried after the crash", |_| {
-        world.writer.handle().progress().unacknowledged > 0
-    })?;
+    world.wait("a row that was tried after the crash", |_| world.failed_writes() > 0)?;
     world.wait_for_writes()?;
     println!("writes were out for {} ms", world.writer.longest_gap_since(mark).length().0);
     world.finish()
@@ -54,7 +52,7 @@ fn a_sitter_that_died_is_not_noticed_by_clients() -> Result<()> {
     let (primary, generation) = (world.in_role(Role::Primary)?, world.generation()?);
     let started = "select pg_postmaster_start_time()::text";
     let before = primary.psql(started)?;
-    let failed = world.writer.handle().progress().unacknowledged;
+    let failed = world.failed_writes();
     primary.kill_sitter()?;
     world.wait_for_writes()?;
     primary.start_sitter()?;
@@ -62,8 +60,7 @@ fn a_sitter_that_died_is_not_noticed_by_clients() -> Result<()> {
     world.wait_for_writes()?;
     ensure!(primary.psql(started)? == before, "PostgreSQL was started anew");
     ensure!(world.generation()? == generation, "the generation changed");
-    let now = world.writer.handle().progress().unacknowledged;
-    ensure!(now == failed, "{} writes failed", now - failed);
+    world.ensure_unnoticed(failed)?;
     world.finish()
 }
 
@@ -90,7 +87,7 @@ fn the_async_takes_the_place_of_a_sync_that_died() -> Result<()> {
 fn an_async_that_died_is_not_noticed_by_clients() -> Result<()> {
     let world = World::start()?;
     let (last, generation) = (world.in_role(Role::Async)?, world.generation()?);
-    let failed = world.writer.handle().progress().unacknowledged;
+    let failed = world.failed_writes();
     last.kill_host()?;
     let state = || -> Result<String> {
         let output = world.adm(&["zk-state"])?;
@@ -100,8 +97,7 @@ fn an_async_that_died_is_not_noticed_by_clients() -> Result<()> {
         state().is_ok_and(|json| json.contains("\"async\":[]") || json.contains("\"async\": []"))
     })?;
     world.wait_for_writes()?;
-    let now = world.writer.handle().progress().unacknowledged;
-    ensure!(now == failed, "{} writes failed", now - failed);
+    world.ensure_unnoticed(failed)?;
     ensure!(world.generation()? == generation, "the generation changed");
     last.start_sitter()?;
     world.finish()

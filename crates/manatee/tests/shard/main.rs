@@ -4,6 +4,7 @@
 
 mod apart;
 mod deaths;
+mod ensemble;
 #[path = "../../../adapters/tests/filesystems/mod.rs"]
 mod filesystems;
 mod network;
@@ -11,5 +12,6 @@ mod outages;
 mod still;
 mod volumes;
 mod world;
+mod zookeeper;
 
 use world::{LIMIT, World};

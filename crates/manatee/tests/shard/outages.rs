@@ -11,7 +11,7 @@ use std::fs;
 #[test]
 fn losing_coordination_alone_stops_nobody() -> Result<()> {
     let world = World::start()?;
-    let failed = world.writer.handle().progress().unacknowledged;
+    let failed = world.failed_writes();
     let url = world.shard.coordination();
     let file = url.strip_prefix("sqlite:").context("not a file")?;
     let lock = rusqlite::Connection::open(file)?;
@@ -24,8 +24,7 @@ fn losing_coordination_alone_stops_nobody() -> Result<()> {
     let without = clock::now();
     world.wait("one more lease to pass", |_| (clock::now() - without).0 > 3500)?;
     world.wait_for_writes()?;
-    let now = world.writer.handle().progress().unacknowledged;
-    ensure!(now == failed, "{} writes failed", now - failed);
+    world.ensure_unnoticed(failed)?;
     lock.execute_batch("rollback")?;
     world.finish()
 }

@@ -75,6 +75,19 @@ impl World {
         self.wait("writes to be acknowledged", |_| self.writer.acknowledged() >= before + 20)
     }
 
+    /// How many writes have failed.
+    pub fn failed_writes(&self) -> u64 {
+        self.writer.handle().progress().unacknowledged
+    }
+
+    /// That no write has failed since there were so many.
+    pub fn ensure_unnoticed(&self, failed_before: u64) -> Result<()> {
+        let progress = self.writer.handle().progress();
+        let failed = progress.unacknowledged - failed_before;
+        ensure!(failed == 0, "{failed} writes failed, the last one by {:?}", progress.last_error);
+        Ok(())
+    }
+
     pub fn wait(&self, what: &str, condition: impl FnMut(&ShardView) -> bool) -> Result<()> {
         self.shard.wait_for(LIMIT, what, condition).map(drop)
     }

@@ -49,8 +49,19 @@ mod tests {
             let writer = &peer(1).id;
             let (now, content, primary_data) = (0, None, Some(primary));
             let (before, next, primary) = (Some(&before), &next, Some(1));
-            let write =
-                Write { now, before, next, writer, primary, content, writer_data, primary_data };
+            let (writer_is_sole, writer_acknowledges_alone) = (false, false);
+            let write = Write {
+                now,
+                before,
+                next,
+                writer,
+                primary,
+                content,
+                writer_data,
+                primary_data,
+                writer_is_sole,
+                writer_acknowledges_alone,
+            };
             super::check(&write, &tree).is_ok()
         };
         assert!(check(Some(start)) && check(Some(primary)) && check(None));

@@ -1,13 +1,14 @@
 //! What must never be seen. The world hands over what happens; each checker, in a file of its own,
 //! judges one thing and knows nothing of how it came about.
 
+mod alone;
 mod commits;
 mod deposed;
 mod liveness;
 mod serving;
 mod writes;
 
-pub use liveness::{Verdict, settle};
+pub use liveness::{Blocked, Verdict, settle};
 
 use crate::world::{Point, Timelines};
 use cluster::{ClusterState, Generation, PeerId};
@@ -49,6 +50,10 @@ pub struct Write<'a> {
     pub writer_data: Option<Point>,
     /// What the database of the primary of `next` holds now.
     pub primary_data: Option<Point>,
+    /// Whether the writer was configured for one-node-write mode when it wrote.
+    pub writer_is_sole: bool,
+    /// Whether PostgreSQL of the writer acknowledges by itself now.
+    pub writer_acknowledges_alone: bool,
 }
 
 /// A primary that clients see.
@@ -86,9 +91,9 @@ impl Checkers {
         self.commits.acknowledgements()
     }
 
-    /// Whether a disk was lost: then there may be too little left to go on with.
-    pub fn lost_disks(&self) -> bool {
-        self.disks_lost != 0
+    /// Whether the disk of this peer was lost, ever.
+    pub fn has_lost_disk(&self, peer: usize) -> bool {
+        self.disks_lost & (1 << peer) != 0
     }
 
     fn judge(&mut self, checker: &'static str, at: u64, verdict: Result<(), String>) {
@@ -100,6 +105,7 @@ impl Checkers {
     pub(crate) fn stored(&mut self, write: &Write<'_>, timelines: &Timelines) {
         self.judge("writes", write.now, writes::check(write));
         self.judge("deposed", write.now, deposed::check(write, timelines));
+        self.judge("alone", write.now, alone::stored(write));
         self.serving.declared(write);
         let verdict = self.commits.declared(write, timelines);
         self.judge("commits", write.now, verdict);
@@ -124,10 +130,9 @@ impl Checkers {
         self.judge("one primary", serving.now, verdict);
     }
 
-    /// A primary was brought to serve alone.
-    pub(crate) fn alone(&mut self, now: u64, peer: usize, allowed: bool) {
-        let problem = format!("peer {peer} serves alone outside one-node-write mode");
-        self.judge("alone", now, if allowed { Ok(()) } else { Err(problem) });
+    /// A primary serves alone, or acknowledges so, while this is stored.
+    pub(crate) fn alone(&mut self, now: u64, peer: &PeerId, stored: Option<&ClusterState>) {
+        self.judge("alone", now, alone::serves(peer, stored));
     }
 
     /// A standby took WAL of another history than its own, or two servers wrote one timeline.

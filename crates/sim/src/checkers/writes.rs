@@ -40,10 +40,23 @@ mod tests {
         let (primary, content, writer_data, primary_data) = (None, None, None, None);
         let before = Some(before);
         let now = 0;
-        check(&Write { now, before, next, writer, primary, content, writer_data, primary_data })
-            .is_ok()
+        let (writer_is_sole, writer_acknowledges_alone) = (false, false);
+        check(&Write {
+            now,
+            before,
+            next,
+            writer,
+            primary,
+            content,
+            writer_data,
+            primary_data,
+            writer_is_sole,
+            writer_acknowledges_alone,
+        })
+        .is_ok()
     }
 
+    /// Rules S1, S2, D1 and D4.
     #[test]
     fn sees_generations_that_are_skipped_frozen_or_declared_by_others() {
         let before = state(1, [1, 2, 3]);

@@ -8,12 +8,13 @@ pub use plan::{Plan, Step};
 
 use crate::{
     Mutation,
-    checkers::{Verdict, Violation, settle},
+    checkers::{Blocked, Verdict, Violation, settle},
     world::World,
 };
 use serde::Serialize;
 use std::{
     any::Any,
+    collections::BTreeMap,
     ops::RangeInclusive,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
@@ -49,8 +50,8 @@ pub struct Outcome {
     pub events: u64,
     /// How many commits were acknowledged.
     pub acknowledged: u64,
-    /// Whether no write was possible in the end, for a reason that the peers show.
-    pub blocked: bool,
+    /// Why no write was possible in the end, where the rules allow none.
+    pub blocked: Option<Blocked>,
 }
 
 /// A seed that fails, made small.
@@ -75,8 +76,8 @@ pub struct Report {
     pub events: u64,
     /// How many commits were acknowledged.
     pub acknowledged: u64,
-    /// How many runs ended with no write possible, for a reason that the peers show.
-    pub blocked: u64,
+    /// How many runs ended without writes, because the rules allow none, by what is to blame.
+    pub blocked: BTreeMap<Blocked, u64>,
     /// The seed that failed, of those that did the lowest that was found.
     pub failure: Option<Failure>,
 }
@@ -86,8 +87,9 @@ pub fn run(plan: &Plan) -> Outcome {
     let mut world = World::new(plan.setup.clone());
     let verdict = catch_unwind(AssertUnwindSafe(|| drive(&mut world, plan)));
     let (violation, blocked) = match verdict {
-        Ok(verdict) => (world.violation().cloned(), matches!(verdict, Verdict::Explained(_))),
-        Err(panic) => (Some(panicked(world.now(), panic.as_ref())), false),
+        Ok(Verdict::Blocked(blocked)) => (world.violation().cloned(), Some(blocked)),
+        Ok(_) => (world.violation().cloned(), None),
+        Err(panic) => (Some(panicked(world.now(), panic.as_ref())), None),
     };
     let (events, acknowledged) = (world.handled(), world.checkers.acknowledgements());
     Outcome { violation, events, acknowledged, blocked }
@@ -148,7 +150,9 @@ pub fn hunt(options: &Options) -> (Report, Option<(u64, Violation)>) {
             total.0.seeds += 1;
             total.0.events += outcome.events;
             total.0.acknowledged += outcome.acknowledged;
-            total.0.blocked += u64::from(outcome.blocked);
+            if let Some(blocked) = outcome.blocked {
+                *total.0.blocked.entry(blocked).or_default() += 1;
+            }
             if let Some(violation) = outcome.violation {
                 stop.store(true, Ordering::Relaxed);
                 if total.1.as_ref().is_none_or(|(lowest, _)| seed < *lowest) {

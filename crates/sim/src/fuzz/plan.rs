@@ -78,7 +78,17 @@ enum Kind {
     CancelWaits,
     HealAll,
     LoseDisk,
+    Recycle,
+    Configure,
+    LeaveAlone,
 }
+
+/// How many of a thousand steps are replaced by these, drawn beside the others: a kind that is added
+/// here changes nothing of what else a seed holds.
+const RARE: &[(u64, Kind)] = &[(6, Kind::Recycle), (3, Kind::Configure)];
+/// The same in a shard with a peer that is configured to serve alone.
+const RARE_ALONE: &[(u64, Kind)] =
+    &[(6, Kind::Recycle), (15, Kind::LeaveAlone), (15, Kind::Unfreeze), (8, Kind::Configure)];
 
 struct Dice {
     random: Xoshiro256PlusPlus,
@@ -94,14 +104,20 @@ impl Plan {
         peers: RangeInclusive<usize>,
         mutation: Option<Mutation>,
     ) -> Plan {
-        let mut dice =
-            Dice { random: Xoshiro256PlusPlus::seed_from_u64(!seed), peers: 0, disk_lost: false };
+        let mut dice = Dice::new(!seed);
         dice.peers = peers.start() + dice.below(peers.end() - peers.start() + 1);
+        let mut rare = Dice { peers: dice.peers, ..Dice::new(seed ^ 0xa10e) };
+        let alone = match rare.below(24) {
+            0..4 => 1 << rare.below(dice.peers),
+            4 => u8::MAX,
+            _ => 0,
+        };
         let setup = Setup {
             peers: dice.peers,
             seed,
             pace: Pace::Random,
             manual: dice.below(8) == 0,
+            alone,
             own_expiry: dice.below(2) == 0,
             stale_reads: dice.below(2) == 0,
             mutation,
@@ -109,12 +125,20 @@ impl Plan {
         let arrivals = (0..dice.peers).map(|peer| Fault::StartHost(Who::Peer(peer)));
         let mut plan: Vec<Step> = arrivals.map(|fault| Step { after: 300, fault }).collect();
         plan.push(Step { after: 15_000, fault: Fault::Nothing });
-        plan.extend((0..steps).map(|_| Step { after: dice.gap(), fault: dice.fault() }));
+        let kinds = if alone == 0 { RARE } else { RARE_ALONE };
+        plan.extend((0..steps).map(|_| {
+            let (after, common) = (dice.gap(), dice.fault());
+            Step { after, fault: rare.rare_fault(kinds).unwrap_or(common) }
+        }));
         Plan { setup, steps: plan }
     }
 }
 
 impl Dice {
+    fn new(seed: u64) -> Self {
+        Dice { random: Xoshiro256PlusPlus::seed_from_u64(seed), peers: 0, disk_lost: false }
+    }
+
     fn below(&mut self, bound: usize) -> usize {
         let bound = u64::try_from(bound).expect("small");
         usize::try_from(self.random.next_u64() % bound).expect("below a usize")
@@ -148,14 +172,22 @@ impl Dice {
 
     fn fault(&mut self) -> Fault {
         let total = WEIGHTS.iter().map(|(weight, _)| weight).sum();
+        self.draw_of(WEIGHTS, total).expect("drawn below the total")
+    }
+
+    fn rare_fault(&mut self, kinds: &[(u64, Kind)]) -> Option<Fault> {
+        self.draw_of(kinds, 1_000)
+    }
+
+    fn draw_of(&mut self, kinds: &[(u64, Kind)], total: u64) -> Option<Fault> {
         let mut drawn = self.between(0, total);
-        for (weight, kind) in WEIGHTS {
+        for (weight, kind) in kinds {
             if drawn < *weight {
-                return self.fault_of(*kind);
+                return Some(self.fault_of(*kind));
             }
             drawn -= weight;
         }
-        unreachable!("drawn below the total")
+        None
     }
 
     fn fault_of(&mut self, kind: Kind) -> Fault {
@@ -203,6 +235,9 @@ impl Dice {
             }
             Kind::CancelWaits => Fault::CancelWaits(self.who()),
             Kind::HealAll => Fault::HealAll,
+            Kind::Recycle => Fault::Recycle(self.who()),
+            Kind::Configure => Fault::Configure(self.peer(), self.below(2) == 0),
+            Kind::LeaveAlone => Fault::Configure(Who::Primary, false),
             Kind::LoseDisk if self.disk_lost => Fault::Nothing,
             Kind::LoseDisk => {
                 self.disk_lost = true;

@@ -77,7 +77,8 @@ impl World {
             PgCommand::Prepare => {
                 let end = self.timelines.create();
                 let database = Database::Prepared;
-                self.peers[peer].disk = Some(Disk { end, database, standby: false });
+                let kept = end.position;
+                self.peers[peer].disk = Some(Disk { end, database, standby: false, kept });
                 self.finish(peer, PgOutcome::Prepared);
             }
             PgCommand::Stop => {
@@ -146,7 +147,7 @@ impl World {
     /// The configuration is in force: the position is read.
     fn applied(&mut self, peer: usize) {
         let host = &self.peers[peer];
-        let position = lsn(host.end().expect("a database that runs"));
+        let position = lsn(host.known_end(self.now).expect("a database that runs"));
         self.finish(peer, PgOutcome::Applied { position, timeline: None });
     }
 
@@ -174,7 +175,9 @@ impl World {
         };
         if !server.primary {
             if phase != Phase::Promoting {
-                let after = self.delays.draw(Delay::Promote);
+                // All that was received is replayed first.
+                let replay = server.replayed_by.saturating_sub(self.now);
+                let after = self.delays.draw(Delay::Promote).max(replay);
                 return self.next_phase(peer, life, id, Phase::Promoting, after);
             }
             server.names = names;
@@ -184,11 +187,11 @@ impl World {
                 sender.names = names;
             }
             self.promote_server(peer);
+            self.check_alone(peer);
             self.check_serving(peer);
             return self.next_phase(peer, life, id, Phase::Begun, 0);
         }
         if phase != Phase::Reloading {
-            self.check_alone(peer, config);
             let after = self.reload(peer, names, *gate == Gate::Open, generation);
             return self.next_phase(peer, life, id, Phase::Reloading, after);
         }
@@ -209,7 +212,9 @@ impl World {
         if let Some(disk) = &mut host.disk {
             disk.database = Database::Established;
         }
+        let stays_alone = self.setup.mutation == Some(Mutation::StayAlone);
         let Some(server) = &mut host.server else { return 0 };
+        let names = if stays_alone && server.names == Names::Empty { Names::Empty } else { names };
         (server.names, server.open, server.clients) = (names, open, true);
         server.generation = generation;
         let connections: Vec<_> = server
@@ -223,6 +228,11 @@ impl World {
             let after = self.delays.draw(Delay::Reload);
             last = last.max(after);
             self.schedule_in(after, Happening::Reload { peer, connection });
+        }
+        self.check_alone(peer);
+        if names == Names::Empty {
+            // PostgreSQL lets everybody go who waits when there is nobody to wait for any more.
+            self.release(peer, u64::MAX);
         }
         self.check_serving(peer);
         last + self.delays.draw(Delay::Local)
@@ -258,9 +268,24 @@ impl World {
         if changed || upstream.is_none() {
             self.stop_receiving(peer);
         }
+        // Detached, all that was received is replayed before the position is read (rule D2).
+        let replay = self.left_to_replay(peer);
+        if upstream.is_none() && replay > 0 {
+            if replay > PATIENCE {
+                let limit = Happening::CommandLimit { peer, life, operation: id };
+                self.schedule_in(PATIENCE, limit);
+                return;
+            }
+            return self.next_phase(peer, life, id, Phase::Reloading, replay);
+        }
         self.reconnect(peer);
         self.peers[peer].record = Some(config.clone());
         self.applied(peer);
+    }
+
+    fn left_to_replay(&self, peer: usize) -> u64 {
+        let server = self.peers[peer].server.as_ref();
+        server.map_or(0, |server| server.replayed_by.saturating_sub(self.now))
     }
 
     /// A copy of a running database as it is when the copy ends, from the first source that gives
@@ -273,15 +298,16 @@ impl World {
             let source = world.index_of(&sources.get(place)?.id)?;
             let host = &world.peers[source];
             let gives = world.connects(peer, source) && !host.is_stopped(super::Part::Postgres);
-            host.server.as_ref().filter(|_| gives).map(|server| (source, server.boot))
+            let end = host.end().filter(|_| gives)?.position;
+            host.server.as_ref().map(|server| (source, server.boot, end))
         };
         let mut place = 0;
-        if let Phase::Copying(copied, boot) = phase {
+        if let Phase::Copying(copied, boot, kept) = phase {
             match source_at(self, copied) {
-                Some((source, now)) if now == boot => {
+                Some((source, now, _)) if now == boot => {
                     let end = self.peers[source].end().expect("a database that runs");
                     let database = Database::Established;
-                    self.peers[peer].disk = Some(Disk { end, database, standby: true });
+                    self.peers[peer].disk = Some(Disk { end, database, standby: true, kept });
                     self.note(|world| {
                         format!("{} is a copy of {} now", world.name(peer), world.name(source))
                     });
@@ -294,9 +320,9 @@ impl World {
             self.peers[peer].disk = None;
         }
         while place < sources.len() {
-            if let Some((_, boot)) = source_at(self, place) {
+            if let Some((_, boot, kept)) = source_at(self, place) {
                 let after = self.delays.draw(Delay::Copy);
-                return self.next_phase(peer, life, id, Phase::Copying(place, boot), after);
+                return self.next_phase(peer, life, id, Phase::Copying(place, boot, kept), after);
             }
             place += 1;
         }

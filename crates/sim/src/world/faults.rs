@@ -76,6 +76,10 @@ pub enum Fault {
     Unfreeze,
     PromoteSync,
     PromoteAsync(usize),
+    /// An operator configures a peer to serve alone (one-node-write mode), or not to.
+    Configure(Who, bool),
+    /// A server lets go of all WAL but the newest, whoever still needs it.
+    Recycle(Who),
     /// Everything is well again, and frozen no more.
     HealAll,
 }
@@ -152,6 +156,10 @@ impl World {
             Fault::Unfreeze => self.operate(|state| state.freeze = None),
             Fault::PromoteSync => self.request(PromoteRole::Sync, None),
             Fault::PromoteAsync(index) => self.request(PromoteRole::Async, Some(index)),
+            Fault::Configure(who, alone) => {
+                self.with(who, |world, peer| world.configure(peer, alone));
+            }
+            Fault::Recycle(who) => self.with(who, Self::recycle),
             Fault::HealAll => self.heal_all(),
         }
     }
@@ -209,6 +217,10 @@ impl World {
             self.schedule_in(0, happening);
         }
         self.revive_streams();
+        let alone = self.peers[peer].alone;
+        if self.peers[peer].sitter.as_ref().is_some_and(|sitter| sitter.sole != alone) {
+            self.configure(peer, alone);
+        }
     }
 
     fn heal_all(&mut self) {

@@ -158,6 +158,10 @@ pub(crate) struct Put {
     pub(super) state: ClusterState,
     /// What the writer's database held when it wrote.
     pub(super) content: Option<Point>,
+    /// Whether the writer was configured for one-node-write mode when it wrote.
+    pub(super) sole: bool,
+    /// By which rule it was written.
+    pub(super) rule: &'static str,
     /// Already answered, where that is the mutation.
     pub(super) assumed: bool,
 }

@@ -7,8 +7,10 @@
 
 mod choices;
 mod commands;
+mod disguise;
 mod faults;
 mod happening;
+mod moves;
 mod pace;
 mod peer;
 mod postgres;
@@ -22,6 +24,7 @@ mod timelines;
 
 pub use choices::Ready;
 pub use faults::{Fault, PutFault, Who};
+pub use moves::Move;
 pub use pace::Pace;
 pub use peer::{Part, Peer, Server};
 pub use service::{Service, Shown};
@@ -59,6 +62,8 @@ pub struct Setup {
     pub pace: Pace,
     /// Whether deposed peers wait for an operator.
     pub manual: bool,
+    /// Bits of the peers that are configured for one-node-write mode to begin with.
+    pub alone: u8,
     /// Whether a sitter notices by its own clock that its session must have expired.
     pub own_expiry: bool,
     /// Whether a reader may be shown what was true a while ago, as far as the contract allows.
@@ -95,6 +100,8 @@ pub struct World {
     at_once: u32,
     /// What happened, in words, when somebody wants to read it.
     diary: Option<Vec<String>>,
+    /// Which peer went from which role to which, when somebody wants to know.
+    moves: Option<moves::Moves>,
 }
 
 impl World {
@@ -107,7 +114,8 @@ impl World {
             let ident =
                 PeerIdent::new(&format!("10.0.0.{}", index + 1), 5432, 12345, &letter.to_string());
             let drift = delays.drift();
-            Peer::new(ident, Clock { base: 1_000 * (index as u64 + 1), drift })
+            let alone = setup.alone & (1 << index) != 0;
+            Peer::new(ident, Clock { base: 1_000 * (index as u64 + 1), drift }, alone)
         });
         let peers: Vec<_> = peers.collect();
         World {
@@ -125,6 +133,7 @@ impl World {
             handled: 0,
             at_once: 0,
             diary: None,
+            moves: None,
             delays,
             setup,
         }

@@ -64,11 +64,14 @@ impl Delay {
 pub(crate) struct Delays {
     pace: Pace,
     random: Xoshiro256PlusPlus,
+    /// For replay alone.
+    replay: Xoshiro256PlusPlus,
 }
 
 impl Delays {
     pub(crate) fn new(pace: Pace, seed: u64) -> Self {
-        Delays { pace, random: Xoshiro256PlusPlus::seed_from_u64(seed) }
+        let stream = Xoshiro256PlusPlus::seed_from_u64;
+        Delays { pace, random: stream(seed), replay: stream(seed ^ 0x5e91a7) }
     }
 
     pub(crate) fn draw(&mut self, what: Delay) -> u64 {
@@ -89,6 +92,17 @@ impl Delays {
                 low + (bits & 0xffff_ffff) * (high - low + 1) / (1 << 32)
             }
         }
+    }
+
+    /// How far the replay of a standby is behind what it has received: mostly nearly nothing, now and
+    /// then as long as a long query of a reader holds it up.
+    pub(crate) fn lag(&mut self) -> u64 {
+        if self.pace != Pace::Random {
+            return 0;
+        }
+        let bits = self.replay.next_u64();
+        let bound = if (bits >> 48) % 1_000 < 20 { 9_000 } else { 50 };
+        (bits & 0xffff_ffff) % bound
     }
 
     /// Something below `bound`, zero unless drawn at random.

@@ -48,6 +48,8 @@ pub struct Disk {
     pub database: Database,
     /// Whether it starts as a standby.
     pub standby: bool,
+    /// From where on its WAL is kept: a standby that needs what was before cannot stream from here.
+    pub kept: u64,
 }
 
 /// Whose flush releases commits: `synchronous_standby_names`.
@@ -112,6 +114,11 @@ pub struct Server {
     /// Up to where WAL was received, flushed or not.
     pub(super) received: Point,
     pub(super) flushing: bool,
+    /// When all that was received is replayed, and up to where it was when the server started.
+    pub(super) replayed_by: u64,
+    pub(super) replayed: u64,
+    /// Whether it has streamed since it started: then it knows what it received.
+    pub(super) streamed: bool,
     pub(super) senders: Vec<Sender>,
     pub(super) waiting: VecDeque<Commit>,
 }
@@ -134,8 +141,9 @@ pub enum Phase {
     Reloading,
     Promoting,
     Starting,
-    /// Copying from the source of this place, at this start of its server.
-    Copying(usize, u32),
+    /// Copying from the source of this place, at this start of its server, and from where on WAL
+    /// comes with the copy.
+    Copying(usize, u32, u64),
 }
 
 /// What the look before saw of the sync's answers, as the prober of the sitter keeps it.
@@ -153,6 +161,8 @@ pub struct Sitter {
     /// Its machine: the real one.
     pub machine: Machine,
     pub(super) since: u64,
+    /// Whether it has read that it is to serve alone.
+    pub(super) sole: bool,
     pub(super) session: Option<SessionId>,
     pub(super) joining: Option<u32>,
     pub(super) leaving: bool,
@@ -189,6 +199,8 @@ pub struct Peer {
     pub up: bool,
     /// The sitter, if it runs.
     pub sitter: Option<Sitter>,
+    /// Whether its sitter's file says that it is to serve alone.
+    pub alone: bool,
     /// How many sitters there have been.
     pub(super) life: u32,
     pub(super) boots: u32,
@@ -219,6 +231,23 @@ impl Peer {
         self.server.as_ref().filter(|server| server.primary)
     }
 
+    /// Whether its PostgreSQL acknowledges without any other peer.
+    pub(super) fn acknowledges_alone(&self) -> bool {
+        self.primary().is_some_and(|server| server.names == Names::Empty)
+    }
+
+    /// How much WAL it has as far as its PostgreSQL can tell: a standby that has not streamed since it
+    /// started knows only what it has replayed.
+    pub(super) fn known_end(&self, now: u64) -> Option<u64> {
+        let end = self.end()?.position;
+        Some(match &self.server {
+            Some(server) if !server.primary && !server.streamed && now < server.replayed_by => {
+                server.replayed.min(end)
+            }
+            _ => end,
+        })
+    }
+
     /// The end of the WAL on its disk.
     pub fn end(&self) -> Option<Point> {
         self.disk.as_ref().map(|disk| disk.end)
@@ -226,6 +255,6 @@ impl Peer {
 }
 
 /// A position as the rules see it.
-pub(super) fn lsn(point: Point) -> Lsn {
-    Lsn::new(point.position)
+pub(super) fn lsn(position: u64) -> Lsn {
+    Lsn::new(position)
 }

@@ -5,7 +5,7 @@ use super::{
     peer::{Commit, Names, Part, Server},
 };
 use crate::{Mutation, checkers::Serving};
-use cluster::{Generation, PgConfig};
+use cluster::Generation;
 
 impl World {
     pub(super) fn boot(
@@ -15,6 +15,7 @@ impl World {
         names: Names,
         generation: Generation,
     ) {
+        let (now, lag) = (self.now, self.delays.lag());
         let host = &mut self.peers[peer];
         let Some(disk) = &host.disk else { return };
         host.boots += 1;
@@ -31,6 +32,9 @@ impl World {
             connecting: false,
             received: disk.end,
             flushing: false,
+            replayed_by: now + lag,
+            replayed: disk.end.position.saturating_sub(lag / 100),
+            streamed: false,
             senders: Vec::new(),
             waiting: Default::default(),
         });
@@ -127,6 +131,7 @@ impl World {
         let alone = server.names == Names::Empty || self.mutated(Mutation::EmptyNames);
         self.note(|world| format!("a client commits {} on {}", at.position, world.name(peer)));
         if alone {
+            self.check_alone(peer);
             self.acknowledge(peer, commit);
         } else if let Some(server) = &mut self.peers[peer].server {
             server.waiting.push_back(commit);
@@ -177,12 +182,28 @@ impl World {
         self.checkers.serves(&serving, &self.timelines);
     }
 
-    /// Whether this configuration may stand in this state at all (rule A1).
-    pub(super) fn check_alone(&mut self, peer: usize, config: &PgConfig) {
-        if let PgConfig::Primary { counts: cluster::Counts::Alone, .. } = config {
-            let sole = self.peers[peer].sitter.as_ref().and_then(|sitter| sitter.machine.state());
-            let allowed = sole.is_some_and(cluster::ClusterState::is_one_node_write_mode);
-            self.checkers.alone(self.now, peer, allowed);
+    /// Lets the checkers judge a primary whose names are empty: brought to that, or acknowledging so.
+    pub(super) fn check_alone(&mut self, peer: usize) {
+        if self.peers[peer].acknowledges_alone() {
+            let id = &self.peers[peer].ident.id;
+            self.checkers.alone(self.now, id, self.service.cluster());
+        }
+    }
+
+    /// A checkpoint lets go of all WAL but the newest. A standby that had not been sent it yet is cut
+    /// off, and cannot go on (rule X4).
+    pub(super) fn recycle(&mut self, peer: usize) {
+        let host = &mut self.peers[peer];
+        let (Some(server), Some(disk)) = (&mut host.server, &mut host.disk) else { return };
+        disk.kept = disk.end.position;
+        let kept = disk.kept;
+        let late: Vec<_> = server
+            .senders
+            .extract_if(.., |sender| sender.sent.position < kept)
+            .map(|sender| (sender.to, sender.connection))
+            .collect();
+        for (to, connection) in late {
+            self.cut_off(to, connection);
         }
     }
 }

@@ -68,7 +68,7 @@ impl World {
         // The newest timeline that is known: a standby also knows the one that it follows.
         let timeline = Some(self.timelines.number(disk.end.branch));
         let connection = sender.map(|sender| (sender.to, sender.connection));
-        let wal = lsn(disk.end);
+        let wal = lsn(host.known_end(self.now).expect("a database that runs"));
         if let Some(sitter) = &mut self.peers[peer].sitter {
             sitter.answer = answer;
         }

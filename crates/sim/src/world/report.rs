@@ -33,6 +33,9 @@ impl World {
         if let Some(timeline) = state.init_timeline {
             add(format!(" on timeline {timeline}"));
         }
+        if state.is_one_node_write_mode() {
+            add("; one-node-write mode".to_owned());
+        }
         if state.is_frozen() {
             add("; frozen".to_owned());
         }
@@ -110,6 +113,11 @@ impl World {
             Fault::PromoteAsync(index) => {
                 format!("an operator asks for async {index} to move up")
             }
+            Fault::Configure(who, true) => format!("{} is configured to serve alone", whom(who)),
+            Fault::Configure(who, false) => {
+                format!("{} is configured not to serve alone", whom(who))
+            }
+            Fault::Recycle(who) => format!("{} keeps only its newest WAL", whom(who)),
             Fault::HealAll => "everything is well again".to_owned(),
         }
     }

@@ -102,37 +102,6 @@ impl World {
         (state, shown.registered(&self.peers))
     }
 
-    /// What a mutation shows the machine instead of what is stored.
-    fn disguised(&self, mut seen: StateSeen) -> StateSeen {
-        if let Ok(state) = &mut seen.state {
-            if self.mutated(Mutation::IgnoreInitWal) {
-                state.init_wal = cluster::Lsn::ZERO;
-                state.init_timeline = None;
-            }
-            if self.mutated(Mutation::IgnoreFreeze) {
-                state.freeze = None;
-            }
-        }
-        seen
-    }
-
-    /// Puts back what a mutation did not show, where the machine has not itself decided about it.
-    fn undisguised(&self, expected: Option<Version>, mut state: ClusterState) -> ClusterState {
-        let hidden =
-            matches!(self.setup.mutation, Some(Mutation::IgnoreInitWal | Mutation::IgnoreFreeze));
-        if let Some((version, stored)) = self.service.state()
-            && hidden
-            && Some(*version) == expected
-        {
-            if state.generation == stored.generation {
-                state.init_wal = stored.init_wal;
-                state.init_timeline = stored.init_timeline;
-            }
-            state.freeze.clone_from(&stored.freeze);
-        }
-        state
-    }
-
     /// Whether this sitter holds this session.
     fn holds(&self, peer: usize, session: SessionId) -> bool {
         self.peers[peer].sitter.as_ref().is_some_and(|sitter| sitter.session == Some(session))
@@ -268,6 +237,8 @@ impl World {
         let host = &mut self.peers[peer];
         let fault = std::mem::take(&mut host.next_put);
         let content = host.end();
+        let sole = host.sitter.as_ref().is_some_and(|sitter| sitter.sole);
+        let rule = host.sitter.as_ref().map_or("", |sitter| sitter.machine.reason().rule());
         if let Some(sitter) = &mut host.sitter {
             sitter.put = Some(call);
         }
@@ -285,7 +256,7 @@ impl World {
             let outcome = PutOutcome::Committed(Version(expected.map_or(0, |old| old.0 + 1)));
             self.schedule_in(0, Happening::PutAnswered { peer, life, call, outcome });
         }
-        let put = Box::new(Put { expected, state, content, assumed });
+        let put = Box::new(Put { expected, state, content, sole, rule, assumed });
         let arrives = Happening::PutArrives { peer, life, call, put };
         match fault {
             PutFault::Late => {
@@ -306,13 +277,15 @@ impl World {
     }
 
     pub(super) fn put_arrives(&mut self, peer: usize, life: u32, call: u32, put: Put) {
-        let Put { expected, state, content, assumed } = put;
+        let Put { expected, state, content, sole, rule, assumed } = put;
         let before = self.service.state().cloned();
         let content = content.map(|end| self.timelines.at(end, state.init_wal.byte().max(1)));
         let stored = self.service.put(expected, state);
         let outcome = match stored {
             Some(version) => {
-                self.stored(peer, before.as_ref().map(|(_, state)| state.as_ref()), content);
+                let before = before.as_ref().map(|(_, state)| state.as_ref());
+                self.placed(before, rule);
+                self.stored(peer, before, content, sole);
                 PutOutcome::Committed(version)
             }
             None => {
@@ -331,6 +304,7 @@ impl World {
         peer: usize,
         before: Option<&ClusterState>,
         content: Option<super::Point>,
+        writer_is_sole: bool,
     ) {
         self.note(|world| {
             let state = world.service.cluster().expect("just stored");
@@ -348,6 +322,8 @@ impl World {
             content,
             writer_data: self.peers[peer].end(),
             primary_data: primary.and_then(|primary| self.peers[primary].end()),
+            writer_is_sole,
+            writer_acknowledges_alone: self.peers[peer].acknowledges_alone(),
         };
         self.checkers.stored(&write, &self.timelines);
         self.spread();

@@ -15,10 +15,11 @@ use cluster::{
 use jiff::Timestamp;
 
 impl Peer {
-    pub(super) fn new(ident: PeerIdent, clock: Clock) -> Self {
+    pub(super) fn new(ident: PeerIdent, clock: Clock, alone: bool) -> Self {
         Peer {
             ident,
             clock,
+            alone,
             up: false,
             sitter: None,
             life: 0,
@@ -40,7 +41,7 @@ impl World {
     fn machine_config(&self, peer: usize) -> MachineConfig {
         MachineConfig {
             me: self.peers[peer].ident.clone(),
-            one_node_write_mode: false,
+            one_node_write_mode: self.peers[peer].alone,
             deposed: if self.setup.manual { DeposedPolicy::Manual } else { DeposedPolicy::Auto },
             lease: LEASE,
             retry_min: Millis(500),
@@ -57,11 +58,13 @@ impl World {
         let (machine, actions) = Machine::new(self.machine_config(peer));
         let now = self.now;
         let host = &mut self.peers[peer];
+        let sole = host.alone;
         host.life += 1;
         let life = host.life;
         host.sitter = Some(Sitter {
             machine,
             since: now,
+            sole,
             session: None,
             joining: None,
             leaving: false,
@@ -77,6 +80,18 @@ impl World {
         });
         self.perform(peer, actions);
         self.schedule_in(1_000, Happening::Probe { peer, life });
+    }
+
+    /// An operator changes the sitter's file; the sitter reads it again, one that is stopped when it
+    /// goes on.
+    pub(super) fn configure(&mut self, peer: usize, alone: bool) {
+        self.peers[peer].alone = alone;
+        let config = self.machine_config(peer);
+        let stopped = self.peers[peer].is_stopped(super::Part::Sitter);
+        let Some(sitter) = self.peers[peer].sitter.as_mut().filter(|_| !stopped) else { return };
+        sitter.sole = alone;
+        sitter.machine.reconfigure(config);
+        self.tell(peer, Event::Wake);
     }
 
     /// Ends a sitter without its knowing; what runs goes on running.
@@ -103,6 +118,7 @@ impl World {
             wall: Timestamp::from_millisecond(wall).expect("not that late"),
         };
         let before = self.diary.is_some().then(|| sitter.machine.reason().clone());
+        let role = sitter.machine.role();
         let actions = sitter.machine.handle(now, event);
         if let Some(before) = before
             && *sitter.machine.reason() != before
@@ -112,6 +128,7 @@ impl World {
                 format!("{} is {role}: {}", world.name(peer), world.in_letters(&reason.to_string()))
             });
         }
+        self.moved(peer, role);
         self.perform(peer, actions);
         self.check_serving(peer);
     }

@@ -31,18 +31,25 @@ impl World {
         server.connecting = false;
         let (Some(from), None) = (server.upstream, &server.receiver) else { return };
         let received = server.received;
+        // What is on its own disk comes first.
+        let replayed = server.replayed_by <= self.now;
         let upstream = &self.peers[from];
         let reachable = self.connects(peer, from) && !upstream.is_stopped(Part::Postgres);
-        let (true, Some(_), Some(end)) = (reachable, &upstream.server, upstream.end()) else {
+        let (true, true, Some(_), Some(disk)) =
+            (replayed, reachable, &upstream.server, &upstream.disk)
+        else {
             return self.reconnect(peer);
         };
-        match self.timelines.may_stream(end, received) {
+        let (end, kept) = (disk.end, disk.kept);
+        let allowed = self.timelines.may_stream(end, received);
+        match allowed.and_then(|()| received.is_kept(kept)) {
             Err(refusal) => {
                 self.note(|world| {
                     let why = match refusal {
                         Refusal::System => "it is another database",
                         Refusal::Diverged => "its data has diverged",
                         Refusal::Ahead => "it is ahead",
+                        Refusal::Removed => "the WAL that comes next is no longer kept there",
                     };
                     format!("{} cannot stream from {}: {why}", world.name(peer), world.name(from))
                 });
@@ -61,6 +68,7 @@ impl World {
         let connection = self.connections;
         let standby = self.peers[peer].server.as_mut().expect("connects");
         standby.receiver = Some(Receiver { from, connection });
+        standby.streamed = true;
         let upstream = self.peers[from].server.as_mut().expect("is connected to");
         let sent = received;
         upstream.senders.retain(|sender| sender.to != peer);
@@ -126,8 +134,10 @@ impl World {
             self.checkers.mixed(self.now, peer, from);
             return;
         }
+        let replayed_by = self.now + self.delays.lag();
         let server = self.peers[peer].server.as_mut().expect("receives");
         server.received = upto;
+        server.replayed_by = server.replayed_by.max(replayed_by);
         if self.setup.mutation == Some(Mutation::ReportUnflushed) {
             let flushed = upto;
             let reply = Happening::Reply { peer: from, from: peer, connection, flushed };
@@ -193,6 +203,15 @@ impl World {
             upstream.senders.retain(|sender| sender.connection != connection);
         }
         self.pump(peer);
+    }
+
+    /// The other end of a connection has ended it.
+    pub(super) fn cut_off(&mut self, peer: usize, connection: u32) {
+        let Some(server) = &mut self.peers[peer].server else { return };
+        if server.receiver.as_ref().is_some_and(|receiver| receiver.connection == connection) {
+            server.receiver = None;
+            self.reconnect(peer);
+        }
     }
 
     /// The server of `peer` is gone: so are its connections.

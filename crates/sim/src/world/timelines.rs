@@ -39,6 +39,18 @@ pub enum Refusal {
     Diverged,
     /// The standby is ahead on the same timeline.
     Ahead,
+    /// What comes next for the standby is no longer kept there.
+    Removed,
+}
+
+impl Point {
+    /// Whether a server that keeps its WAL from `kept` on has what comes after this.
+    ///
+    /// # Errors
+    /// What it says if it has not.
+    pub(super) fn is_kept(self, kept: u64) -> Result<(), Refusal> {
+        if self.position < kept { Err(Refusal::Removed) } else { Ok(()) }
+    }
 }
 
 /// All WAL that was ever written.
@@ -49,7 +61,7 @@ pub struct Timelines {
 
 impl Timelines {
     /// Where the WAL of a new database begins.
-    const START: u64 = 100;
+    pub(super) const START: u64 = 100;
 
     fn get(&self, id: BranchId) -> &Branch {
         &self.branches[id.0 as usize]
@@ -167,6 +179,7 @@ mod tests {
         assert_eq!(tree.may_stream(other, start), Err(Refusal::System));
     }
 
+    /// What rule D7 is for.
     #[test]
     fn two_promotions_from_one_timeline_fool_postgresql() {
         let mut tree = Timelines::default();

@@ -1,0 +1,74 @@
+//! Why a call failed.
+
+use std::path::PathBuf;
+use zookeeper_client::Error;
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    #[error(
+        "no session from any of {servers} within {limit} ms: they do not run, cannot be reached from here, \
+         or most of the ensemble is away"
+    )]
+    NoSession { servers: String, limit: u64 },
+    #[error("no answer within {0} ms")]
+    TimedOut(u64),
+    #[error("the servers refused the credentials")]
+    Refused,
+    #[error(
+        "{path} may not be {action} with our credentials: see the table [zookeeper] of the sitter's file"
+    )]
+    Forbidden { action: &'static str, path: String },
+    #[error(
+        "the server does not know this kind of transaction: it has to be ZooKeeper 3.5 or later"
+    )]
+    TooOld,
+    #[error("a session needs a timeout")]
+    NoTimeout,
+    #[error("{path} holds what is no {what}")]
+    Content {
+        path: String,
+        what: &'static str,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error("cannot {action} {path}")]
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("{0}")]
+    Tls(String),
+    #[error("cannot write the peer as JSON")]
+    Peer(#[source] serde_json::Error),
+    #[error("the connection was lost: {0}")]
+    Lost(Error),
+    #[error("{path}: {source}")]
+    Node { path: String, source: Error },
+    #[error(transparent)]
+    Client(#[from] Error),
+}
+
+impl Failure {
+    /// An error of the service about one node.
+    pub(super) fn node(action: &'static str, path: &str, error: Error) -> Self {
+        let path = path.to_owned();
+        match error {
+            Error::NoAuth => Failure::Forbidden { action, path },
+            Error::AuthFailed => Failure::Refused,
+            // What the client says of itself has no code: a server that hangs, a broken stream.
+            Error::ConnectionLoss
+            | Error::SessionExpired
+            | Error::SessionMoved
+            | Error::ClientClosed
+            | Error::Custom(_) => Failure::Lost(error),
+            source => Failure::Node { path, source },
+        }
+    }
+
+    /// Whether another session may do what this one could not.
+    pub(super) fn is_of_the_connection(&self) -> bool {
+        matches!(self, Failure::Lost(_))
+    }
+}

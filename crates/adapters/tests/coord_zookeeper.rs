@@ -1,0 +1,501 @@
+//! What only ZooKeeper has: the original's layout, what others left in it, sessions that are taken
+//! over, credentials, TLS, and ensembles of which a part is away.
+
+mod common;
+
+use adapters::clock;
+use adapters::coord::zookeeper::{Address, Credentials, TlsAccess, ZkAccess, ZkCoord};
+use adapters::coord::{CoordEvent, Coordination, PutOutcome};
+use adapters::exec::Exec;
+use adapters::testing::{Ensemble, EnsembleOptions, Proxy, Way};
+use cluster::{ClusterState, Generation, Millis};
+use common::{
+    LONG, SharedEnsemble, Stream, ZK_CALL, ensemble, fresh_root, join, open_zookeeper, peer, put,
+    sequences, state, stored, timed, watch, within,
+};
+use futures_util::future::join_all;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use zookeeper_client::{Acls, Client, CreateMode};
+
+/// What a call takes at most: its limit, and a little for a busy machine.
+const CALL_AT_MOST: Millis = Millis(ZK_CALL.0 + 1500);
+
+fn servers(shared: &SharedEnsemble) -> Vec<String> {
+    let ensemble = &shared.ensemble;
+    (0..ensemble.count()).map(|index| ensemble.address(index).to_string()).collect()
+}
+
+fn open(shared: &SharedEnsemble, root: &str) -> ZkCoord {
+    open_zookeeper(&servers(shared), root, &ZkAccess::default())
+}
+
+fn shared_of(coord: &ZkCoord) -> Arc<dyn Coordination> {
+    Arc::new(coord.clone())
+}
+
+/// A client of another make.
+async fn raw(shared: &SharedEnsemble) -> Client {
+    Client::connect(&servers(shared).join(",")).await.expect("a client")
+}
+
+async fn make(client: &Client, path: &str, data: &str, mode: CreateMode) {
+    let (parent, _) = path.rsplit_once('/').expect("a path");
+    let persistent = CreateMode::Persistent.with_acls(Acls::anyone_all());
+    client.mkdir(parent, &persistent).await.expect("the nodes above");
+    let options = mode.with_acls(Acls::anyone_all());
+    client.create(path, data.as_bytes(), &options).await.expect("a node");
+}
+
+/// Names, JSON and transactions are the original's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_layout_is_the_originals() {
+    let (shared, root) = (ensemble(1), fresh_root());
+    let coord = open(&shared, &root);
+    let dynamic = shared_of(&coord);
+    let (_member, sequence) = join(&dynamic, 1, LONG).await;
+    let version = put(&dynamic, None, 1).await;
+    put(&dynamic, Some(version), 2).await;
+
+    let election = coord.election().await.expect("to read");
+    assert_eq!(election.len(), 1);
+    assert_eq!(election[0].name, format!("10.0.0.1:5432:12345-{sequence:010}"));
+    assert_ne!(election[0].owner, 0, "ephemeral");
+    let data: serde_json::Value = serde_json::from_slice(&election[0].data).expect("JSON");
+    assert_eq!(
+        data,
+        serde_json::json!({
+            "zoneId": "zone",
+            "ip": "10.0.0.1",
+            "pgUrl": "tcp://postgres@10.0.0.1:5432/postgres",
+            "backupUrl": "http://10.0.0.1:12345",
+        })
+    );
+    let history = coord.raw_history().await.expect("to read");
+    let names: Vec<_> = history.iter().map(|child| child.name.as_str()).collect();
+    assert_eq!(names, ["1-0000000000", "2-0000000001"]);
+    assert!(history.iter().all(|child| child.owner == 0), "persistent");
+
+    let client = raw(&shared).await;
+    let path = |name: &str| format!("{root}/1.example/{name}");
+    let (data, state_stat) = client.get_data(&path("state")).await.expect("the state");
+    assert_eq!(data, history[1].data);
+    assert_eq!(data, state(2).to_json().into_bytes());
+    let (_, entry_stat) = client.get_data(&path("history/2-0000000001")).await.expect("the entry");
+    assert_eq!(state_stat.mzxid, entry_stat.czxid, "one transaction");
+    let entries = coord.history().await.expect("to read");
+    assert_eq!(entries[1].time.as_millisecond(), entry_stat.ctime);
+}
+
+/// What older peers and other hands left is read as far as it can be, and spoils nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_others_left_is_read() {
+    let (shared, root) = (ensemble(1), fresh_root());
+    let coord = open(&shared, &root);
+    let client = raw(&shared).await;
+    let shard = format!("{root}/1.example");
+    let old = r#"{"zoneId":"z","ip":"10.0.0.2","pgUrl":"tcp://postgres@10.0.0.2:5432/postgres"}"#;
+    let v1 = CreateMode::EphemeralSequential;
+    make(&client, &format!("{shard}/election/10.0.0.2:5432:12345-"), old, v1).await;
+    make(&client, &format!("{shard}/election/10.0.0.3-"), "", v1).await;
+    make(&client, &format!("{shard}/election/nobody"), "{}", CreateMode::Persistent).await;
+    make(&client, &format!("{shard}/election/10.0.0.4:1:2-"), "rubbish", v1).await;
+    make(&client, &format!("{shard}/election/10.0.0.2:5432:12345-"), old, v1).await;
+    let peer = |ip: &str| {
+        format!(
+            r#"{{"id":"{ip}:5432:12345","zoneId":"z","ip":"{ip}","pgUrl":"tcp://{ip}:5432/p"}}"#
+        )
+    };
+    let (primary, sync) = (peer("10.0.0.2"), peer("10.0.0.3"));
+    let text = format!(
+        r#"{{"generation":4,"primary":{primary},"sync":{sync},"async":[],"initWal":"0/1"}}"#
+    );
+    make(&client, &format!("{shard}/state"), &text, CreateMode::Persistent).await;
+    let event = "1426704011095-10.0.0.2-AssumeLeader-Leader-undefined-10.0.0.3-";
+    let persistent = CreateMode::PersistentSequential;
+    make(&client, &format!("{shard}/history/{event}"), "", persistent).await;
+    make(&client, &format!("{shard}/history/4-"), &text, persistent).await;
+
+    let view = coord.read().await.expect("to read");
+    assert_eq!(sequences(&view.active), [0, 1, 4]);
+    let ids: Vec<_> = view.active.iter().map(|one| one.peer.id.as_str()).collect();
+    assert_eq!(ids, ["10.0.0.2:5432:12345", "10.0.0.3", "10.0.0.2:5432:12345"]);
+    assert_eq!(view.active[0].peer.backup_url, None);
+    assert_eq!(view.active[1].peer.pg_url, "tcp://postgres@10.0.0.3:5432/postgres");
+    let stored = view.state.expect("a state");
+    assert!(ClusterState::parse(&stored.json).expect("a state").deposed.is_empty());
+    assert_eq!(coord.election().await.expect("to read").len(), 5);
+
+    let history = coord.history().await.expect("to read");
+    assert_eq!(history.iter().map(|entry| entry.generation).collect::<Vec<_>>(), [Generation(4)]);
+    let raw = coord.raw_history().await.expect("to read");
+    assert!(raw[0].name.starts_with("1426704011095-10.0.0.2-AssumeLeader"));
+    // And it is written as the next one.
+    let dynamic = shared_of(&coord);
+    put(&dynamic, Some(stored.version), 5).await;
+    assert!(coord.exists(&format!("{shard}/history/5-0000000002")).await.expect("to look"));
+    assert!(!coord.exists(&format!("{shard}/lock")).await.expect("to look"));
+}
+
+/// A state that somebody deleted is another than the one expected, and can be made anew.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_state_that_was_deleted_conflicts() {
+    let (shared, root) = (ensemble(1), fresh_root());
+    let coord = shared_of(&open(&shared, &root));
+    let mut watcher = watch(&coord).await;
+    let version = put(&coord, None, 1).await;
+    watcher.until_version(version).await;
+    let client = raw(&shared).await;
+    client.delete(&format!("{root}/1.example/state"), None).await.expect("deleted");
+    let gone = |event: &CoordEvent| matches!(event, CoordEvent::State(None)).then_some(());
+    watcher.until("no state", gone).await;
+    let outcome = coord.put(Some(version), &state(2)).await;
+    assert!(matches!(outcome, PutOutcome::Conflict), "{outcome:?}");
+    let version = put(&coord, None, 2).await;
+    watcher.until_version(version).await;
+}
+
+fn with_file(shared: &SharedEnsemble, root: &str, file: PathBuf) -> Arc<dyn Coordination> {
+    let text = format!("//{}{root}", servers(shared).join(","));
+    let address = Address::parse(&text, "1.example").expect("an address");
+    let access = ZkAccess::default();
+    Arc::new(ZkCoord::open(address, &access, ZK_CALL, Some(file)).expect("a client"))
+}
+
+/// A sitter that was killed and started again takes its place over: it is never seen to be gone,
+/// and does not stand there twice until the old session expires. Others are left alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_takes_its_registration_over() {
+    let (shared, root) = (ensemble(3), fresh_root());
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("session");
+    let plain = shared_of(&open(&shared, &root));
+    let (_other, other) = join(&plain, 2, LONG).await;
+    // The same peer, by another hand: not ours to take away.
+    let (_twin, twin) = join(&plain, 1, LONG).await;
+    let (first, one) = join(&with_file(&shared, &root, file.clone()), 1, LONG).await;
+    let mode = std::os::unix::fs::PermissionsExt::mode(
+        &std::fs::metadata(&file).expect("the file").permissions(),
+    );
+    assert_eq!(mode & 0o777, 0o600);
+    let mut watcher = watch(&plain).await;
+    watcher.until_active(&[other, twin, one]).await;
+    drop(first);
+    let restarted = with_file(&shared, &root, file);
+    let begin = clock::now();
+    let (_second, two) = join(&restarted, 1, LONG).await;
+    assert!(two > one);
+    watcher
+        .until("the old one to go", |event| match event {
+            CoordEvent::Active(active) => {
+                let active = sequences(active);
+                assert!(active.contains(&one) || active.contains(&two), "gone: {active:?}");
+                (active == [other, twin, two]).then_some(())
+            }
+            _ => None,
+        })
+        .await;
+    let time = clock::now() - begin;
+    println!("taken over in {time:?}, with a session of {LONG:?}");
+    assert!(time < Millis(LONG.0 / 2), "only after {time:?}: the old session expired");
+}
+
+fn access(user: &str, password: &str) -> ZkAccess {
+    let credentials = Credentials { user: user.to_owned(), password: password.to_owned() };
+    ZkAccess { credentials: Some(credentials), tls: None }
+}
+
+/// What is made with credentials can be read by everybody and written by their holder alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn credentials_keep_others_from_writing() {
+    let (shared, root) = (ensemble(1), fresh_root());
+    let open = |access: &ZkAccess| -> Arc<dyn Coordination> {
+        Arc::new(open_zookeeper(&servers(&shared), &root, access))
+    };
+    let ours = open(&access("manatee", "secret"));
+    let (_member, sequence) = join(&ours, 1, LONG).await;
+    let version = put(&ours, None, 1).await;
+    for stranger in [open(&ZkAccess::default()), open(&access("manatee", "other"))] {
+        let view = stranger.read().await.expect("to read");
+        assert_eq!(view.state.expect("a state").version, version);
+        assert_eq!(sequences(&view.active), [sequence]);
+        assert_eq!(stranger.history().await.expect("to read").len(), 1);
+        let refused = stranger.put(Some(version), &state(2)).await;
+        let PutOutcome::Unknown(error) = refused else { panic!("{refused:?}") };
+        let cause = error.cause.to_string();
+        assert!(cause.contains("state may not be written with our credentials"), "{cause}");
+        let error = stranger.join(&peer(2), LONG).await.map(drop).expect_err("refused");
+        assert!(error.cause.to_string().contains("election"), "{}", error.cause);
+    }
+    let version = put(&open(&access("manatee", "secret")), Some(version), 2).await;
+    assert_eq!(stored(&ours).await.expect("a state").version, version);
+    let client = raw(&shared).await;
+    let names = ["", "/election", "/state", "/history", "/history/1-0000000000"];
+    for path in names.map(|name| format!("{root}/1.example{name}")) {
+        client.delete(&path, None).await.expect_err("not ours to delete");
+        assert!(client.set_data(&path, b"x", None).await.is_err(), "{path}");
+    }
+}
+
+/// No server runs, or each takes connections and never answers: an error that names them, in time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_answers() {
+    let (shared, root) = (ensemble(1), fresh_root());
+    let nobody = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        listener.local_addr().expect("an address").to_string()
+    };
+    let proxy = Proxy::start(shared.ensemble.address(0)).expect("a proxy");
+    proxy.set(Way::Silent);
+    for servers in [vec![nobody.clone()], vec![proxy.address().to_string(), nobody]] {
+        let coord = open_zookeeper(&servers, &root, &ZkAccess::default());
+        let (who, next) = (peer(1), state(1));
+        let calls =
+            async { tokio::join!(coord.join(&who, LONG), coord.read(), coord.put(None, &next)) };
+        let ((error, read, put), time) = timed(calls).await;
+        let error = error.map(drop).expect_err("nobody answers").cause.to_string();
+        assert!(servers.iter().all(|server| error.contains(server)), "{error}");
+        assert!(read.is_err() && matches!(put, PutOutcome::Unknown(_)), "{read:?} {put:?}");
+        assert!(time < CALL_AT_MOST, "{time:?}");
+    }
+}
+
+/// Whoever is connected to a server that falls silent goes to another one, with its session.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_of_three_is_silent() {
+    let (shared, root) = (ensemble(3), fresh_root());
+    let proxies: Vec<_> = (0..3)
+        .map(|index| Proxy::start(shared.ensemble.address(index)).expect("a proxy"))
+        .collect();
+    let servers: Vec<_> = proxies.iter().map(|proxy| proxy.address().to_string()).collect();
+    let coord = shared_of(&open_zookeeper(&servers, &root, &ZkAccess::default()));
+    let (mut member, own) = join(&coord, 1, Millis(4000)).await;
+    for silent in &proxies {
+        silent.set(Way::Silent);
+        let since = clock::now();
+        let again = |event: &CoordEvent| match event {
+            CoordEvent::Confirmed { sent } if *sent > since + Millis(1000) => Some(()),
+            CoordEvent::Expired => panic!("expired"),
+            _ => None,
+        };
+        member.until("a confirmation", again).await;
+        let (read, time) = timed(coord.read()).await;
+        assert_eq!(sequences(&read.expect("to read").active), [own]);
+        assert!(time < ZK_CALL, "{time:?}");
+        silent.set(Way::Open);
+    }
+}
+
+/// Where nothing comes through and nothing is closed, the holder ends its session by its own clock.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_black_hole_ends_a_session_in_time() {
+    let (shared, root) = (ensemble(1), fresh_root());
+    let proxy = Proxy::start(shared.ensemble.address(0)).expect("a proxy");
+    let inside = [proxy.address().to_string()];
+    let coord = shared_of(&open_zookeeper(&inside, &root, &ZkAccess::default()));
+    let mut watcher = watch(&shared_of(&open(&shared, &root))).await;
+    let timeout = Millis(3000);
+    let (mut member, own) = join(&coord, 1, timeout).await;
+    watcher.until_active(&[own]).await;
+    let confirmed = |event: &CoordEvent| match event {
+        CoordEvent::Confirmed { sent } => Some(*sent),
+        _ => None,
+    };
+    let mut last = member.until("confirmed", confirmed).await;
+    proxy.set(Way::Silent);
+    let cut = clock::now();
+    let expired = |event: &CoordEvent| match event {
+        CoordEvent::Confirmed { sent } => {
+            last = *sent;
+            None
+        }
+        event => matches!(event, CoordEvent::Expired).then_some(()),
+    };
+    let told = async {
+        member.until("the holder to be told", expired).await;
+        clock::now()
+    };
+    let seen = async {
+        watcher.until_active(&[]).await;
+        clock::now()
+    };
+    let (told, seen) = tokio::join!(told, seen);
+    println!("told after {:?}, seen by others after {:?}", told - cut, seen - cut);
+    assert!(told <= cut + timeout + Millis(300), "told only after {:?}", told - cut);
+    assert!(seen >= last + timeout, "a proof of {last:?} outlives the session, gone at {seen:?}");
+}
+
+/// A proof is never old while all is well, and little is sent for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn idle_traffic_is_heartbeats() {
+    let (directory, root) = (tempfile::tempdir().expect("a directory"), fresh_root());
+    let ensemble = Ensemble::start(directory.path(), 1).expect("a server");
+    let server = [ensemble.address(0).to_string()];
+    let coord = shared_of(&open_zookeeper(&server, &root, &ZkAccess::default()));
+    put(&coord, None, 1).await;
+    let timeout = Millis(6000);
+    let (mut member, _) = join(&coord, 1, timeout).await;
+    member.until_confirmed().await;
+    let begin = clock::now();
+    let (mut oldest, mut before, mut told) = (Millis(0), begin, 0);
+    let first = received(&ensemble);
+    member
+        .until("two timeouts", |event| {
+            let CoordEvent::Confirmed { sent } = event else { panic!("{event:?}") };
+            oldest = oldest.max(clock::now() - before);
+            before = *sent;
+            told += 1;
+            (clock::now() >= begin + Millis(2 * timeout.0)).then_some(())
+        })
+        .await;
+    let requests = received(&ensemble) - first;
+    println!("{told} confirmations, a proof never older than {oldest:?}; {requests} requests");
+    assert!(oldest.0 <= timeout.0 / 2, "{oldest:?}");
+    // Twenty heartbeats, and the question itself.
+    assert!((15..=25).contains(&requests), "{requests}");
+}
+
+fn received(ensemble: &Ensemble) -> u64 {
+    let answer = ensemble.four_letters(0, "srvr").expect("an answer");
+    let line = answer.lines().find_map(|line| line.strip_prefix("Received: "));
+    line.and_then(|number| number.parse().ok()).expect("a number")
+}
+
+/// Through the loss of one leader after the other, each started again, a session stays, and what
+/// was committed is seen.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_outlives_leaders() {
+    let (directory, root) = (tempfile::tempdir().expect("a directory"), fresh_root());
+    let ensemble = Ensemble::start(directory.path(), 3).expect("an ensemble");
+    let servers: Vec<_> = (0..3).map(|index| ensemble.address(index).to_string()).collect();
+    let coord = shared_of(&open_zookeeper(&servers, &root, &ZkAccess::default()));
+    let (mut member, own) = join(&coord, 1, Millis(10_000)).await;
+    let mut version = None;
+    for generation in 1..=3 {
+        let leader = ensemble.leader().expect("a leader");
+        ensemble.kill(leader);
+        version = Some(put_until_stored(&coord, version, generation).await);
+        member.until_version(version.expect("stored")).await;
+        ensemble.launch(leader).expect("Java");
+        ensemble.wait_serving(leader).expect("serving");
+        let since = clock::now();
+        let again = |event: &CoordEvent| match event {
+            CoordEvent::Confirmed { sent } if *sent > since => Some(()),
+            CoordEvent::Expired => panic!("expired"),
+            _ => None,
+        };
+        member.until("a confirmation", again).await;
+    }
+    assert_eq!(sequences(&coord.read().await.expect("to read").active), [own]);
+    assert_eq!(coord.history().await.expect("to read").len(), 3);
+}
+
+/// As a peer does: after a lost answer it reads what is there.
+async fn put_until_stored(
+    coord: &Arc<dyn Coordination>,
+    expected: Option<adapters::coord::Version>,
+    generation: u64,
+) -> adapters::coord::Version {
+    let storing = async {
+        loop {
+            match coord.put(expected, &state(generation)).await {
+                PutOutcome::Committed(version) => return version,
+                PutOutcome::Unknown(_) | PutOutcome::Conflict => {
+                    if let Ok(view) = coord.read().await
+                        && let Some(stored) = view.state
+                        && Some(stored.version) != expected
+                    {
+                        return stored.version;
+                    }
+                }
+            }
+        }
+    };
+    within("a put", storing).await
+}
+
+/// Certificates as an operator would make them.
+struct Certificates(tempfile::TempDir);
+
+impl Certificates {
+    fn make() -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let certificates = Certificates(directory);
+        let openssl = |command: &str| {
+            let exec =
+                Exec::new("openssl").args(command.split(' ')).directory(certificates.0.path());
+            exec.run_briefly().expect("openssl");
+        };
+        openssl(
+            "req -x509 -newkey rsa:2048 -noenc -keyout ca.key -out ca.pem -days 2 -subj /CN=ca \
+             -addext basicConstraints=critical,CA:TRUE",
+        );
+        for (name, usage) in [("server", "serverAuth,clientAuth"), ("client", "clientAuth")] {
+            openssl(&format!(
+                "req -newkey rsa:2048 -noenc -keyout {name}.key -out {name}.csr -subj /CN={name}"
+            ));
+            let extensions = format!("subjectAltName=IP:127.0.0.1\nextendedKeyUsage={usage}\n");
+            std::fs::write(certificates.path(&format!("{name}.ext")), extensions).expect("written");
+            openssl(&format!(
+                "x509 -req -in {name}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out {name}.pem \
+                 -days 2 -extfile {name}.ext"
+            ));
+        }
+        let read = |name: &str| std::fs::read_to_string(certificates.path(name)).expect("read");
+        let both = read("server.key") + &read("server.pem");
+        std::fs::write(certificates.path("server-store.pem"), both).expect("written");
+        certificates
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+}
+
+/// A server that takes TLS only from clients with a certificate: ours comes in with one, and not
+/// without, nor when it does not know who vouches for the server, nor in plain text.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tls_both_ways() {
+    let certificates = Certificates::make();
+    let name = |file: &str| certificates.path(file).display().to_string();
+    let lines = [
+        "secureClientPortAddress=127.0.0.1".to_owned(),
+        "secureClientPort={secure_port}".to_owned(),
+        "serverCnxnFactory=org.apache.zookeeper.server.NettyServerCnxnFactory".to_owned(),
+        format!("ssl.keyStore.location={}", name("server-store.pem")),
+        "ssl.keyStore.type=PEM".to_owned(),
+        format!("ssl.trustStore.location={}", name("ca.pem")),
+        "ssl.trustStore.type=PEM".to_owned(),
+        "ssl.clientAuth=need".to_owned(),
+        "ssl.hostnameVerification=false".to_owned(),
+    ];
+    let options = EnsembleOptions { lines: lines.into(), ..EnsembleOptions::default() };
+    let directory = tempfile::tempdir().expect("a directory");
+    let ensemble = Ensemble::start_with(directory.path(), 1, &options).expect("a server");
+    let secure = [ensemble.secure_address(0).to_string()];
+    let root = fresh_root();
+    let identity = Some((certificates.path("client.pem"), certificates.path("client.key")));
+    let tls = |ca: &Path, identity: Option<(PathBuf, PathBuf)>| ZkAccess {
+        credentials: None,
+        tls: Some(TlsAccess { ca_file: ca.to_owned(), identity }),
+    };
+    let ca = certificates.path("ca.pem");
+    let coord = shared_of(&open_zookeeper(&secure, &root, &tls(&ca, identity.clone())));
+    let (mut member, sequence) = join(&coord, 1, LONG).await;
+    member.until_confirmed().await;
+    put(&coord, None, 1).await;
+    assert_eq!(sequences(&coord.read().await.expect("to read").active), [sequence]);
+    let stranger = Certificates::make();
+    let refused = [
+        tls(&ca, None),
+        tls(&stranger.path("ca.pem"), identity),
+        tls(&ca, Some((stranger.path("client.pem"), stranger.path("client.key")))),
+        ZkAccess::default(),
+    ];
+    let refused = refused.map(|access| open_zookeeper(&secure, &root, &access));
+    let (reads, time) = timed(join_all(refused.iter().map(|coord| coord.read()))).await;
+    assert!(reads.iter().all(Result::is_err), "{reads:?}");
+    assert!(time < CALL_AT_MOST, "{time:?}");
+    let Stream::Member(member) = member else { unreachable!("join gives a member") };
+    member.leave().await.expect("to leave");
+}

@@ -1,0 +1,352 @@
+//! What one peer does about a state that is not there, is illegal, or was written by others; and what
+//! it says then.
+
+use cluster::{
+    Action, Applied, ClusterState, Counts, Database, DeposedPolicy, Event, Freeze, Gate,
+    Generation, Lsn, Machine, MachineConfig, Millis, Monotonic, Now, PeerIdent, PgCommand,
+    PgConfig, PgOutcome, PutOutcome, Reason, Role, StateError, StateSeen, Version, check_successor,
+};
+
+const LEASE: u64 = 3_000;
+
+fn peer(number: usize) -> PeerIdent {
+    PeerIdent::new(&format!("10.0.0.{number}"), 5432, 12345, &format!("zone{number}"))
+}
+
+fn state(generation: u64, order: [usize; 3]) -> ClusterState {
+    let [primary, sync, last] = order.map(peer);
+    ClusterState {
+        generation: Generation(generation),
+        primary,
+        sync: Some(sync),
+        asyncs: vec![last],
+        deposed: Vec::new(),
+        init_wal: Lsn::new(100),
+        init_timeline: Some(1),
+        freeze: None,
+        one_node_write_mode: None,
+        promote: None,
+        extra: serde_json::Map::new(),
+    }
+}
+
+/// A primary's configuration of this generation with peer 2 as sync.
+fn primary(generation: u64, counts: Counts) -> PgConfig {
+    let downstream = vec![peer(2).id];
+    let generation = Generation(generation);
+    PgConfig::Primary { generation, counts, gate: Gate::Open, downstream }
+}
+
+/// Peer 1, after its sitter has looked at its host.
+struct One {
+    machine: Machine,
+    now: u64,
+}
+
+impl One {
+    fn new(database: Database, running: Option<PgConfig>) -> Self {
+        let (machine, actions) = Machine::new(MachineConfig {
+            me: peer(1),
+            one_node_write_mode: false,
+            deposed: DeposedPolicy::Auto,
+            lease: Millis(LEASE),
+            retry_min: Millis(500),
+            retry_max: Millis(2_000),
+            give_up: Millis(10_000),
+        });
+        assert_eq!(actions, [Action::Inspect]);
+        let mut one = One { machine, now: 1_000 };
+        let applied = running.map(|config| Applied { config, position: Lsn::new(100) });
+        one.tell(Event::Inspected { database, running: applied.is_some(), applied });
+        one
+    }
+
+    fn tell(&mut self, event: Event) -> Vec<Action> {
+        let wall = "2020-01-01T00:00:00Z".parse().expect("a time");
+        self.machine.handle(Now { monotonic: Monotonic(self.now), wall }, event)
+    }
+
+    /// A session in which this is read.
+    fn join(&mut self, seen: Option<StateSeen>, active: Vec<PeerIdent>) -> Vec<Action> {
+        let sent = Monotonic(self.now);
+        let events =
+            [Event::Joined, Event::State(seen), Event::Active(active), Event::Confirmed { sent }];
+        events.into_iter().flat_map(|event| self.tell(event)).collect()
+    }
+
+    fn rule(&self) -> &'static str {
+        self.machine.reason().rule()
+    }
+}
+
+fn seen(version: i64, state: ClusterState) -> Option<StateSeen> {
+    Some(StateSeen { version: Version(version), state: Ok(state) })
+}
+
+fn all() -> Vec<PeerIdent> {
+    (1..=3).map(peer).collect()
+}
+
+fn is_command(action: &Action) -> bool {
+    matches!(action, Action::Postgres(_) | Action::Fence | Action::Put { .. } | Action::Leave)
+}
+
+/// Holds everything as it is and says which field is wrong (rule S1); goes on when it is mended.
+#[test]
+fn a_state_that_is_illegal_is_not_acted_on() {
+    let counts = Counts::Sync(peer(2).id);
+    let mut one = One::new(Database::Established, Some(primary(1, counts.clone())));
+    one.join(seen(1, state(1, [1, 2, 3])), all());
+    assert_eq!(one.machine.reason(), &Reason::Serving { sync: peer(2).id });
+    let error: StateError = state(1, [1, 1, 3]).validate().expect_err("a peer in two places");
+    let actions =
+        one.tell(Event::State(Some(StateSeen { version: Version(2), state: Err(error) })));
+    assert!(!actions.iter().any(is_command), "{actions:?}");
+    assert_eq!((one.rule(), one.machine.state()), ("S1", None));
+    assert!(one.machine.reason().to_string().contains("sync"), "{}", one.machine.reason());
+    one.tell(Event::State(seen(3, state(1, [1, 2, 3]))));
+    assert_eq!(one.rule(), "A1");
+}
+
+/// Nobody sets up over a database that has served (rule G2): not the peer that has it, nor another.
+#[test]
+fn a_database_without_a_state_waits_for_an_operator() {
+    let mut one = One::new(Database::Established, None);
+    let actions = one.join(None, all());
+    assert!(!actions.iter().any(is_command), "{actions:?}");
+    assert_eq!(one.machine.reason(), &Reason::DatabaseWithoutState);
+    let mut served = all();
+    served[2] = peer(3).with_database(Database::Established);
+    let mut one = One::new(Database::None, None);
+    let actions = one.join(None, served);
+    assert!(!actions.iter().any(is_command), "{actions:?}");
+    assert_eq!(one.machine.reason(), &Reason::DatabaseElsewhere { peer: peer(3).id });
+}
+
+/// Who sets up (rule G1): the first of two that are there, never one alone, nor one that does not yet
+/// see itself.
+#[test]
+fn the_first_of_two_sets_up() {
+    let reason = |active| {
+        let mut one = One::new(Database::None, None);
+        one.join(None, active);
+        one.machine.reason().clone()
+    };
+    assert_eq!(reason(vec![]), Reason::SetupUnregistered);
+    assert_eq!(reason(vec![peer(1)]), Reason::SetupAlone);
+    assert_eq!(reason(vec![peer(2), peer(1)]), Reason::SetupByAnother { first: peer(2).id });
+    assert_eq!(reason(vec![peer(1), peer(2)]), Reason::PreparingDatabase);
+}
+
+/// What was known in another session counts for nothing, and nothing is decided before it is known that
+/// what is shown is no older than this one (rule M1).
+#[test]
+fn nothing_is_decided_before_the_session_is_confirmed() {
+    let mut one = One::new(Database::Established, None);
+    let shown = [Event::Joined, Event::State(seen(5, state(2, [1, 2, 3]))), Event::Active(all())];
+    for event in shown {
+        let actions = one.tell(event);
+        assert!(!actions.iter().any(is_command), "{actions:?}");
+        assert_eq!(one.machine.role(), Role::Unknown);
+    }
+    one.tell(Event::Confirmed { sent: Monotonic(one.now) });
+    assert_eq!(one.machine.role(), Role::Primary);
+    // News that comes late does not take it back.
+    one.tell(Event::State(seen(4, state(1, [2, 1, 3]))));
+    assert_eq!((one.machine.role(), one.machine.version()), (Role::Primary, Some(Version(5))));
+}
+
+/// A sitter that starts stores the present state once more before PostgreSQL takes part (rule D6), and
+/// says so; then it is brought up.
+#[test]
+fn a_sitter_that_starts_settles_first() {
+    let mut one = One::new(Database::Established, None);
+    let actions = one.join(seen(7, state(2, [1, 2, 3])), all());
+    let puts: Vec<_> =
+        actions.iter().filter(|action| matches!(action, Action::Put { .. })).collect();
+    let expected = Some(Version(7));
+    let state = Box::new(state(2, [1, 2, 3]));
+    assert_eq!(puts, [&Action::Put { expected, state }]);
+    assert!(!actions.iter().any(|action| matches!(action, Action::Postgres(_))), "{actions:?}");
+    assert_eq!(one.rule(), "D6");
+    let actions = one.tell(Event::PutDone(PutOutcome::Committed(Version(8))));
+    assert!(actions.iter().any(|action| matches!(action, Action::Postgres(PgCommand::Apply(_)))));
+}
+
+/// A declaration whose answer is lost keeps its writer quiesced, also when there is no reason for it any
+/// more, until it is settled (rule D5); and it says so.
+#[test]
+fn a_lost_answer_is_settled_before_anything_else() {
+    let mut one = One::new(Database::Established, Some(primary(1, Counts::Sync(peer(2).id))));
+    one.join(seen(1, state(1, [1, 2, 3])), vec![peer(1), peer(3)]);
+    assert_eq!(one.rule(), "D2", "peer 2 is gone");
+    let position = Lsn::new(200);
+    let quiesced = PgOutcome::Applied { position, timeline: Some(1) };
+    let actions = one.tell(Event::PgDone(quiesced));
+    assert!(actions.iter().any(|action| matches!(action, Action::Put { .. })), "{actions:?}");
+    one.tell(Event::PutDone(PutOutcome::Unknown("no answer".to_owned())));
+    let actions = one.tell(Event::Active(all()));
+    assert!(!actions.iter().any(is_command), "peer 2 is back, and may not count: {actions:?}");
+    one.now += 1_000;
+    let actions = one.tell(Event::ReadDone(Ok(seen(1, state(1, [1, 2, 3])))));
+    assert_eq!(one.machine.reason(), &Reason::Settling { generation: Generation(2) });
+    let once_more =
+        Action::Put { expected: Some(Version(1)), state: Box::new(state(1, [1, 2, 3])) };
+    assert!(actions.contains(&once_more), "{actions:?}");
+    let actions = one.tell(Event::PutDone(PutOutcome::Committed(Version(2))));
+    assert!(counts_again(&actions), "{actions:?}");
+}
+
+/// Whether peer 2 is allowed to acknowledge again.
+fn counts_again(actions: &[Action]) -> bool {
+    actions.iter().any(|action| match action {
+        Action::Postgres(PgCommand::Apply(PgConfig::Primary { counts, .. })) => {
+            *counts == Counts::Sync(peer(2).id)
+        }
+        _ => false,
+    })
+}
+
+/// Peer 1, primary, whose sync was gone: it has declared generation 2 from 200, and the answer is lost.
+fn declared_and_not_answered() -> One {
+    let mut one = One::new(Database::Established, Some(primary(1, Counts::Sync(peer(2).id))));
+    one.join(seen(1, state(1, [1, 2, 3])), vec![peer(1), peer(3)]);
+    let position = Lsn::new(200);
+    let actions = one.tell(Event::PgDone(PgOutcome::Applied { position, timeline: Some(1) }));
+    assert!(actions.iter().any(|action| matches!(action, Action::Put { .. })), "{actions:?}");
+    one.tell(Event::PutDone(PutOutcome::Unknown("no answer".to_owned())));
+    one.now += 1_000;
+    one
+}
+
+/// A conflict settles nothing (rule D5): the present state is stored once more, and is answered with a
+/// conflict, because the lost declaration has just arrived. Only what is read then says so.
+#[test]
+fn a_conflict_settles_nothing() {
+    let mut one = declared_and_not_answered();
+    one.tell(Event::Active(all()));
+    let actions = one.tell(Event::ReadDone(Ok(seen(1, state(1, [1, 2, 3])))));
+    assert!(actions.iter().any(|action| matches!(action, Action::Put { .. })), "{actions:?}");
+    let actions = one.tell(Event::PutDone(PutOutcome::Conflict));
+    assert!(actions.contains(&Action::Read) && !counts_again(&actions), "{actions:?}");
+    let actions = one.tell(Event::ReadDone(Ok(seen(2, state(2, [1, 3, 2])))));
+    assert!(!counts_again(&actions), "{actions:?}");
+    assert_eq!(one.machine.state().map(|state| state.generation), Some(Generation(2)));
+}
+
+/// A target that is held settles nothing (rule D5): without a session it is read that the declaration was
+/// stored, and the target, to let the old sync acknowledge again, was decided without knowing that.
+#[test]
+fn a_target_that_is_held_settles_nothing() {
+    let mut one = declared_and_not_answered();
+    one.tell(Event::Active(all()));
+    one.tell(Event::Expired);
+    let actions = one.tell(Event::ReadDone(Ok(seen(2, state(2, [1, 3, 2])))));
+    assert!(!counts_again(&actions), "{actions:?}");
+    one.now += 1_000;
+    let actions = one.tell(Event::Wake);
+    assert!(!counts_again(&actions), "{actions:?}");
+    assert_eq!(one.machine.state().map(|state| state.generation), Some(Generation(2)));
+}
+
+/// A proof ends when it is left (rule D2): on the way back to its sync, which may acknowledge at any
+/// moment, a primary that loses it again declares nothing from the position that it read before.
+#[test]
+fn a_position_counts_only_as_long_as_it_is_quiesced() {
+    let mut one = One::new(Database::Established, Some(primary(1, Counts::Sync(peer(2).id))));
+    one.join(seen(1, state(1, [1, 2, 3])), vec![peer(1), peer(3)]);
+    assert_eq!(one.rule(), "D2", "quiescing");
+    let actions = one.tell(Event::Active(all()));
+    assert!(!counts_again(&actions), "one command at a time: {actions:?}");
+    let position = Lsn::new(200);
+    let actions = one.tell(Event::PgDone(PgOutcome::Applied { position, timeline: Some(1) }));
+    assert!(counts_again(&actions), "{actions:?}");
+    let actions = one.tell(Event::Active(vec![peer(1), peer(3)]));
+    assert!(!actions.iter().any(|action| matches!(action, Action::Put { .. })), "{actions:?}");
+    assert_eq!(one.rule(), "D2", "it has to quiesce anew");
+}
+
+/// A primary whose database has lost what was there when its generation began declares none from it
+/// (rule D3), and says what is missing.
+#[test]
+fn a_primary_that_lost_writes_declares_nothing() {
+    let mut one = One::new(Database::Established, Some(primary(1, Counts::Sync(peer(2).id))));
+    one.join(seen(1, state(1, [1, 2, 3])), vec![peer(1), peer(3)]);
+    let (wal, needed) = (Lsn::new(99), Lsn::new(100));
+    let actions = one.tell(Event::PgDone(PgOutcome::Applied { position: wal, timeline: Some(1) }));
+    assert!(!actions.iter().any(is_command), "{actions:?}");
+    assert_eq!(one.machine.reason(), &Reason::PrimaryBehind { wal, needed });
+}
+
+/// Without a proof for a lease PostgreSQL is stopped at once, and it says why (rules F1 and F2); so it
+/// is when it is not known what runs.
+#[test]
+fn who_has_no_proof_is_fenced_and_says_so() {
+    let mut one = One::new(Database::Established, Some(primary(1, Counts::Sync(peer(2).id))));
+    one.now += LEASE - 1;
+    assert!(!one.tell(Event::Wake).contains(&Action::Fence), "one lease from its start");
+    one.now += 1;
+    assert!(one.tell(Event::Wake).contains(&Action::Fence));
+    one.tell(Event::Fenced(Err("a process is left".to_owned())));
+    one.now += 500;
+    assert!(one.tell(Event::Wake).contains(&Action::Fence), "it is tried again");
+    one.tell(Event::Fenced(Ok(())));
+    assert!(one.machine.snapshot().fenced);
+}
+
+/// A peer that reads that another is the primary stops at once what serves (rule F3).
+#[test]
+fn who_is_superseded_stops_at_once() {
+    let mut one = One::new(Database::Established, Some(primary(1, Counts::Sync(peer(2).id))));
+    let next = ClusterState { deposed: vec![peer(1)], asyncs: vec![], ..state(2, [2, 3, 1]) };
+    let actions = one.join(seen(2, next), all());
+    assert!(actions.contains(&Action::Fence), "{actions:?}");
+    assert_eq!(one.machine.role(), Role::Deposed);
+}
+
+/// A standby that cannot follow says so while it is copied anew (rule X4).
+#[test]
+fn who_cannot_follow_is_copied_and_says_so() {
+    let upstream = peer(2);
+    let config = PgConfig::Standby {
+        place: cluster::StandbyRole::Async,
+        upstream: Some(peer(3)),
+        downstream: vec![],
+    };
+    let mut one = One::new(Database::Established, Some(config));
+    one.join(seen(2, state(1, [3, 2, 1])), all());
+    one.tell(Event::PgDone(PgOutcome::Applied { position: Lsn::new(5), timeline: Some(1) }));
+    assert_eq!(one.machine.reason(), &Reason::Following { upstream: upstream.id.clone() });
+    let actions = one.tell(Event::Diverged { from: upstream.id.clone() });
+    assert!(actions.contains(&Action::Postgres(PgCommand::Stop)), "{actions:?}");
+    let actions = one.tell(Event::PgDone(PgOutcome::Stopped));
+    let copies = |action: &Action| matches!(action, Action::Postgres(PgCommand::Rebuild(_)));
+    assert!(actions.iter().any(copies), "{actions:?}");
+    assert_eq!(one.machine.reason(), &Reason::CannotFollow { upstream: upstream.id });
+}
+
+/// The law of what may be stored (rule S2), where no run of whole shards comes to.
+#[test]
+fn what_breaks_the_law_is_refused_with_its_rule() {
+    let before = state(3, [1, 2, 3]);
+    let check = |before: Option<&ClusterState>, next: &ClusterState, writer: usize, rule: &str| {
+        let error = check_successor(before, next, &peer(writer).id).expect_err(rule);
+        assert_eq!(error.rule, rule, "{error}");
+        assert!(error.to_string().contains(rule), "{error}");
+    };
+    check(None, &state(1, [1, 2, 3]), 2, "G1");
+    check(None, &state(2, [1, 2, 3]), 1, "G1");
+    check(Some(&before), &state(5, [1, 3, 2]), 1, "S2");
+    let back = ClusterState { init_wal: Lsn::new(99), ..state(4, [1, 3, 2]) };
+    check(Some(&before), &back, 1, "D3");
+    let moved = ClusterState { init_wal: Lsn::new(101), ..before.clone() };
+    check(Some(&before), &moved, 1, "D3");
+    check(Some(&before), &state(3, [1, 3, 2]), 1, "D1");
+    let with_deposed = ClusterState { deposed: vec![peer(4)], ..before.clone() };
+    check(Some(&with_deposed), &before, 1, "X1");
+    let without_async = ClusterState { asyncs: vec![], ..before.clone() };
+    check(Some(&before), &without_async, 3, "C2");
+    check(Some(&before), &state(4, [2, 3, 4]), 1, "D1");
+    let frozen = ClusterState { freeze: Some(Freeze::Bare(true)), ..before };
+    check(Some(&frozen), &state(4, [1, 3, 2]), 1, "D4");
+}
