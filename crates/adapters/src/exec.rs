@@ -103,6 +103,13 @@ pub struct ExecError {
     pub cause: ExecCause,
 }
 
+impl ExecError {
+    /// Whether the command ended with an error and printed this.
+    pub fn says(&self, what: &str) -> bool {
+        matches!(&self.cause, ExecCause::Failed { output, .. } if output.contains(what))
+    }
+}
+
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ExecCause {

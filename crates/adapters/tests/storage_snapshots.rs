@@ -7,11 +7,7 @@ use adapters::storage::{
     Sendable, Snapshot, SnapshotName, Snapshots, StorageCause, Zfs, plan_send,
 };
 use filesystems::{BtrfsFile, ZfsFile, isolated};
-use std::{
-    collections::BTreeSet,
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeSet, fs, path::PathBuf};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Two parents of datasets, as on two hosts, and a place for directories.
@@ -274,7 +270,7 @@ async fn snapshots_are_listed_held_and_destroyed(bench: &Bench) {
     // Cloned from.
     let clone = name("clone");
     fs.clone_snapshot(&a, &at(5), &clone).await.good("clone");
-    assert_eq!(fs.list(&a).await.good("list")[0].clones, [clone.clone()]);
+    assert_eq!(fs.list(&a).await.good("list")[0].clones, std::slice::from_ref(&clone));
     let refused = [fs.destroy_snapshot(&a, &at(5)).await, fs.destroy(&a).await];
     for refused in refused {
         let error = refused.expect_err("cloned from");
@@ -330,7 +326,7 @@ async fn going_back_never_destroys(bench: &Bench) {
     let moved = fs.list(&branch).await.good("list");
     assert_eq!([&moved[0].guid, &moved[1].guid], [&guids[0], &guids[1]], "they are the same");
     assert_eq!(moved[0].holds, 1, "held as before");
-    assert_eq!(moved[1].clones, [a.clone()], "what is left was cloned from it now");
+    assert_eq!(moved[1].clones, std::slice::from_ref(&a), "what is left was cloned from it now");
     assert_eq!((content(&branch).await, content(&a).await), ("2".to_owned(), "3".to_owned()));
     let error = fs.destroy(&branch).await.expect_err("held and cloned from");
     assert!(matches!(error, StorageCause::Held { .. }), "{}", told(&error));
@@ -448,7 +444,8 @@ async fn names_if_any(fs: &dyn Snapshots, dataset: &DatasetName) -> Vec<String> 
     }
 }
 
-/// Where the commands of a btrfs stream end: cut off there, it looks whole but for its last command.
+/// Where the commands of a btrfs stream end: cut off there, only its last command is missing to make it
+/// whole.
 fn command_ends(stream: &[u8]) -> Vec<usize> {
     let mut ends = Vec::new();
     if !stream.starts_with(b"btrfs-stream\0") {
@@ -505,6 +502,11 @@ async fn nothing_is_received_over_what_is_there(bench: &Bench) {
     there.unmount(&b).await.good("unmount");
     there.rollback(&b, &at(1)).await.good("rollback");
     write(&**there, &b, &next).await.good("unchanged again");
+    let skipping = read(&**here, &a, 3, &SendFrom::Snapshot(at(1))).await;
+    let error =
+        write(&**there, &b, &skipping).await.expect_err("from an older one than the newest");
+    assert!(matches!(error, StorageCause::WrongBase { .. }), "{}", told(&error));
+    there.abandon(&b).await.good("abandon");
     write(&**there, &b, &later).await.good("and the one after it");
     assert_eq!(names(&**there, &b).await.len(), 3);
     there.destroy(&b).await.good("destroy");

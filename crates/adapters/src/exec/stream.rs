@@ -175,7 +175,7 @@ impl AsyncWrite for Writer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{error::Error as _, time::Duration};
+    use std::time::Duration;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     fn shell(script: &str) -> Exec {

@@ -301,7 +301,7 @@ impl Inner {
 
     /// What is known of this very server.
     pub fn record_of(&self, server: &Server) -> Result<Option<AppliedRecord>, PgCause> {
-        let path = self.settings.dataset.join(files::APPLIED);
+        let path = self.settings.home.join(files::APPLIED);
         let record: Option<AppliedRecord> = files::read_json(&path)?;
         Ok(record.filter(|record| record.server == server.id()))
     }
@@ -320,7 +320,7 @@ impl Inner {
             names: names.to_owned(),
         };
         if self.record_of(server)?.as_ref() != Some(&record) {
-            let path = self.settings.dataset.join(files::APPLIED);
+            let path = self.settings.home.join(files::APPLIED);
             files::write_json(&path, &record, self.user.as_ref())?;
         }
         *self.names.lock().unwrap_or_else(PoisonError::into_inner) = Some(names.to_owned());

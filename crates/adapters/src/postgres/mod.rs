@@ -57,6 +57,9 @@ pub struct Settings {
     pub bin_dir: Option<PathBuf>,
     /// The mount point of the dataset; the database lives in `data` in it.
     pub dataset: PathBuf,
+    /// Where what belongs to this host stays when the dataset is replaced: the log, and what the
+    /// running server was brought to. May be the dataset itself.
+    pub home: PathBuf,
     /// Where the Unix socket is made.
     pub socket_dir: PathBuf,
     /// This peer: its `application_name` as a standby.

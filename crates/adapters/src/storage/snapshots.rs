@@ -23,7 +23,7 @@ use std::{
     fmt, io,
     path::{Path, PathBuf},
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -125,8 +125,6 @@ pub struct ReceiveStream {
     pub(super) into: DatasetName,
     /// Where the backend lets it come in, if that is not where it will be.
     pub(super) arriving: Option<PathBuf>,
-    /// The last bytes that were written.
-    pub(super) tail: Tail,
 }
 
 impl fmt::Debug for ReceiveStream {
@@ -154,9 +152,7 @@ impl AsyncWrite for ReceiveStream {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let count = ready!(Pin::new(&mut self.writer).poll_write(cx, bytes))?;
-        self.tail.push(&bytes[..count]);
-        Poll::Ready(Ok(count))
+        Pin::new(&mut self.writer).poll_write(cx, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -167,26 +163,6 @@ impl AsyncWrite for ReceiveStream {
     /// has not seen all of it.
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
-    }
-}
-
-/// The last bytes of a stream: some formats say there that they are complete.
-#[derive(Debug, Default)]
-pub(super) struct Tail {
-    bytes: Vec<u8>,
-}
-
-impl Tail {
-    /// How many are kept.
-    const KEPT: usize = 16;
-
-    fn push(&mut self, bytes: &[u8]) {
-        self.bytes.extend_from_slice(&bytes[bytes.len().saturating_sub(Self::KEPT)..]);
-        self.bytes.drain(..self.bytes.len().saturating_sub(Self::KEPT));
-    }
-
-    pub(super) fn ends_with(&self, end: &[u8]) -> bool {
-        self.bytes.ends_with(end)
     }
 }
 

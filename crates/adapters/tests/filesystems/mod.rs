@@ -6,19 +6,26 @@
 //! or killed, the kernel ends every process and every mount that it left. So any number of them run
 //! side by side. That needs root; without it the test fails and says so.
 
-use adapters::exec::Exec;
+use adapters::{clock, exec::Exec};
+use cluster::Millis;
 use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 /// Says to a test that it runs in namespaces of its own, and where it may put what it needs.
 const PLACE: &str = "MANATEE_TEST_PLACE";
 /// How long the daemon may take to answer.
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Millis = Millis(20_000);
+
+/// The directory of a test that runs in namespaces of its own: all that is in it goes with the test.
+#[allow(dead_code, reason = "not every test that uses this module asks")]
+pub fn own_place() -> Option<PathBuf> {
+    std::env::var_os(PLACE).map(PathBuf::from)
+}
 
 /// Runs `body` in namespaces of its own, with a directory that goes when it has ended. `test` is the
 /// name of the calling test, as the test runner has it.
@@ -36,9 +43,13 @@ pub fn isolated(test: &str, body: impl FnOnce(&Path)) {
     let place = tempfile::Builder::new().prefix("manatee-fs-").tempdir_in("/tmp");
     let place = place.expect("a directory");
     fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).expect("its mode");
-    let output = Command::new("unshare")
+    // Whoever is killed in this line, the ones after it end with it.
+    let output = Command::new("setpriv")
+        .args(["--pdeathsig", "KILL", "unshare"])
         .args(["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child"])
-        .arg("--mount-proc")
+        // The first process there has to take leave of those whose parents died: PostgreSQL would
+        // take them for alive.
+        .args(["--mount-proc", "bash", "-c", "\"$@\"; exit $?", "first"])
         .arg(std::env::current_exe().expect("this program"))
         .args(["--exact", test, "--nocapture", "--test-threads", "1"])
         .env(PLACE, place.path())
@@ -107,6 +118,7 @@ impl ZfsFile {
         parent
     }
 
+    #[allow(dead_code, reason = "not every test that uses this module asks")]
     /// Whether it is the old one, with the dialect that all share and nothing more.
     pub fn is_fuse(&self) -> bool {
         self.daemon.is_some()
@@ -155,12 +167,12 @@ fn start_daemon(place: &Path) -> Child {
         .stderr(log)
         .spawn()
         .expect("zfs-fuse: install it (tools/need.sh filesystems)");
-    let start = Instant::now();
+    let start = clock::now();
     while Exec::new("zpool").arg("list").run_briefly().is_err() {
         let ended = daemon.try_wait().expect("its status");
         let log = || fs::read_to_string(place.join("zfs-fuse.log")).unwrap_or_default();
         assert!(ended.is_none(), "zfs-fuse ended: {ended:?}: {}", log());
-        assert!(start.elapsed() < LIMIT, "zfs-fuse does not answer: {}", log());
+        assert!(clock::now() - start < LIMIT, "zfs-fuse does not answer: {}", log());
         std::thread::sleep(Duration::from_millis(20));
     }
     daemon

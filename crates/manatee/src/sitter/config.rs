@@ -25,8 +25,12 @@ pub struct Config {
     /// Who we are to a ZooKeeper ensemble.
     #[serde(default)]
     pub zookeeper: ZooKeeperConfig,
-    /// The directory that holds the database (in `data/`) and what belongs to it.
+    /// The directory of this peer: what belongs to it, and the database (in `data/`), unless
+    /// [`Config::storage`] puts that on a file system of its own.
     pub dataset: PathBuf,
+    /// What holds the database.
+    #[serde(default)]
+    pub storage: StorageConfig,
     /// The address that other peers reach this one at; part of its name.
     pub ip: IpAddr,
     /// The zone or host that operators name this peer by.
@@ -330,6 +334,10 @@ impl Config {
             let dataset = self.dataset.display();
             return at(start, format!("dataset {dataset}: give an absolute path"));
         }
+        if let Err(problem) = self.check_storage() {
+            let start = text.find("[storage]").unwrap_or(0);
+            return at(start, problem);
+        }
         if self.shard.is_empty() || self.shard.contains('/') {
             let start = text.find("shard").unwrap_or(0);
             return at(start, format!("shard {:?}: not empty, without a slash", self.shard));
@@ -396,6 +404,8 @@ impl Config {
     }
 }
 
+mod storage;
+pub use storage::{Backend, StorageConfig};
 mod zookeeper;
 pub use zookeeper::ZooKeeperConfig;
 

@@ -38,7 +38,8 @@ pub(super) fn settings(config: &Config, me: &PeerIdent) -> Result<Settings> {
     let password = config.replication.password.clone().context("replication has no password")?;
     Ok(Settings {
         bin_dir: postgres.bin_dir.clone(),
-        dataset: config.dataset.clone(),
+        dataset: config.mountpoint(),
+        home: config.dataset.clone(),
         socket_dir: postgres.socket_dir.clone().unwrap_or_else(|| config.dataset.join("run")),
         me: me.id.clone(),
         listen: postgres.listen.clone().unwrap_or_else(|| config.ip.to_string()),
@@ -238,6 +239,10 @@ impl World {
     }
 
     async fn look(self: &Arc<Self>) -> Result<Event> {
+        // Not while a command is at work: it may have the dataset unmounted on purpose.
+        if let Ok(_idle) = self.busy.try_lock() {
+            self.storage.prepare().await?;
+        }
         let postgres = match self.postgres.borrow().clone() {
             Some(postgres) => postgres,
             None => {
@@ -287,7 +292,7 @@ impl World {
         };
         let event = match result {
             Ok(outcome) => Event::PgDone(outcome),
-            Err(error) => Event::PgFailed(explain(&postgres, &command, &error).await),
+            Err(error) => Event::PgFailed(self.explain(&postgres, &command, &error).await),
         };
         send(&self.events, event).await;
     }
@@ -339,6 +344,28 @@ impl World {
         }
     }
 
+    /// A failure with what is true after it: whatever cannot be told counts as running.
+    async fn explain(
+        &self,
+        postgres: &Postgres,
+        command: &PgCommand,
+        error: &anyhow::Error,
+    ) -> ApplyError {
+        let problem = format!("{command}: {error:#}");
+        let look = async {
+            // A dataset that is not mounted would look like a database that is lost.
+            self.storage.prepare().await?;
+            anyhow::Ok(postgres.inspect().await?)
+        };
+        match look.await {
+            Ok(found) => {
+                let database = Some(database(found.database));
+                ApplyError { problem, running: found.running, database }
+            }
+            Err(_) => ApplyError { problem, running: true, database: None },
+        }
+    }
+
     async fn copy(&self, postgres: &Postgres, sources: &[PeerIdent]) -> Result<()> {
         let sources = sources
             .iter()
@@ -372,18 +399,6 @@ async fn wait_for_any(sources: &[SeedSource]) {
     };
     if timeout(STARTING, connected).await.is_err() {
         tracing::debug!("nobody to copy from takes connections yet");
-    }
-}
-
-/// A failure with what is true after it: whatever cannot be told counts as running.
-async fn explain(postgres: &Postgres, command: &PgCommand, error: &anyhow::Error) -> ApplyError {
-    let problem = format!("{command}: {error:#}");
-    match postgres.inspect().await {
-        Ok(found) => {
-            let database = Some(database(found.database));
-            ApplyError { problem, running: found.running, database }
-        }
-        Err(_) => ApplyError { problem, running: true, database: None },
     }
 }
 

@@ -12,7 +12,7 @@ mod server;
 mod sources;
 mod trace;
 
-use adapters::{coord, storage::Dir};
+use adapters::coord;
 use anyhow::{Context, Result, bail};
 use cluster::{Machine, MachineConfig};
 use config::Config;
@@ -25,7 +25,6 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::Path,
     process::ExitCode,
-    sync::Arc,
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -101,7 +100,7 @@ async fn serve(path: &Path, config: Config) -> Result<ExitCode> {
     let server = server::start(&config, shared.clone()).await?;
     let executor = Executor::new(
         executor::settings(&config, &me)?,
-        Arc::new(Dir::new(&config.dataset)),
+        config.open_storage()?,
         coordination,
         events,
         shared.clone(),
@@ -146,6 +145,7 @@ fn reload(path: &Path, old: &Config) -> Result<driver::Reloaded> {
         ("coordination", new.coordination != old.coordination),
         ("zookeeper", new.zookeeper != old.zookeeper),
         ("dataset", new.dataset != old.dataset),
+        ("storage", new.storage != old.storage),
         ("lease", new.lease() != old.lease()),
         ("keep_aside", new.keep_aside != old.keep_aside),
         ("coordination_timeout", new.coordination_timeout != old.coordination_timeout),

@@ -6,10 +6,13 @@ mod apart;
 mod deaths;
 mod ensemble;
 mod etcd;
+#[path = "../../../adapters/tests/filesystems/mod.rs"]
+mod filesystems;
 mod network;
 mod original_client;
 mod outages;
 mod still;
+mod volumes;
 mod world;
 mod zookeeper;
 

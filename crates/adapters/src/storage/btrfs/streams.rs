@@ -5,16 +5,11 @@ use crate::{
     exec::Exec,
     storage::{
         DatasetName, ReceiveStream, SendFrom, SendStream, Snapshot, SnapshotName, Snapshots,
-        StorageCause,
-        snapshots::{Tail, broken},
+        StorageCause, snapshots::broken,
     },
 };
 use std::path::Path;
 use tokio::io::AsyncWriteExt;
-
-/// The command that ends every stream: its length (0), its number (21), its CRC-32C. `btrfs receive`
-/// takes a stream that is cut off between two commands for complete; we do not.
-const END: [u8; 10] = [0, 0, 0, 0, 21, 0, 0x50, 0x6c, 0xc9, 0x9d];
 
 impl Btrfs {
     pub(super) fn start_sending(
@@ -57,12 +52,7 @@ impl Btrfs {
         let arriving = place.arriving();
         make_directory(&arriving)?;
         let writer = Exec::new("btrfs").args(["receive", "--quiet"]).arg(&arriving).writer()?;
-        Ok(ReceiveStream {
-            writer,
-            into: into.clone(),
-            arriving: Some(arriving),
-            tail: Tail::default(),
-        })
+        Ok(ReceiveStream { writer, into: into.clone(), arriving: Some(arriving) })
     }
 
     async fn refuse_modified(
@@ -88,11 +78,14 @@ impl Btrfs {
         &self,
         mut stream: ReceiveStream,
     ) -> Result<Snapshot, StorageCause> {
-        if !stream.tail.ends_with(&END) {
-            stream.writer.abort().await;
-            return Err(StorageCause::Truncated);
-        }
-        stream.writer.shutdown().await.map_err(broken)?;
+        stream.writer.shutdown().await.map_err(|error| match broken(error) {
+            StorageCause::Command(error)
+                if error.says("from stream") || error.says("in stream") =>
+            {
+                StorageCause::Truncated
+            }
+            other => other,
+        })?;
         let _changing = self.changing.lock().await;
         let arriving = stream.arriving.take().expect("a stream of ours has a place");
         let (name, came) = arrived(&arriving).await?;

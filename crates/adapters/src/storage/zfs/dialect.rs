@@ -60,7 +60,11 @@ async fn usage(zfs: &Exec, command: &str) -> Result<String, StorageCause> {
 fn flags(usage: &str, command: &str) -> BTreeSet<char> {
     usage
         .lines()
-        .filter_map(|line| line.trim_start().strip_prefix(command)?.trim_start().strip_prefix("[-"))
+        .filter_map(|line| {
+            // Some versions write `receive|recv [-…`.
+            let (name, rest) = line.trim_start().split_once(' ')?;
+            name.split('|').any(|name| name == command).then_some(rest)?.strip_prefix("[-")
+        })
         .filter_map(|rest| rest.split_once(']'))
         .flat_map(|(flags, _)| flags.chars())
         .collect()
@@ -74,6 +78,7 @@ mod tests {
     fn flags_are_read_from_the_usage() {
         let old = "missing snapshot argument\nusage:\n\tsend [-RDp] [-[iI] snapshot] <snapshot>\n";
         assert_eq!(flags(old, "send"), "RDp".chars().collect());
+        assert!(flags("\treceive|recv [-vnsFu] <filesystem>", "receive").contains(&'s'));
         let new = "usage:\n\tsend [-DLPbcehnpsvw] [-[i|I] snapshot] <snapshot>\n\
                    \tsend [-DnvPLecw] [-i snapshot|bookmark] <filesystem|volume|snapshot>\n\
                    \tsend [-nvPe] -t <receive_resume_token>\n";

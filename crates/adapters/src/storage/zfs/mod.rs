@@ -6,6 +6,7 @@
 //! `-r` or `-R` of anything that destroys.
 
 mod dialect;
+mod holds;
 mod parse;
 mod streams;
 
@@ -15,10 +16,11 @@ use super::{
     mounts::mounted_on,
     snapshots::{expendable, mountpoint, newest},
 };
-use crate::exec::{Exec, ExecCause, ExecError};
+use crate::{clock, exec::Exec};
 use async_trait::async_trait;
+use cluster::Millis;
 use dialect::{Dialect, LIMIT};
-use std::{collections::BTreeSet, path::Path};
+use std::{collections::BTreeSet, path::Path, time::Duration};
 
 /// What a dataset of ours has, whatever its parent or its sender has. Records of two PostgreSQL pages:
 /// at one they compress badly and need twice the metadata, at ZFS's own 128 KiB each page that is
@@ -32,9 +34,10 @@ const PROPERTIES: [&str; 6] = [
     "devices=off",
 ];
 
-/// Where the old dialect notes who holds a snapshot.
-const HOLD: &str = "manatee:hold:";
-
+/// How long a dataset may be busy after it was unmounted.
+const BUSY_LIMIT: Millis = Millis(5_000);
+/// How often something is looked at that ZFS does not tell of.
+const POLL: Duration = Duration::from_millis(50);
 /// Datasets below one parent of a ZFS pool.
 #[derive(Debug, Clone)]
 pub struct Zfs {
@@ -186,7 +189,7 @@ impl Snapshots for Zfs {
     async fn rename(&self, from: &DatasetName, to: &DatasetName) -> Result<(), StorageCause> {
         self.refuse_mounted(from).await?;
         self.refuse_existing(to).await?;
-        run(zfs().arg("rename").arg(self.full(from)).arg(self.full(to))).await.map(drop)
+        run_at_rest(zfs().arg("rename").arg(self.full(from)).arg(self.full(to))).await.map(drop)
     }
 
     async fn destroy(&self, dataset: &DatasetName) -> Result<(), StorageCause> {
@@ -203,7 +206,7 @@ impl Snapshots for Zfs {
             run(zfs().arg("destroy").arg(bookmark)).await?;
         }
         // Without -r: whatever else lies below it is not ours to destroy.
-        run(zfs().arg("destroy").arg(self.full(dataset))).await.map(drop)
+        run_at_rest(zfs().arg("destroy").arg(self.full(dataset))).await.map(drop)
     }
 
     async fn list(&self, dataset: &DatasetName) -> Result<Vec<Snapshot>, StorageCause> {
@@ -233,21 +236,7 @@ impl Snapshots for Zfs {
         name: &SnapshotName,
         tag: &HoldTag,
     ) -> Result<(), StorageCause> {
-        self.one(dataset, name).await?;
-        if self.holds(dataset, name).await?.contains(tag) {
-            return Ok(());
-        }
-        let of = self.of(dataset, name);
-        match run(zfs().arg("hold").arg(tag.as_str()).arg(&of)).await {
-            // Held by one who died before it was noted.
-            Err(StorageCause::Command(error)) if says(&error, "tag already exists") => {}
-            Err(error) => return Err(error),
-            Ok(_) => {}
-        }
-        if !self.dialect.holds {
-            run(zfs().arg("set").arg(format!("{HOLD}{tag}=1")).arg(&of)).await?;
-        }
-        Ok(())
+        self.hold_by(dataset, name, tag).await
     }
 
     async fn release(
@@ -256,17 +245,7 @@ impl Snapshots for Zfs {
         name: &SnapshotName,
         tag: &HoldTag,
     ) -> Result<(), StorageCause> {
-        self.one(dataset, name).await?;
-        let of = self.of(dataset, name);
-        match run(zfs().arg("release").arg(tag.as_str()).arg(&of)).await {
-            Err(StorageCause::Command(error)) if says(&error, "no such tag") => {}
-            Err(error) => return Err(error),
-            Ok(_) => {}
-        }
-        if !self.dialect.holds {
-            run(zfs().arg("inherit").arg(format!("{HOLD}{tag}")).arg(&of)).await?;
-        }
-        Ok(())
+        self.release_by(dataset, name, tag).await
     }
 
     async fn holds(
@@ -274,17 +253,7 @@ impl Snapshots for Zfs {
         dataset: &DatasetName,
         name: &SnapshotName,
     ) -> Result<Vec<HoldTag>, StorageCause> {
-        let of = self.of(dataset, name);
-        let tags: Vec<String> = if self.dialect.holds {
-            let output = run(zfs().args(["holds", "-H"]).arg(&of)).await?;
-            output.lines().filter_map(|line| Some(line.split('\t').nth(1)?.to_owned())).collect()
-        } else {
-            let lines = self.get(&of, "all", &["-s", "local"]).await?;
-            let tags = lines.iter().filter_map(|[_, name, _]| name.strip_prefix(HOLD));
-            tags.map(str::to_owned).collect()
-        };
-        // Others' may be called as ours cannot be; they still count.
-        Ok(tags.iter().filter_map(|tag| HoldTag::new(tag).ok()).collect())
+        self.holders(dataset, name).await
     }
 
     async fn bookmark(
@@ -317,7 +286,7 @@ impl Snapshots for Zfs {
     ) -> Result<(), StorageCause> {
         self.refuse_mounted(dataset).await?;
         newest(&self.list(dataset).await?, name, self.of(dataset, name))?;
-        run(zfs().arg("rollback").arg(self.of(dataset, name))).await.map(drop)
+        run_at_rest(zfs().arg("rollback").arg(self.of(dataset, name))).await.map(drop)
     }
 
     async fn clone_snapshot(
@@ -339,7 +308,7 @@ impl Snapshots for Zfs {
         if self.find(dataset).await?.origin.is_none() {
             return Ok(());
         }
-        run(zfs().arg("promote").arg(self.full(dataset))).await.map(drop)
+        run_at_rest(zfs().arg("promote").arg(self.full(dataset))).await.map(drop)
     }
 
     async fn snapshot(
@@ -403,16 +372,27 @@ async fn run(command: Exec) -> Result<String, StorageCause> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Whether a command failed saying this.
-fn says(error: &ExecError, what: &str) -> bool {
-    matches!(&error.cause, ExecCause::Failed { output, .. } if output.contains(what))
+/// Runs a command on a dataset that is not mounted. The daemon of `zfs-fuse` is busy with it for a
+/// moment longer than its unmounting takes.
+async fn run_at_rest(command: Exec) -> Result<String, StorageCause> {
+    let deadline = clock::now() + BUSY_LIMIT;
+    loop {
+        match run(command.clone()).await {
+            Err(StorageCause::Command(error))
+                if error.says("dataset is busy") && clock::now() < deadline =>
+            {
+                tokio::time::sleep(POLL).await;
+            }
+            ended => return ended,
+        }
+    }
 }
 
 /// Knows a command that failed because what it was to look at is not there.
 fn missing(name: &str) -> impl FnOnce(StorageCause) -> StorageCause {
     let name = name.to_owned();
     move |cause| match cause {
-        StorageCause::Command(error) if says(&error, "dataset does not exist") => {
+        StorageCause::Command(error) if error.says("dataset does not exist") => {
             StorageCause::NoDataset(name)
         }
         other => other,

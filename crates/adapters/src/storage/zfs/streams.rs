@@ -1,12 +1,11 @@
 //! `zfs send` and `zfs receive`.
 
-use super::{PROPERTIES, Zfs, dialect::FEATURES, missing, run, says, zfs};
+use super::{POLL, PROPERTIES, Zfs, dialect::FEATURES, missing, run, zfs};
 use crate::{
     exec::ExecCause,
     storage::{
         DatasetName, Guid, ReceiveStream, ResumeToken, SendFrom, SendStream, Snapshot,
-        SnapshotName, Snapshots, StorageCause, Unfinished,
-        snapshots::{Tail, broken},
+        SnapshotName, Snapshots, StorageCause, Unfinished, snapshots::broken,
     },
 };
 use std::{collections::BTreeSet, time::Duration};
@@ -17,8 +16,6 @@ use tokio::{
 
 /// How long the remains of a killed receive may take to go.
 const GONE_LIMIT: Duration = Duration::from_secs(10);
-/// How often they are looked for.
-const POLL: Duration = Duration::from_millis(50);
 /// What says in ZFS's answers that a stream can go on.
 const TOKEN: &str = "receive_resume_token";
 
@@ -108,7 +105,7 @@ impl Zfs {
             command = command.arg("-s");
         }
         let writer = command.arg(self.full(into)).writer()?;
-        Ok(ReceiveStream { writer, into: into.clone(), arriving: None, tail: Tail::default() })
+        Ok(ReceiveStream { writer, into: into.clone(), arriving: None })
     }
 
     pub(super) async fn finish_receiving(
@@ -119,23 +116,22 @@ impl Zfs {
         if let Err(error) = stream.writer.shutdown().await {
             let cause = broken(error);
             return Err(match cause {
-                StorageCause::Command(error) if says(&error, "has been modified") => {
+                StorageCause::Command(error) if error.says("has been modified") => {
                     let newest = self.list(&stream.into).await?.pop();
                     let snapshot = newest.map(|one| one.name.to_string()).unwrap_or_default();
                     StorageCause::Modified { dataset: full, snapshot }
                 }
                 StorageCause::Command(error)
-                    if says(&error, "does not\nmatch incremental source") =>
+                    if error.says("does not\nmatch incremental source") =>
                 {
                     StorageCause::WrongBase { dataset: full }
                 }
-                StorageCause::Command(error) if says(&error, "must specify -F to overwrite") => {
+                StorageCause::Command(error) if error.says("must specify -F to overwrite") => {
                     StorageCause::Exists(full)
                 }
                 // The end of the stream is one of its records: ZFS knows whether it has seen it.
                 StorageCause::Command(error)
-                    if says(&error, "incomplete stream")
-                        || says(&error, "invalid backup stream") =>
+                    if error.says("incomplete stream") || error.says("invalid backup stream") =>
                 {
                     StorageCause::Truncated
                 }
