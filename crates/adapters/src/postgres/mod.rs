@@ -333,6 +333,20 @@ impl Postgres {
         self.inner.exits.subscribe()
     }
 
+    /// Which database is here, if it is one that has served.
+    ///
+    /// # Errors
+    /// When its files cannot be read.
+    pub fn identity(&self) -> Result<Option<u64>, PgError> {
+        let inner = &self.inner;
+        let identity = match inner.database() {
+            Ok(Database::Established) => files::system_identifier(&inner.data).map(Some),
+            Ok(Database::None | Database::Prepared) => Ok(None),
+            Err(cause) => Err(cause),
+        };
+        identity.map_err(|cause| inner.error("find out which database it is", cause))
+    }
+
     /// Makes the database here a standby's of this primary if its whole history is a part of that
     /// primary's, so that nothing has to be copied; whether it was. It must have been stopped in an
     /// orderly way.

@@ -72,6 +72,10 @@ impl Storage for Dir {
         self.rename_aside(reason).map_err(self.error("set its database aside"))
     }
 
+    async fn keep(&self, reason: &str) -> Result<PathBuf, StorageError> {
+        self.copy_aside(reason).await.map_err(self.error("keep a copy of its database"))
+    }
+
     async fn prune_aside(&self, keep: usize) -> Result<Vec<PathBuf>, StorageError> {
         self.prune(keep).await.map_err(self.error("delete old databases in it"))
     }
@@ -87,6 +91,12 @@ impl Dir {
             return Err(StorageCause::InTheWay(aside));
         }
         fs::rename(&data, &aside).and_then(|()| files::sync_parent(&data)).map_err(at(&data))?;
+        Ok(aside)
+    }
+
+    async fn copy_aside(&self, reason: &str) -> Result<PathBuf, StorageCause> {
+        let aside = self.dataset.join(format!("data.{}", aside::suffix(reason)?));
+        self.copy(&aside).await?;
         Ok(aside)
     }
 

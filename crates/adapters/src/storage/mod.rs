@@ -28,7 +28,7 @@ pub use retention::superfluous;
 pub use snapshots::{
     Dataset, ReceiveStream, ResumeToken, SendFrom, SendStream, Size, Snapshot, Snapshots,
 };
-pub use volume::Volume;
+pub use volume::{KEPT, Volume};
 pub use zfs::Zfs;
 
 use crate::exec::OsUser;
@@ -146,6 +146,11 @@ pub trait Storage: Send + Sync {
     /// is deleted.
     async fn set_aside(&self, reason: &str) -> Result<PathBuf, StorageError>;
 
-    /// Deletes the oldest of the databases that were set aside, all but `keep`; which.
+    /// Keeps the database as it is now, whose server must be stopped, and leaves it where it is; what
+    /// keeps it: a directory, or the name of a snapshot. Cheap where there are snapshots, a copy where
+    /// there are none.
+    async fn keep(&self, reason: &str) -> Result<PathBuf, StorageError>;
+
+    /// Deletes the oldest of the databases that were set aside or kept, all but `keep`; which.
     async fn prune_aside(&self, keep: usize) -> Result<Vec<PathBuf>, StorageError>;
 }

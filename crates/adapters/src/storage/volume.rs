@@ -4,8 +4,8 @@
 //! What is set aside is called `NAME.REASON-TIME`, beside it.
 
 use super::{
-    Btrfs, Capabilities, DatasetName, SeedProgress, SeedRequest, Seeded, SnapshotName, Snapshots,
-    Storage, StorageCause, StorageError, Zfs, aside, basebackup,
+    BadName, Btrfs, Capabilities, DatasetName, Purpose, SeedProgress, SeedRequest, Seeded,
+    SnapshotName, Snapshots, Storage, StorageCause, StorageError, Zfs, aside, basebackup,
 };
 use async_trait::async_trait;
 use std::{
@@ -17,6 +17,10 @@ use tokio::sync::{OnceCell, watch};
 
 /// The longest name of a dataset: what it is called when it was set aside must be a name as well.
 const LONGEST_NAME: usize = 30;
+
+/// Why a database is kept before it is changed: snapshots with this purpose are pruned like what was
+/// set aside.
+pub const KEPT: &str = "replaced";
 
 /// Which file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,6 +89,29 @@ impl Volume {
         opened.map_err(self.error("use its file system"))
     }
 
+    /// Frees the dataset's name for one that came in: what has a database is set aside, and where to is
+    /// returned; one without is destroyed. Nothing is mounted then.
+    ///
+    /// # Errors
+    /// When a server runs in it, or the file system refuses.
+    pub async fn make_way(&self, reason: &str) -> Result<Option<PathBuf>, StorageError> {
+        self.free_the_name(reason).await.map_err(self.error("make way for what came in"))
+    }
+
+    async fn free_the_name(&self, reason: &str) -> Result<Option<PathBuf>, StorageCause> {
+        let snapshots = self.open().await?;
+        let known = snapshots.datasets().await?;
+        if !known.iter().any(|dataset| dataset.name == self.name) {
+            return Ok(None);
+        }
+        if self.data().exists() || !snapshots.list(&self.name).await?.is_empty() {
+            return self.take_the_name_away(reason).await.map(Some);
+        }
+        snapshots.unmount(&self.name).await?;
+        snapshots.destroy(&self.name).await?;
+        Ok(None)
+    }
+
     async fn open(&self) -> Result<&Arc<dyn Snapshots>, StorageCause> {
         let open = || async {
             Ok(match self.kind {
@@ -114,17 +141,32 @@ impl Volume {
     }
 
     async fn rename_aside(&self, reason: &str) -> Result<PathBuf, StorageCause> {
-        let suffix = aside::suffix(reason)?;
         aside::at_rest(&self.data())?;
+        let aside = self.take_the_name_away(reason).await?;
+        self.make_ready().await?;
+        Ok(aside)
+    }
+
+    async fn take_the_name_away(&self, reason: &str) -> Result<PathBuf, StorageCause> {
+        let suffix = aside::suffix(reason)?;
+        if self.data().exists() {
+            aside::at_rest(&self.data())?;
+        }
         let snapshots = self.open().await?;
         let aside = DatasetName::new(&format!("{}.{suffix}", self.name))?;
         // As it was, whatever anybody does who looks into it.
-        let now = u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or(0);
-        snapshots.snapshot(&self.name, &SnapshotName::for_purpose(now, reason)?).await?;
+        snapshots.snapshot(&self.name, &name_now(reason)?).await?;
         snapshots.unmount(&self.name).await?;
         snapshots.rename(&self.name, &aside).await?;
-        self.make_ready().await?;
         Ok(PathBuf::from(snapshots.full_name(&aside)))
+    }
+
+    async fn keep_snapshot(&self, reason: &str) -> Result<PathBuf, StorageCause> {
+        aside::suffix(reason)?;
+        aside::at_rest(&self.data())?;
+        let snapshots = self.open().await?;
+        let made = snapshots.snapshot(&self.name, &name_now(reason)?).await?;
+        Ok(PathBuf::from(format!("{}@{}", snapshots.full_name(&self.name), made.name)))
     }
 
     async fn prune(&self, keep: usize) -> Result<Vec<PathBuf>, StorageCause> {
@@ -140,8 +182,24 @@ impl Volume {
             snapshots.destroy(&name).await?;
             destroyed.push(PathBuf::from(snapshots.full_name(&name)));
         }
+        let kept = snapshots.list(&self.name).await?.into_iter().filter_map(|snapshot| {
+            let kept = snapshot.name.purpose() == Purpose::For(KEPT);
+            let free = snapshot.holds == 0 && snapshot.clones.is_empty();
+            (kept && free).then(|| (snapshot.name.to_string(), snapshot.name))
+        });
+        for name in aside::beyond(kept.collect(), keep) {
+            snapshots.destroy_snapshot(&self.name, &name).await?;
+            let full_name = snapshots.full_name(&self.name);
+            destroyed.push(PathBuf::from(format!("{full_name}@{name}")));
+        }
         Ok(destroyed)
     }
+}
+
+/// The name of a snapshot that is made now for this.
+fn name_now(purpose: &str) -> Result<SnapshotName, BadName> {
+    let now = u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or(0);
+    SnapshotName::for_purpose(now, purpose)
 }
 
 /// The parent and the name.
@@ -196,6 +254,10 @@ impl Storage for Volume {
 
     async fn set_aside(&self, reason: &str) -> Result<PathBuf, StorageError> {
         self.rename_aside(reason).await.map_err(self.error("set it aside"))
+    }
+
+    async fn keep(&self, reason: &str) -> Result<PathBuf, StorageError> {
+        self.keep_snapshot(reason).await.map_err(self.error("keep its database in a snapshot"))
     }
 
     async fn prune_aside(&self, keep: usize) -> Result<Vec<PathBuf>, StorageError> {

@@ -6,6 +6,7 @@
 
 use super::{
     FetchError, Offer, Part, Progress, Remote, SnapshotInfo, SnapshotRequest, StreamRequest,
+    StreamStarted,
 };
 use adapters::{
     exec::OsUser,
@@ -67,6 +68,9 @@ pub struct Reception<'a> {
     pub receiver: String,
     /// Bytes a second that the stream is not to exceed.
     pub rate: Option<u64>,
+    /// Whether what an earlier transfer left may be gone on with: it brings the snapshot of then, not
+    /// one of now.
+    pub resume: bool,
     /// What the database has to be.
     pub expected: Expected,
     /// The program of the right version.
@@ -93,7 +97,7 @@ impl Reception<'_> {
     /// own name must be free by the time that all has come: `make_way` is called then.
     ///
     /// A difference to a snapshot that both have is fetched where there is one, into a branch of what is
-    /// there; what is there stays as it is.
+    /// there; what is there stays as it is. `estimated` is told about how many bytes will come.
     ///
     /// # Errors
     /// When it does not come, or cannot be taken; the dataset is as it was, unless `make_way` has been
@@ -101,6 +105,7 @@ impl Reception<'_> {
     pub async fn run(
         &self,
         progress: &watch::Sender<Progress>,
+        estimated: impl FnOnce(u64),
         make_way: impl AsyncFnOnce() -> Result<(), StorageError>,
     ) -> Result<Received, ReceiveError> {
         let snapshots = self.volume.snapshots().await?;
@@ -118,7 +123,11 @@ impl Reception<'_> {
             rate: self.rate,
         };
         let wanted = Guid::new(request.part.to());
-        let (snapshot, bytes) = self.take(&*snapshots, &into, &request, progress).await?;
+        let started = self.remote.begin(&request).await?;
+        if let Some(estimate) = started.estimate {
+            estimated(estimate);
+        }
+        let (snapshot, bytes) = self.take(&*snapshots, &into, &started, progress).await?;
         if snapshot.guid != wanted {
             return Err(ReceiveError::Another { wanted, came: snapshot.guid.clone() });
         }
@@ -155,7 +164,9 @@ impl Reception<'_> {
     ) -> Result<(Part, bool), ReceiveError> {
         let mut sendable =
             Sendable { snapshots: marks(&offer.snapshots)?, bookmarks: marks(&offer.bookmarks)? };
-        if let Some(unfinished) = snapshots.unfinished(into).await? {
+        if self.resume
+            && let Some(unfinished) = snapshots.unfinished(into).await?
+        {
             let receivable = Receivable { snapshots: Vec::new(), unfinished: Some(unfinished) };
             if let SendPlan::Resume { token, to } = plan_send(&sendable, &receivable, None)? {
                 tracing::info!(snapshot = %to.name, "going on where the last transfer broke off");
@@ -225,12 +236,11 @@ impl Reception<'_> {
         &self,
         snapshots: &dyn Snapshots,
         into: &DatasetName,
-        request: &StreamRequest,
+        started: &StreamStarted,
         progress: &watch::Sender<Progress>,
     ) -> Result<(adapters::storage::Snapshot, u64), ReceiveError> {
-        let started = self.remote.begin(request).await?;
         let mut stream = snapshots.receive(into).await?;
-        match self.remote.pull(&started, &mut stream, progress).await {
+        match self.remote.pull(started, &mut stream, progress).await {
             Ok(done) => Ok((snapshots.finish(stream).await?, done.bytes)),
             Err(error) => {
                 stream.abort().await;

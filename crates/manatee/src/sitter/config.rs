@@ -60,6 +60,11 @@ pub struct Config {
     /// The backup service.
     #[serde(default)]
     pub backup: BackupConfig,
+    /// The certificates of the shard; without them the backup service speaks plain HTTP.
+    pub tls: Option<TlsConfig>,
+    /// Periodic snapshots.
+    #[serde(default)]
+    pub snapshots: SnapshotsConfig,
     /// The status endpoint.
     #[serde(default)]
     pub status: StatusConfig,
@@ -148,20 +153,6 @@ pub struct ReplicationConfig {
     pub password: Option<String>,
     /// A file that holds it, instead.
     pub password_file: Option<PathBuf>,
-}
-
-/// The backup service.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct BackupConfig {
-    /// Its port; part of the peer's name.
-    pub port: u16,
-}
-
-impl Default for BackupConfig {
-    fn default() -> Self {
-        BackupConfig { port: 12345 }
-    }
 }
 
 /// The status endpoint.
@@ -334,6 +325,11 @@ impl Config {
             let dataset = self.dataset.display();
             return at(start, format!("dataset {dataset}: give an absolute path"));
         }
+        if let Err(problem) = self.check_backup() {
+            let table = problem.split([':', '.']).next().unwrap_or_default();
+            let start = text.find(&format!("[{table}]")).unwrap_or(0);
+            return at(start, problem);
+        }
         if let Err(problem) = self.check_storage() {
             let start = text.find("[storage]").unwrap_or(0);
             return at(start, problem);
@@ -404,6 +400,8 @@ impl Config {
     }
 }
 
+mod backup;
+pub use backup::{BackupConfig, SnapshotsConfig, TlsConfig};
 mod storage;
 pub use storage::{Backend, StorageConfig};
 mod zookeeper;

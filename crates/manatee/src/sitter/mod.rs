@@ -8,10 +8,13 @@ pub mod config;
 mod driver;
 mod executor;
 mod probe;
+mod refill;
 mod server;
+mod snapshotter;
 mod sources;
 mod trace;
 
+use crate::backup::{self, Jobs, LegacyOutlet, Service, StorageOutlet, TlsFiles};
 use adapters::coord;
 use anyhow::{Context, Result, bail};
 use cluster::{Machine, MachineConfig};
@@ -25,6 +28,7 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::Path,
     process::ExitCode,
+    sync::Arc,
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -96,11 +100,20 @@ async fn serve(path: &Path, config: Config) -> Result<ExitCode> {
     let (events, queue) = mpsc::channel(QUEUE);
     let machine_config = machine_config(&config)?;
     let (machine, first) = Machine::new(machine_config.clone());
-    let shared = server::Shared::new(&config, me.clone(), &machine);
+    let storage = config.open_storage()?;
+    let outlet = Arc::new(StorageOutlet::new(storage.clone()));
+    let jobs = Jobs::new(outlet.clone(), config.backup_limits());
+    let shared = server::Shared::new(&config, me.clone(), &machine, jobs.clone());
     let server = server::start(&config, shared.clone()).await?;
+    let legacy = config.backup.original_protocol.then_some(outlet as Arc<dyn LegacyOutlet>);
+    let tls = config.tls.clone().map(TlsFiles::from);
+    let service = Service { jobs, secret: config.secret(), tls, legacy };
+    let _backups = backup::serve(config.backup_address(), service).await?;
+    let snapshotter = snapshotter::run(storage.clone(), config.snapshots.clone());
+    let snapshotter = tokio::spawn(snapshotter);
     let executor = Executor::new(
         executor::settings(&config, &me)?,
-        config.open_storage()?,
+        storage,
         coordination,
         events,
         shared.clone(),
@@ -127,6 +140,7 @@ async fn serve(path: &Path, config: Config) -> Result<ExitCode> {
             },
             ended = &mut driver => {
                 server.abort();
+                snapshotter.abort();
                 ended.context("the driver failed")??;
                 tracing::info!("sitter stopped");
                 return Ok(ExitCode::SUCCESS);
@@ -146,6 +160,10 @@ fn reload(path: &Path, old: &Config) -> Result<driver::Reloaded> {
         ("zookeeper", new.zookeeper != old.zookeeper),
         ("dataset", new.dataset != old.dataset),
         ("storage", new.storage != old.storage),
+        ("backup", new.backup != old.backup),
+        ("tls", new.tls != old.tls),
+        ("snapshots", new.snapshots != old.snapshots),
+        ("replication.password", new.replication.password != old.replication.password),
         ("lease", new.lease() != old.lease()),
         ("keep_aside", new.keep_aside != old.keep_aside),
         ("coordination_timeout", new.coordination_timeout != old.coordination_timeout),

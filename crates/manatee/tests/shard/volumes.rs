@@ -4,11 +4,14 @@ use super::{
     filesystems::{BtrfsFile, ZfsFile, isolated, own_place},
     world::{LIMIT, World, turn},
 };
-use adapters::storage::{Btrfs, Dataset, Snapshots, Zfs};
-use anyhow::{Context, Result, ensure};
+use adapters::{
+    clock,
+    storage::{Btrfs, Dataset, DatasetName, KEPT, Purpose, Snapshots, Zfs},
+};
+use anyhow::{Result, ensure};
 use cluster::Role;
 use manatee::shard::Volumes;
-use std::path::Path;
+use std::{fs, path::Path};
 
 /// Runs a test in namespaces of its own when it is its turn.
 fn alone(test: &str, body: impl FnOnce(&Path) -> Result<()>) {
@@ -42,9 +45,9 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
     runtime.expect("a runtime").block_on(future)
 }
 
-/// A shard is set up, its primary's host dies, and what it had is kept as a dataset when it comes back
-/// and is copied anew; twice, so that the oldest of what is kept goes. A sitter that dies finds its
-/// dataset mounted. Nothing that was acknowledged is lost.
+/// A shard is set up by snapshots, its primary's host dies, and what it had is kept in a snapshot when it
+/// comes back and is rewound; twice. A sitter that dies finds its dataset mounted. One whose database
+/// cannot be rewound is rebuilt from a snapshot. Nothing that was acknowledged is lost.
 fn life(volumes: Volumes, snapshots: &dyn Snapshots) -> Result<()> {
     let world = World::start_as("keep_aside = 1", |options| options.volumes = volumes)?;
     let datasets = || -> Result<Vec<Dataset>> { Ok(block_on(snapshots.datasets())?) };
@@ -56,7 +59,12 @@ fn life(volumes: Volumes, snapshots: &dyn Snapshots) -> Result<()> {
     sync.start_sitter()?;
     world.wait_for_writes()?;
 
-    let mut kept = Vec::new();
+    for peer in world.shard.peers() {
+        let log = fs::read_to_string(peer.log_file())?;
+        let seeded = log.contains("a snapshot of the database came");
+        let created = log.contains("creating a database");
+        ensure!(seeded || created, "{} was seeded otherwise: {log}", peer.zone());
+    }
     for _ in 0..2 {
         let old = world.in_role(Role::Primary)?;
         old.kill_host()?;
@@ -64,21 +72,55 @@ fn life(volumes: Volumes, snapshots: &dyn Snapshots) -> Result<()> {
             view.primary().is_some_and(|primary| primary.zone != old.zone())
         })?;
         world.wait_for_writes()?;
+        let mark = clock::now();
         old.start_sitter()?;
         world.wait("the old primary to come back as async", |view| {
             view.peer(old.zone()).role() == Some(Role::Async)
         })?;
         world.shard.wait_whole(LIMIT)?;
-        kept.push(format!("{}.replaced-", old.zone()));
+        println!("whole again {} ms after its host was back", (clock::now() - mark).0);
+        let log = fs::read_to_string(old.log_file())?;
+        ensure!(log.contains("the database was rewound"), "{} was not: {log}", old.zone());
+        let name = DatasetName::new(old.zone())?;
+        let list = block_on(snapshots.list(&name))?;
+        let kept = list.iter().filter(|one| one.name.purpose() == Purpose::For(KEPT)).count();
+        ensure!(kept == 1, "what it had is kept once: {list:?}");
         let found = datasets()?;
-        let aside = found.iter().find(|one| one.name.as_str().starts_with(&kept[kept.len() - 1]));
-        let aside =
-            aside.with_context(|| format!("nothing of {} is kept: {found:?}", old.zone()))?;
-        ensure!(aside.mounted.is_none(), "what is kept is mounted: {aside:?}");
-        let taken = block_on(snapshots.list(&aside.name))?;
-        ensure!(taken.len() == 1, "one snapshot, of when it was set aside: {taken:?}");
+        ensure!(found.len() == 3, "nothing else is left: {found:?}");
         let mounted = found.iter().filter(|one| one.mounted.is_some()).count();
         ensure!(mounted == 3, "one is mounted for each peer: {found:?}");
     }
+    rebuilt_from_a_snapshot(&world, snapshots)?;
     world.finish()
+}
+
+/// A host dies with the primary's database damaged, so that nothing can be rewound: the difference to the
+/// snapshot that both have is fetched, or all of one, and the damaged one is kept as a dataset.
+fn rebuilt_from_a_snapshot(world: &World, snapshots: &dyn Snapshots) -> Result<()> {
+    let old = world.in_role(Role::Primary)?;
+    old.kill_host()?;
+    world.wait("a takeover", |view| {
+        view.primary().is_some_and(|primary| primary.zone != old.zone())
+    })?;
+    world.wait_for_writes()?;
+    let wal = old.data().join("pg_wal");
+    for entry in fs::read_dir(&wal)? {
+        let path = entry?.path();
+        if path.is_file() {
+            fs::remove_file(path)?;
+        }
+    }
+    old.start_sitter()?;
+    world.wait("the old primary to come back as async", |view| {
+        view.peer(old.zone()).role() == Some(Role::Async)
+    })?;
+    world.shard.wait_whole(LIMIT)?;
+    let log = fs::read_to_string(old.log_file())?;
+    let last = log.rsplit("cannot be rewound").next().unwrap_or_default();
+    ensure!(last.contains("a snapshot of the database came"), "{} was not: {log}", old.zone());
+    let found = block_on(snapshots.datasets())?;
+    let aside = format!("{}.{KEPT}-", old.zone());
+    let kept = found.iter().filter(|one| one.name.as_str().starts_with(&aside)).count();
+    ensure!(kept == 1, "what it had is kept once: {found:?}");
+    Ok(())
 }
