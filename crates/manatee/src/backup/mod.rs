@@ -25,7 +25,7 @@ pub use fetch::{FetchError, Progress, Remote};
 pub use jobs::{Jobs, Limits, Outgoing, Outlet, Refusal};
 pub use legacy::LegacyOutlet;
 pub use outlet::{StorageOutlet, release_leftovers};
-pub use receive::{ReceiveError, Received, Reception};
+pub use receive::{ReceiveError, Received, Reception, SEED};
 pub use service::{Service, Serving, serve};
 pub use tls::{TlsError, TlsFiles};
 pub use wire::{

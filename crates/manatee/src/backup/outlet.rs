@@ -34,6 +34,9 @@ impl StorageOutlet {
 
     async fn snapshots(&self) -> Result<(Arc<dyn Snapshots>, &DatasetName), Refusal> {
         let volume = self.volume()?;
+        if !volume.dataset().join("data/PG_VERSION").exists() {
+            return Err(Refusal::Conflict("this peer has no database itself yet".to_owned()));
+        }
         Ok((volume.snapshots().await.map_err(failed)?, volume.name()))
     }
 

@@ -20,7 +20,7 @@ use std::{path::PathBuf, sync::Arc};
 use tokio::sync::watch;
 
 /// What new snapshots at the sender are made for.
-const PURPOSE: &str = "seed";
+pub const SEED: &str = "seed";
 
 /// Why a dataset could not be filled this way.
 #[derive(Debug, thiserror::Error)]
@@ -176,7 +176,7 @@ impl Reception<'_> {
         }
         snapshots.abandon(into).await?;
         self.clear(&**snapshots, into).await?;
-        let request = SnapshotRequest { purpose: PURPOSE.to_owned() };
+        let request = SnapshotRequest { purpose: SEED.to_owned() };
         let to = mark(&self.remote.snapshot(&request).await?)?;
         sendable.snapshots.push(to.clone());
         let Some(common) = self.newest_common(&**snapshots, &sendable).await? else {
