@@ -177,7 +177,7 @@ impl LegacyOutlet for StorageOutlet {
         let (snapshots, dataset) = self.snapshots().await?;
         let list = snapshots.list(dataset).await.map_err(failed)?;
         let periodic = |one: &&Snapshot| one.name.purpose() == Purpose::Periodic;
-        let Some(newest) = list.iter().filter(periodic).next_back().cloned() else {
+        let Some(newest) = list.iter().rfind(periodic).cloned() else {
             let text = "there is no periodic snapshot yet: wait for the first, or create one";
             return Err(Refusal::NotFound(text.to_owned()));
         };
