@@ -17,9 +17,9 @@ ARGS ?=
 # Recorded behaviour that is checked beside what lies in this repository.
 VECTORS ?= $(wildcard ../shared/conformance/*.jsonl)
 
-# The tests of whole shards that bring their own coordination. All others run against whichever is
-# named: the whole of them by `make test-coordination`, these three of them by `make test`.
-OWN_COORDINATION := ensemble:: slow_disks:: zookeeper:: etcd:: original_client:: network::
+# The tests of whole shards that bring their own coordination, or are about file systems. All others
+# run against whichever is named: all by `make test-coordination`, three of them by `make test`.
+NOT_ON_EACH := ensemble:: slow_disks:: zookeeper:: etcd:: original_client:: network:: volumes::
 ON_EACH := deaths::the_sync_takes_over_from_a_host_that_died \
 	deaths::a_sitter_that_died_is_not_noticed_by_clients \
 	outages::losing_coordination_alone_stops_nobody
@@ -38,7 +38,7 @@ demo: ## Run a real shard on this machine and kill its primary; ARGS=--once ends
 	@"$(TARGET)/release/manatee" demo $(ARGS)
 
 test: ## Check everything: format, lints, tests, recorded behaviour
-	@tools/need.sh build lint postgresql zookeeper etcd network
+	@tools/need.sh build lint postgresql network zookeeper etcd filesystems
 	@$(MAKE) --no-print-directory lint
 	cargo build --locked --workspace
 	cargo test --locked --workspace
@@ -54,7 +54,7 @@ test-coordination: ## Test whole shards against each coordination; 20 minutes
 	cargo build --locked --workspace
 	for coordination in sqlite zookeeper etcd; do \
 		MANATEE_TEST_COORDINATION=$$coordination cargo test --locked --package manatee \
-			--test shard -- $(addprefix --skip ,$(OWN_COORDINATION)); \
+			--test shard -- $(addprefix --skip ,$(NOT_ON_EACH)); \
 	done
 
 bench-idle: ## Measure what idle shards cost a ZooKeeper ensemble; SHARDS=100 for fewer

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sees to it that this machine has what is named:
 #
-#   tools/need.sh [build] [lint] [coverage] [postgresql] [network] [zookeeper] [etcd]
+#   tools/need.sh [build] [lint] [coverage] [postgresql] [network] [zookeeper] [etcd] [filesystems]
 #
 # What Debian packages hold is installed where we may (root, or sudo without a password); Rust is
 # never installed, because Debian's is too old and where to put it is not ours to choose. What rustup
@@ -96,6 +96,19 @@ need_network() {
     command -v mkfs.ext4 >/dev/null || [[ -x /usr/sbin/mkfs.ext4 ]] || packages+=(e2fsprogs)
 }
 
+# What real file systems are tested with. ZFS is the kernel's where it has it: its commands and those
+# of zfs-fuse exclude each other.
+need_filesystems() {
+    command -v mkfs.btrfs >/dev/null || [[ -x /sbin/mkfs.btrfs ]] || packages+=(btrfs-progs)
+    if [[ -e /dev/zfs ]]; then
+        command -v zpool >/dev/null || [[ -x /sbin/zpool ]] || packages+=(zfsutils-linux)
+    else
+        command -v zfs-fuse >/dev/null || [[ -x /usr/sbin/zfs-fuse ]] || packages+=(zfs-fuse)
+    fi
+    [[ $(id -u) == 0 ]] ||
+        missing+=("root: the tests mount real file systems (btrfs on a loop device, ZFS on a pool in a file) and none of them is skipped; run 'make test' as root")
+}
+
 # Runs a command as root.
 as_root() {
     if [[ $(id -u) == 0 ]]; then "$@"; else sudo -n "$@"; fi
@@ -152,9 +165,9 @@ install() {
 
 for what in "$@"; do
     case $what in
-        build | lint | coverage | network | postgresql | zookeeper | etcd) "need_$what" ;;
+        build | lint | coverage | network | postgresql | zookeeper | etcd | filesystems) "need_$what" ;;
         *)
-            echo "tools/need.sh: $what: give any of build, lint, coverage, network, postgresql, zookeeper, etcd" >&2
+            echo "tools/need.sh: $what: give any of build, lint, coverage, network, postgresql, zookeeper, etcd, filesystems" >&2
             exit 2
             ;;
     esac

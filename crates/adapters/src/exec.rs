@@ -4,6 +4,10 @@
 //! A command runs in a process group of its own, which is killed as a whole when its time is up or
 //! when the future is dropped. It never reads the terminal.
 
+mod stream;
+
+pub use stream::{Reader, Writer};
+
 use cluster::Millis;
 use rustix::process::{Pid, Signal, kill_process_group};
 use std::{
@@ -97,6 +101,13 @@ pub struct ExecError {
     /// Why.
     #[source]
     pub cause: ExecCause,
+}
+
+impl ExecError {
+    /// Whether the command ended with an error and printed this.
+    pub fn says(&self, what: &str) -> bool {
+        matches!(&self.cause, ExecCause::Failed { output, .. } if output.contains(what))
+    }
 }
 
 /// Why a command failed.
@@ -442,12 +453,18 @@ impl Group {
     }
 }
 
-impl Drop for Group {
-    fn drop(&mut self) {
+impl Group {
+    fn kill(&mut self) {
         if let Some(pid) = self.0.take() {
             // Nothing is left to be done when it is gone already.
             kill_process_group(pid, Signal::KILL).ok();
         }
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.kill();
     }
 }
 

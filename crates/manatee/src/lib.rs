@@ -5,6 +5,7 @@
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 pub mod adm;
+pub mod backup;
 pub mod demo;
 pub mod shard;
 pub mod sim_cmd;

@@ -1,6 +1,7 @@
 //! What a sitter says of itself at `/state`, for people, `adm` and other programs. The sitter makes
 //! it, `adm` and the demonstration read it.
 
+use crate::backup::JobStatus;
 use cluster::{Database, Generation, Lsn, PeerIdent, Role};
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +35,9 @@ pub struct PeerStatus {
     pub failure: Option<String>,
     /// How far a copy of the database is.
     pub copying: Option<Copying>,
+    /// Snapshots that are being sent from here, and those that were lately.
+    #[serde(default)]
+    pub sending: Vec<JobStatus>,
     /// PostgreSQL, as it was when it was last asked.
     pub postgres: PgStatus,
 }

@@ -132,7 +132,8 @@ impl Inner {
             }
             None => self.start_closed(&primary.shape(), epoch).await?,
         };
-        if self.first_session().await?.is("pg_is_in_recovery()").await? {
+        let promoted = self.first_session().await?.is("pg_is_in_recovery()").await?;
+        if promoted {
             server = self.promote_with_names(server, primary, epoch).await?;
         }
         self.count(&server, primary).await?;
@@ -155,6 +156,9 @@ impl Inner {
         let position = self.lsn(&session, "pg_current_wal_flush_lsn()").await?;
         let waits = *primary.counts != Counts::Alone;
         self.note(&server, Some(config), waits, &render::names(primary.counts))?;
+        if promoted {
+            self.checkpoint_soon().await?;
+        }
         Ok(position)
     }
 
@@ -267,14 +271,23 @@ impl Inner {
         match found.first().map(Vec::as_slice) {
             None => {
                 session.rows(&self.replication_role()).await?;
-                Ok(())
             }
-            Some([Some(able), Some(superuser)]) if able == "t" && superuser == "f" => Ok(()),
-            Some(_) => Err(PgCause::settings(
-                format!("role {user:?} is a superuser, or lacks LOGIN or REPLICATION"),
-                "name another replication user, or alter the role",
-            )),
+            Some([Some(able), Some(superuser)]) if able == "t" && superuser == "f" => {}
+            Some(_) => {
+                return Err(PgCause::settings(
+                    format!("role {user:?} is a superuser, or lacks LOGIN or REPLICATION"),
+                    "name another replication user, or alter the role",
+                ));
+            }
         }
+        let able = format!(
+            "has_function_privilege({}, 'pg_read_binary_file(text, bigint, bigint, boolean)', 'execute')",
+            literal(user)
+        );
+        if !session.is(&able).await? {
+            session.rows(&self.rewind_grants()).await?;
+        }
+        Ok(())
     }
 
     /// The statement that makes the role which standbys connect as.
@@ -288,7 +301,7 @@ impl Inner {
 
     /// What is known of this very server.
     pub fn record_of(&self, server: &Server) -> Result<Option<AppliedRecord>, PgCause> {
-        let path = self.settings.dataset.join(files::APPLIED);
+        let path = self.settings.home.join(files::APPLIED);
         let record: Option<AppliedRecord> = files::read_json(&path)?;
         Ok(record.filter(|record| record.server == server.id()))
     }
@@ -307,7 +320,7 @@ impl Inner {
             names: names.to_owned(),
         };
         if self.record_of(server)?.as_ref() != Some(&record) {
-            let path = self.settings.dataset.join(files::APPLIED);
+            let path = self.settings.home.join(files::APPLIED);
             files::write_json(&path, &record, self.user.as_ref())?;
         }
         *self.names.lock().unwrap_or_else(PoisonError::into_inner) = Some(names.to_owned());

@@ -1,7 +1,7 @@
 //! What can go wrong with a PostgreSQL, and what to do about it.
 
 use crate::exec::ExecError;
-use cluster::Millis;
+use cluster::{Millis, PeerId};
 use std::{io, path::PathBuf};
 
 /// A failed operation on the PostgreSQL of a dataset.
@@ -83,6 +83,24 @@ pub enum PgCause {
     /// It ended while it was needed.
     #[error("the server is not running")]
     NotRunning,
+    /// A server runs where none may.
+    #[error("its server still runs (process {pid}): stop it first")]
+    StillRunning {
+        /// Its process.
+        pid: u32,
+    },
+    /// Only a primary will do.
+    #[error("{peer} is not a primary")]
+    NotAPrimary {
+        /// Who.
+        peer: PeerId,
+    },
+    /// Another database is there, not another history of this one.
+    #[error("{peer} has another database, not another history of this one")]
+    AnotherDatabase {
+        /// Who.
+        peer: PeerId,
+    },
     /// It took longer than it may.
     #[error("{what} did not happen within {} ms", limit.0)]
     Timeout {

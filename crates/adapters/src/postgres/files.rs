@@ -14,7 +14,7 @@ use std::{
 
 /// Says whether the database in a dataset has ever served; lies beside `data`.
 pub(crate) const MARKER: &str = "manatee.json";
-/// Says what a running server was brought to; lies beside `data`.
+/// Says what a running server was brought to; lies in the host's own directory.
 pub(super) const APPLIED: &str = "manatee-applied.json";
 /// Makes PostgreSQL start as a standby.
 pub(crate) const STANDBY_SIGNAL: &str = "standby.signal";

@@ -19,6 +19,7 @@ pub(crate) mod process;
 mod render;
 #[cfg(test)]
 mod render_tests;
+mod rewind;
 mod server;
 mod session;
 mod slots;
@@ -56,6 +57,9 @@ pub struct Settings {
     pub bin_dir: Option<PathBuf>,
     /// The mount point of the dataset; the database lives in `data` in it.
     pub dataset: PathBuf,
+    /// Where what belongs to this host stays when the dataset is replaced: the log, and what the
+    /// running server was brought to. May be the dataset itself.
+    pub home: PathBuf,
     /// Where the Unix socket is made.
     pub socket_dir: PathBuf,
     /// This peer: its `application_name` as a standby.
@@ -327,6 +331,49 @@ impl Postgres {
     /// watched from the first `inspect`, `apply` or `stop` on.
     pub fn exits(&self) -> watch::Receiver<Option<ServerExit>> {
         self.inner.exits.subscribe()
+    }
+
+    /// Which database is here, if it is one that has served.
+    ///
+    /// # Errors
+    /// When its files cannot be read.
+    pub fn identity(&self) -> Result<Option<u64>, PgError> {
+        let inner = &self.inner;
+        let identity = match inner.database() {
+            Ok(Database::Established) => files::system_identifier(&inner.data).map(Some),
+            Ok(Database::None | Database::Prepared) => Ok(None),
+            Err(cause) => Err(cause),
+        };
+        identity.map_err(|cause| inner.error("find out which database it is", cause))
+    }
+
+    /// Makes the database here a standby's of this primary if its whole history is a part of that
+    /// primary's, so that nothing has to be copied; whether it was. It must have been stopped in an
+    /// orderly way.
+    ///
+    /// # Errors
+    /// When that cannot be found out; nothing is changed then.
+    pub async fn follow_if_ancestor(&self, source: &SeedSource) -> Result<bool, PgError> {
+        let inner = &self.inner;
+        let work = Box::pin(inner.follow_if_ancestor(source));
+        inner.guarded("compare it with the present primary's", inner.epoch(), work).await
+    }
+
+    /// Makes the database here, whatever became of it, what a base backup of this primary would be,
+    /// by copying only what differs. It must have been stopped. What was written here and not there is
+    /// lost from it: keep a copy first. Tells bytes done and to do.
+    ///
+    /// # Errors
+    /// When that is not possible: the source is no primary or another database, or no longer has the
+    /// WAL since the two parted. When it fails halfway, there is no database afterwards.
+    pub async fn rewind(
+        &self,
+        source: &SeedSource,
+        mut progress: impl FnMut(u64, u64) + Send,
+    ) -> Result<(), PgError> {
+        let inner = &self.inner;
+        let work = Box::pin(inner.rewind(source, &mut progress));
+        inner.guarded("rewind it to the present primary's", inner.epoch(), work).await
     }
 
     /// What a storage backend needs to fill this dataset from these.

@@ -212,6 +212,7 @@ fn hba(settings: &Settings, clients: bool) -> String {
         "# Written by Manatee; changes made here are lost.\n\
          local all {superuser} peer map=manatee\n\
          host replication {replication} all scram-sha-256\n\
+         host postgres {replication} all scram-sha-256\n\
          local all {replication} reject\n\
          host all {replication} all reject\n"
     );

@@ -8,6 +8,7 @@ fn settings() -> Settings {
     Settings {
         bin_dir: None,
         dataset: "/set".into(),
+        home: "/set".into(),
         socket_dir: "/run/m".into(),
         me: PeerId::new("10.0.0.1:5432:12345"),
         listen: "10.0.0.1".into(),

@@ -165,7 +165,7 @@ impl Inner {
     }
 
     pub fn log_path(&self) -> PathBuf {
-        self.settings.dataset.join("log/postgresql.log")
+        self.settings.home.join("log/postgresql.log")
     }
 
     /// The running postmaster, whoever started it.
@@ -284,7 +284,7 @@ impl Inner {
 
     fn open_log(&self) -> Result<(File, u64), PgCause> {
         let path = self.log_path();
-        let directory = self.settings.dataset.join("log");
+        let directory = self.settings.home.join("log");
         files::directory(&directory, 0o750, self.user.as_ref())?;
         let length = || match fs::metadata(&path) {
             Ok(found) => Ok(found.len()),

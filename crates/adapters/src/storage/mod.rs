@@ -1,18 +1,40 @@
-//! Storage: the dataset that holds a database in `data`, how it is filled from a peer, and how what
-//! is in the way is kept.
+//! Storage: the dataset that holds a database in `data`, how it is filled from a peer, how what is in
+//! the way is kept, and, where the file system has them, its snapshots and how they travel.
+//!
+//! Two traits: [`Storage`] is what a sitter needs of any backend; [`Snapshots`] is what file systems
+//! with snapshots can do beyond it. A [`Volume`] is a [`Storage`] on one of the latter.
 
+mod aside;
+mod basebackup;
+mod btrfs;
 mod dir;
+mod error;
+mod incoming;
+mod mounts;
+mod names;
+mod plan;
+mod retention;
+mod snapshots;
+mod volume;
+mod zfs;
 
+pub use btrfs::Btrfs;
 pub use dir::Dir;
+pub use error::{StorageCause, StorageError};
+pub use incoming::{DatabaseFacts, Expected, Incoming, examine};
+pub use names::{BadName, DatasetName, Guid, HoldTag, Purpose, SnapshotName};
+pub use plan::{Base, Mark, Receivable, SendConflict, SendPlan, Sendable, Unfinished, plan_send};
+pub use retention::superfluous;
+pub use snapshots::{
+    Dataset, ReceiveStream, ResumeToken, SendFrom, SendStream, Size, Snapshot, Snapshots,
+};
+pub use volume::{KEPT, Volume};
+pub use zfs::Zfs;
 
-use crate::exec::{ExecError, OsUser};
-use crate::postgres::PgCause;
+use crate::exec::OsUser;
 use async_trait::async_trait;
 use cluster::PeerId;
-use std::{
-    io,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 use tokio::sync::watch;
 
 /// What a backend can do.
@@ -23,6 +45,10 @@ pub struct Capabilities {
     /// Whether it has snapshots of its own: without them there is no going back to an earlier
     /// state, and data travels only as base backups of a running PostgreSQL.
     pub snapshots: bool,
+    /// Whether a receive that broke off can go on where it was.
+    pub resume: bool,
+    /// Whether a snapshot that is gone can still be sent from, by a bookmark of it.
+    pub bookmarks: bool,
 }
 
 /// A PostgreSQL to take a base backup from.
@@ -89,102 +115,23 @@ pub struct Seeded {
     pub timeline: u32,
 }
 
-/// A failed operation on a dataset.
-#[derive(Debug, thiserror::Error)]
-#[error("dataset {}: cannot {operation}", dataset.display())]
-pub struct StorageError {
-    /// Its mount point.
-    pub dataset: PathBuf,
-    /// What was being done.
-    pub operation: &'static str,
-    /// Why it failed.
-    #[source]
-    pub cause: StorageCause,
-}
-
-/// Why an operation on a dataset failed.
-#[derive(Debug, thiserror::Error)]
-pub enum StorageCause {
-    /// A database is there, and is never overwritten.
-    #[error("{} is in the way and is never overwritten: set it aside", .0.display())]
-    InTheWay(PathBuf),
-    /// There is no database.
-    #[error("there is no {}", .0.display())]
-    NoDatabase(PathBuf),
-    /// No source was named.
-    #[error("no peer was named to fetch the database from")]
-    NoSource,
-    /// No source gave a database; why, each.
-    #[error("no source gave a database: {}", describe(.0))]
-    AllFailed(Vec<(PeerId, Box<StorageCause>)>),
-    /// Not enough room.
-    #[error("{needed} bytes are needed and {free} are free: free some space")]
-    NoSpace {
-        /// What the source estimates.
-        needed: u64,
-        /// What an unprivileged user may take.
-        free: u64,
-    },
-    /// The file system became full; the source's estimate had not come yet, or was too low.
-    #[error("no space is left in the dataset: free some")]
-    Full(#[source] ExecError),
-    /// What came is no complete database.
-    #[error("what {peer} sent is not complete: {problem}")]
-    Incomplete {
-        /// Who.
-        peer: PeerId,
-        /// What is missing.
-        problem: String,
-    },
-    /// A reason that cannot be part of a file name.
-    #[error("{0:?} cannot be part of a file name: use letters, digits and dashes")]
-    BadReason(String),
-    /// A server runs in it.
-    #[error("a PostgreSQL server runs in {} (process {pid}): stop it first", path.display())]
-    InUse {
-        /// The database.
-        path: PathBuf,
-        /// One of its processes.
-        pid: u32,
-    },
-    /// A command failed.
-    #[error(transparent)]
-    Command(#[from] ExecError),
-    /// A file of the database.
-    #[error(transparent)]
-    Database(#[from] PgCause),
-    /// A file.
-    #[error("{}", path.display())]
-    File {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-}
-
-fn describe(failures: &[(PeerId, Box<StorageCause>)]) -> String {
-    let each = failures.iter().map(|(peer, cause)| {
-        let mut text = format!("{peer}: {cause}");
-        let mut source = std::error::Error::source(cause.as_ref());
-        while let Some(error) = source {
-            text += &format!(": {error}");
-            source = error.source();
-        }
-        text
-    });
-    each.collect::<Vec<_>>().join("; ")
-}
-
 /// A dataset on some kind of storage.
 #[async_trait]
 pub trait Storage: Send + Sync {
     /// What this backend can do.
     fn capabilities(&self) -> Capabilities;
 
-    /// Its mount point.
+    /// Where the database lies, in `data`: its mount point.
     fn dataset(&self) -> &Path;
+
+    /// Sees to it that the dataset is there, mounted where it belongs. Changes nothing where it is.
+    /// Without this, a file system that is not mounted would look like a database that is lost.
+    async fn prepare(&self) -> Result<(), StorageError>;
+
+    /// The dataset with its snapshots, where the backend has them.
+    fn volume(&self) -> Option<&Volume> {
+        None
+    }
 
     /// Fills the empty dataset with a standby's copy of a source's database, from the first source
     /// that gives one. Dropping the future stops the transfer; nothing that could be started is
@@ -195,9 +142,15 @@ pub trait Storage: Send + Sync {
         progress: &watch::Sender<SeedProgress>,
     ) -> Result<Seeded, StorageError>;
 
-    /// Renames the database out of the way; where to. Nothing is deleted.
+    /// Renames the database out of the way; where to: a directory, or the name of a dataset. Nothing
+    /// is deleted.
     async fn set_aside(&self, reason: &str) -> Result<PathBuf, StorageError>;
 
-    /// Deletes the oldest of the databases that were set aside, all but `keep`; which.
+    /// Keeps the database as it is now, whose server must be stopped, and leaves it where it is; what
+    /// keeps it: a directory, or the name of a snapshot. Cheap where there are snapshots, a copy where
+    /// there are none.
+    async fn keep(&self, reason: &str) -> Result<PathBuf, StorageError>;
+
+    /// Deletes the oldest of the databases that were set aside or kept, all but `keep`; which.
     async fn prune_aside(&self, keep: usize) -> Result<Vec<PathBuf>, StorageError>;
 }

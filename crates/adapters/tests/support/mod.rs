@@ -77,8 +77,23 @@ impl Peer {
     }
 
     pub fn with(name: &str, change: impl FnOnce(&mut Settings)) -> Peer {
-        let directory =
-            tempfile::Builder::new().prefix("manatee-").tempdir_in("/tmp").expect("a directory");
+        let directory = tempfile::Builder::new().prefix("manatee-").tempdir_in("/tmp");
+        Peer::within(directory.expect("a directory"), name, change)
+    }
+
+    /// A peer whose dataset is a mount point in this place, which is deleted by somebody else: nobody
+    /// may walk through what is mounted.
+    #[allow(dead_code, reason = "not every test that uses this module mounts")]
+    pub fn to_mount(place: &Path, name: &str) -> Peer {
+        let mut builder = tempfile::Builder::new();
+        let directory = builder.prefix("manatee-").disable_cleanup(true).tempdir_in(place);
+        Peer::within(directory.expect("a directory"), name, |settings| {
+            settings.home = settings.dataset.with_file_name("home");
+            fs::create_dir(&settings.home).expect("a home");
+        })
+    }
+
+    fn within(directory: TempDir, name: &str, change: impl FnOnce(&mut Settings)) -> Peer {
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).expect("its mode");
         let dataset = directory.path().join("set");
         fs::create_dir(&dataset).expect("a dataset");
@@ -86,6 +101,7 @@ impl Peer {
         let ident = PeerIdent::new("127.0.0.1", port, 1, name);
         let mut settings = Settings {
             bin_dir: None,
+            home: dataset.clone(),
             dataset,
             socket_dir: directory.path().join("socket"),
             me: ident.id.clone(),

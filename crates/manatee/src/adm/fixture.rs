@@ -89,6 +89,7 @@ pub fn status(role: Role, ident: &PeerIdent, senders: Vec<SenderStatus>) -> Peer
         may_serve_ms: None,
         failure: None,
         copying: None,
+        sending: Vec::new(),
         postgres: PgStatus {
             online: role != Role::Deposed,
             age_ms: Some(300),

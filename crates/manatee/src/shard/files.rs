@@ -1,6 +1,6 @@
 //! The directory of a shard, the ports and the files of its peers.
 
-use super::{Host, Peer, ShardOptions, peer::Place};
+use super::{Host, Peer, ShardOptions, Volumes, peer::Place};
 use adapters::testing::free_ports;
 use anyhow::{Context, Result, ensure};
 use std::{
@@ -85,6 +85,9 @@ pub(super) fn make_peers(
         let made = fs::create_dir(&place.directory);
         made.with_context(|| format!("cannot make {}", place.directory.display()))?;
         let mut table = sitter_file(options, coordination, &place, &password)?;
+        if let Some(storage) = storage(&place)? {
+            table.insert("storage".to_owned(), storage.into());
+        }
         merge(&mut table, &options.overrides);
         write_private(&place.config_file(), &toml::to_string(&table)?)?;
         peers.push(Peer::new(place, options.binary.clone()));
@@ -102,6 +105,7 @@ fn places(options: &ShardOptions, directory: &Path) -> Result<Vec<Place>> {
         postgres_port: ports[0],
         backup_port: ports[1],
         status_port: ports[2],
+        volumes: options.volumes.clone(),
     };
     let zones = ZONES.iter().take(options.peers);
     if options.hosts.is_empty() {
@@ -176,6 +180,22 @@ fn sitter_file(
     })
 }
 
+/// Where the database lies, when that is not the peer's directory.
+fn storage(place: &Place) -> Result<Option<toml::Table>> {
+    let (backend, parent) = match &place.volumes {
+        Volumes::None => return Ok(None),
+        Volumes::Btrfs(parent) => {
+            ("btrfs", parent.to_str().with_context(|| format!("{parent:?} is not UTF-8"))?)
+        }
+        Volumes::Zfs(parent) => ("zfs", parent.as_str()),
+    };
+    let name = format!("{parent}/{}", place.volume());
+    Ok(Some(toml::toml! {
+        backend = backend
+        name = name
+    }))
+}
+
 fn merge(table: &mut toml::Table, overrides: &toml::Table) {
     for (key, value) in overrides {
         match (table.get_mut(key), value) {
@@ -205,6 +225,7 @@ mod tests {
             postgres_port: 20_001,
             backup_port: 20_002,
             status_port: 20_003,
+            volumes: Volumes::None,
         }
     }
 

@@ -58,6 +58,8 @@ pub struct ShardOptions {
     pub peers: usize,
     /// In seconds.
     pub session_timeout: f64,
+    /// What the databases lie on.
+    pub volumes: Volumes,
     /// Where its peers meet; a file in the directory where it is not given.
     pub coordination: Option<String>,
     /// Where each peer lives; all on the loopback address where there are none.
@@ -76,12 +78,25 @@ impl ShardOptions {
             directory: directory.into(),
             peers: 3,
             session_timeout: 3.0,
+            volumes: Volumes::None,
             coordination: None,
             hosts: Vec::new(),
             overrides: toml::Table::new(),
             interrupt: Arc::default(),
         }
     }
+}
+
+/// What the databases of a shard lie on.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Volumes {
+    /// The directory of each peer.
+    #[default]
+    None,
+    /// A subvolume each, in this directory of a btrfs.
+    Btrfs(PathBuf),
+    /// A file system each, below this one of a ZFS pool.
+    Zfs(String),
 }
 
 /// A wait ended because [`ShardOptions::interrupt`] was set.

@@ -1,6 +1,6 @@
 //! One peer: its sitter, its PostgreSQL, and what can be done to them.
 
-use super::{Host, locked, processes, processes::Usage, view::SitterState};
+use super::{Host, Volumes, locked, processes, processes::Usage, view::SitterState};
 use crate::status::PeerStatus;
 use adapters::clock;
 use anyhow::{Context, Result, bail};
@@ -34,6 +34,8 @@ pub(super) struct Place {
     pub postgres_port: u16,
     pub backup_port: u16,
     pub status_port: u16,
+    /// What the dataset with the database lies in, where that is not the directory.
+    pub volumes: Volumes,
 }
 
 impl Place {
@@ -43,6 +45,11 @@ impl Place {
 
     pub fn dataset(&self) -> PathBuf {
         self.directory.join("dataset")
+    }
+
+    /// What a dataset with snapshots is called below its parent.
+    pub fn volume(&self) -> &str {
+        &self.zone
     }
 }
 
@@ -91,9 +98,17 @@ impl Peer {
         (self.place.host.ip, self.place.postgres_port)
     }
 
-    /// Its dataset: the database is in `data`, the socket in `run`.
+    /// Its dataset: the socket is in `run`, the database in `data` where nothing else was asked for.
     pub fn dataset(&self) -> PathBuf {
         self.place.dataset()
+    }
+
+    /// Its database.
+    pub fn data(&self) -> PathBuf {
+        match self.place.volumes {
+            Volumes::None => self.dataset().join("data"),
+            Volumes::Btrfs(_) | Volumes::Zfs(_) => self.dataset().join("store/data"),
+        }
     }
 
     /// The sitter's file.
@@ -219,7 +234,7 @@ impl Peer {
 
     /// The process id of its PostgreSQL, from the file that PostgreSQL keeps.
     fn postmaster(&self) -> Result<i32> {
-        let file = self.dataset().join("data/postmaster.pid");
+        let file = self.data().join("postmaster.pid");
         let text = fs::read_to_string(&file)
             .with_context(|| format!("no PostgreSQL runs: cannot read {}", file.display()))?;
         let pid = text.lines().next().and_then(|line| line.trim().parse().ok());

@@ -25,8 +25,12 @@ pub struct Config {
     /// Who we are to a ZooKeeper ensemble.
     #[serde(default)]
     pub zookeeper: ZooKeeperConfig,
-    /// The directory that holds the database (in `data/`) and what belongs to it.
+    /// The directory of this peer: what belongs to it, and the database (in `data/`), unless
+    /// [`Config::storage`] puts that on a file system of its own.
     pub dataset: PathBuf,
+    /// What holds the database.
+    #[serde(default)]
+    pub storage: StorageConfig,
     /// The address that other peers reach this one at; part of its name.
     pub ip: IpAddr,
     /// The zone or host that operators name this peer by.
@@ -56,6 +60,11 @@ pub struct Config {
     /// The backup service.
     #[serde(default)]
     pub backup: BackupConfig,
+    /// The certificates of the shard; without them the backup service speaks plain HTTP.
+    pub tls: Option<TlsConfig>,
+    /// Periodic snapshots.
+    #[serde(default)]
+    pub snapshots: SnapshotsConfig,
     /// The status endpoint.
     #[serde(default)]
     pub status: StatusConfig,
@@ -144,20 +153,6 @@ pub struct ReplicationConfig {
     pub password: Option<String>,
     /// A file that holds it, instead.
     pub password_file: Option<PathBuf>,
-}
-
-/// The backup service.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct BackupConfig {
-    /// Its port; part of the peer's name.
-    pub port: u16,
-}
-
-impl Default for BackupConfig {
-    fn default() -> Self {
-        BackupConfig { port: 12345 }
-    }
 }
 
 /// The status endpoint.
@@ -330,6 +325,15 @@ impl Config {
             let dataset = self.dataset.display();
             return at(start, format!("dataset {dataset}: give an absolute path"));
         }
+        if let Err(problem) = self.check_backup() {
+            let table = problem.split([':', '.']).next().unwrap_or_default();
+            let start = text.find(&format!("[{table}]")).unwrap_or(0);
+            return at(start, problem);
+        }
+        if let Err(problem) = self.check_storage() {
+            let start = text.find("[storage]").unwrap_or(0);
+            return at(start, problem);
+        }
         if self.shard.is_empty() || self.shard.contains('/') {
             let start = text.find("shard").unwrap_or(0);
             return at(start, format!("shard {:?}: not empty, without a slash", self.shard));
@@ -396,6 +400,10 @@ impl Config {
     }
 }
 
+mod backup;
+pub use backup::{BackupConfig, SnapshotsConfig, TlsConfig};
+mod storage;
+pub use storage::{Backend, StorageConfig};
 mod zookeeper;
 pub use zookeeper::ZooKeeperConfig;
 

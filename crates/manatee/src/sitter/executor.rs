@@ -5,13 +5,14 @@ use super::{
     config::Config,
     driver::{Control, Reloaded},
     probe,
+    refill::Backups,
     server::Shared,
     sources::{hold_session, seen, send, watch_exits, whole},
 };
 use adapters::{
     coord::{self, Coordination},
     postgres::{self, Postgres, Settings, StopMode},
-    storage::{SeedProgress, SeedSource, Storage},
+    storage::Storage,
 };
 use anyhow::{Context, Result};
 use cluster::{
@@ -23,10 +24,9 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    net::TcpStream,
     sync::{Mutex, Notify, mpsc, oneshot, watch},
     task::JoinHandle,
-    time::{sleep, timeout},
+    time::timeout,
 };
 
 /// How long an orderly stop waits for an operation in flight before it goes on without it.
@@ -38,7 +38,8 @@ pub(super) fn settings(config: &Config, me: &PeerIdent) -> Result<Settings> {
     let password = config.replication.password.clone().context("replication has no password")?;
     Ok(Settings {
         bin_dir: postgres.bin_dir.clone(),
-        dataset: config.dataset.clone(),
+        dataset: config.mountpoint(),
+        home: config.dataset.clone(),
         socket_dir: postgres.socket_dir.clone().unwrap_or_else(|| config.dataset.join("run")),
         me: me.id.clone(),
         listen: postgres.listen.clone().unwrap_or_else(|| config.ip.to_string()),
@@ -60,13 +61,10 @@ pub(super) fn settings(config: &Config, me: &PeerIdent) -> Result<Settings> {
     })
 }
 
-/// How long a copy waits for a source that is still starting before it is tried, and fails, for real.
-const STARTING: Duration = Duration::from_secs(5);
-
 /// What the tasks share.
-struct World {
+pub(super) struct World {
     coordination: Arc<dyn Coordination>,
-    storage: Arc<dyn Storage>,
+    pub(super) storage: Arc<dyn Storage>,
     settings: RwLock<Settings>,
     /// Opened when the machine first looks, so that programs that are missing now may come later.
     postgres: watch::Sender<Option<Arc<Postgres>>>,
@@ -74,8 +72,10 @@ struct World {
     busy: Mutex<()>,
     cancel: Notify,
     events: mpsc::Sender<Event>,
-    shared: Arc<Shared>,
-    keep_aside: usize,
+    pub(super) shared: Arc<Shared>,
+    pub(super) keep_aside: usize,
+    /// How to reach the backup services of other peers.
+    pub(super) backups: Backups,
     lease: Millis,
     interval: Millis,
 }
@@ -107,6 +107,7 @@ impl Executor {
             events,
             shared,
             keep_aside: config.keep_aside,
+            backups: Backups::of(config, &me),
             lease: config.lease(),
             interval: config.health.interval.millis(),
         });
@@ -238,6 +239,10 @@ impl World {
     }
 
     async fn look(self: &Arc<Self>) -> Result<Event> {
+        // Not while a command is at work: it may have the dataset unmounted on purpose.
+        if let Ok(_idle) = self.busy.try_lock() {
+            self.storage.prepare().await?;
+        }
         let postgres = match self.postgres.borrow().clone() {
             Some(postgres) => postgres,
             None => {
@@ -287,7 +292,7 @@ impl World {
         };
         let event = match result {
             Ok(outcome) => Event::PgDone(outcome),
-            Err(error) => Event::PgFailed(explain(&postgres, &command, &error).await),
+            Err(error) => Event::PgFailed(self.explain(&postgres, &command, &error).await),
         };
         send(&self.events, event).await;
     }
@@ -307,83 +312,36 @@ impl World {
                 PgOutcome::Stopped
             }
             PgCommand::Seed(sources) => {
-                self.copy(postgres, sources).await?;
+                self.seed(postgres, sources).await?;
                 PgOutcome::Copied
             }
             PgCommand::Rebuild(sources) => {
-                if postgres.data().exists() {
-                    let kept = self.storage.set_aside("replaced").await?;
-                    tracing::info!("the old database is kept in {}", kept.display());
-                }
-                self.copy(postgres, sources).await?;
-                self.prune().await;
+                self.rebuild(postgres, sources).await?;
                 PgOutcome::Copied
             }
         })
     }
 
-    /// Removes what is kept beyond the configured number. That this fails spoils no copy.
-    async fn prune(&self) {
-        match self.storage.prune_aside(self.keep_aside).await {
-            Ok(pruned) => {
-                for path in pruned {
-                    tracing::info!(
-                        "an older database that was kept is removed: {}",
-                        path.display()
-                    );
-                }
+    /// A failure with what is true after it: whatever cannot be told counts as running.
+    async fn explain(
+        &self,
+        postgres: &Postgres,
+        command: &PgCommand,
+        error: &anyhow::Error,
+    ) -> ApplyError {
+        let problem = format!("{command}: {error:#}");
+        let look = async {
+            // A dataset that is not mounted would look like a database that is lost.
+            self.storage.prepare().await?;
+            anyhow::Ok(postgres.inspect().await?)
+        };
+        match look.await {
+            Ok(found) => {
+                let database = Some(database(found.database));
+                ApplyError { problem, running: found.running, database }
             }
-            Err(error) => {
-                tracing::warn!("older databases could not be removed: {}", whole(&error));
-            }
+            Err(_) => ApplyError { problem, running: true, database: None },
         }
-    }
-
-    async fn copy(&self, postgres: &Postgres, sources: &[PeerIdent]) -> Result<()> {
-        let sources = sources
-            .iter()
-            .map(|peer| {
-                let (host, port) = peer.pg_address()?;
-                Ok(SeedSource { peer: peer.id.clone(), host, port })
-            })
-            .collect::<Result<Vec<_>>>()?;
-        wait_for_any(&sources).await;
-        let request = postgres.seed_request(sources);
-        let (progress, watched) = watch::channel(SeedProgress::default());
-        let _shown = self.shared.show_copy(watched);
-        let seeded = self.storage.seed(&request, &progress).await?;
-        tracing::info!(source = %seeded.source, timeline = seeded.timeline, "the database is copied");
-        Ok(())
-    }
-}
-
-/// Waits a little until one of these takes connections: at setup all peers begin at once, and the one
-/// to copy from is often still starting. Whether one does is for the copy to find out.
-async fn wait_for_any(sources: &[SeedSource]) {
-    let connected = async {
-        loop {
-            for source in sources {
-                if TcpStream::connect((source.host.as_str(), source.port)).await.is_ok() {
-                    return;
-                }
-            }
-            sleep(Duration::from_millis(100)).await;
-        }
-    };
-    if timeout(STARTING, connected).await.is_err() {
-        tracing::debug!("nobody to copy from takes connections yet");
-    }
-}
-
-/// A failure with what is true after it: whatever cannot be told counts as running.
-async fn explain(postgres: &Postgres, command: &PgCommand, error: &anyhow::Error) -> ApplyError {
-    let problem = format!("{command}: {error:#}");
-    match postgres.inspect().await {
-        Ok(found) => {
-            let database = Some(database(found.database));
-            ApplyError { problem, running: found.running, database }
-        }
-        Err(_) => ApplyError { problem, running: true, database: None },
     }
 }
 

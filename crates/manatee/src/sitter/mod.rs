@@ -8,11 +8,14 @@ pub mod config;
 mod driver;
 mod executor;
 mod probe;
+mod refill;
 mod server;
+mod snapshotter;
 mod sources;
 mod trace;
 
-use adapters::{coord, storage::Dir};
+use crate::backup::{self, Jobs, LegacyOutlet, Service, StorageOutlet, TlsFiles};
+use adapters::coord;
 use anyhow::{Context, Result, bail};
 use cluster::{Machine, MachineConfig};
 use config::Config;
@@ -99,11 +102,20 @@ async fn serve(path: &Path, config: Config) -> Result<ExitCode> {
     let (events, queue) = mpsc::channel(QUEUE);
     let machine_config = machine_config(&config)?;
     let (machine, first) = Machine::new(machine_config.clone());
-    let shared = server::Shared::new(&config, me.clone(), &machine);
+    let storage = config.open_storage()?;
+    let outlet = Arc::new(StorageOutlet::new(storage.clone()));
+    let jobs = Jobs::new(outlet.clone(), config.backup_limits());
+    let shared = server::Shared::new(&config, me.clone(), &machine, jobs.clone());
     let server = server::start(&config, shared.clone()).await?;
+    let legacy = config.backup.original_protocol.then_some(outlet as Arc<dyn LegacyOutlet>);
+    let tls = config.tls.clone().map(TlsFiles::from);
+    let service = Service { jobs, secret: config.secret(), tls, legacy };
+    let _backups = backup::serve(config.backup_address(), service).await?;
+    let snapshotter = snapshotter::run(storage.clone(), config.snapshots.clone());
+    let snapshotter = tokio::spawn(snapshotter);
     let executor = Executor::new(
         executor::settings(&config, &me)?,
-        Arc::new(Dir::new(&config.dataset)),
+        storage,
         coordination,
         events,
         shared.clone(),
@@ -130,6 +142,7 @@ async fn serve(path: &Path, config: Config) -> Result<ExitCode> {
             },
             ended = &mut driver => {
                 server.abort();
+                snapshotter.abort();
                 ended.context("the driver failed")??;
                 tracing::info!("sitter stopped");
                 return Ok(ExitCode::SUCCESS);
@@ -148,6 +161,11 @@ fn reload(path: &Path, old: &Config) -> Result<driver::Reloaded> {
         ("coordination", new.coordination != old.coordination),
         ("zookeeper", new.zookeeper != old.zookeeper),
         ("dataset", new.dataset != old.dataset),
+        ("storage", new.storage != old.storage),
+        ("backup", new.backup != old.backup),
+        ("tls", new.tls != old.tls),
+        ("snapshots", new.snapshots != old.snapshots),
+        ("replication.password", new.replication.password != old.replication.password),
         ("lease", new.lease() != old.lease()),
         ("keep_aside", new.keep_aside != old.keep_aside),
         ("coordination_timeout", new.coordination_timeout != old.coordination_timeout),

@@ -2,6 +2,7 @@
 //! answer never waits for PostgreSQL or the coordination.
 
 use super::config::Config;
+use crate::backup::Jobs;
 use crate::status::{Copying, PeerStatus, PgStatus, ReasonText, SenderStatus};
 use adapters::{
     clock,
@@ -15,7 +16,10 @@ use jiff::Timestamp;
 use serde_json::json;
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
@@ -33,6 +37,10 @@ pub(super) struct Shared {
     snapshot: watch::Sender<Snapshot>,
     postgres: Mutex<Option<PgSeen>>,
     copying: Mutex<Option<watch::Receiver<SeedProgress>>>,
+    jobs: Arc<Jobs>,
+    /// Whether the database was repaired by a rewind, and has not streamed since: if that did not
+    /// help, another will not.
+    pub(super) rewound: AtomicBool,
 }
 
 /// Ends the display of a copy when it is dropped.
@@ -45,13 +53,20 @@ impl Drop for CopyShown<'_> {
 }
 
 impl Shared {
-    pub(super) fn new(config: &Config, peer: PeerIdent, machine: &Machine) -> Arc<Self> {
+    pub(super) fn new(
+        config: &Config,
+        peer: PeerIdent,
+        machine: &Machine,
+        jobs: Arc<Jobs>,
+    ) -> Arc<Self> {
         Arc::new(Shared {
+            jobs,
             shard: config.shard.clone(),
             peer,
             snapshot: watch::channel(machine.snapshot()).0,
             postgres: Mutex::new(None),
             copying: Mutex::new(None),
+            rewound: AtomicBool::new(false),
         })
     }
 
@@ -67,6 +82,10 @@ impl Shared {
     }
 
     pub(super) fn publish_postgres(&self, seen: PgSeen) {
+        let receiver = seen.probe.as_ref().ok().and_then(|probe| probe.receiver.as_ref());
+        if receiver.is_some_and(|receiver| receiver.status == "streaming") {
+            self.rewound.store(false, Ordering::Relaxed);
+        }
         *self.postgres.lock().expect("no holder panics") = Some(seen);
     }
 
@@ -95,6 +114,7 @@ impl Shared {
             may_serve_ms: snapshot.serve_until.filter(|_| primary).map(|until| (until - now).0),
             failure: snapshot.failure.clone(),
             copying,
+            sending: self.jobs.list(),
             postgres: pg_status(&snapshot, seen, now),
         }
     }

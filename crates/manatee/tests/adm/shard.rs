@@ -176,6 +176,7 @@ fn status(n: usize, peer: &PeerIdent) -> PeerStatus {
         may_serve_ms: None,
         failure: None,
         copying: None,
+        sending: Vec::new(),
         postgres: PgStatus {
             online: true,
             writable: n == 1,

@@ -6,12 +6,15 @@ mod apart;
 mod deaths;
 mod ensemble;
 mod etcd;
+#[path = "../../../adapters/tests/filesystems/mod.rs"]
+mod filesystems;
 mod network;
 mod original_client;
 mod outages;
 mod service;
 mod slow_disks;
 mod still;
+mod volumes;
 mod world;
 mod zookeeper;
 

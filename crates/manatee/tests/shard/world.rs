@@ -1,6 +1,7 @@
 //! A shard under a writer, and what a test asks of it.
 
 use super::{
+    filesystems::own_place,
     network,
     service::{Away, Service},
 };
@@ -53,7 +54,10 @@ impl World {
     /// Like [`World::start_with`], with more that is other than usual.
     pub fn start_as(overrides: &str, change: impl FnOnce(&mut ShardOptions)) -> Result<World> {
         let turn = turn();
-        let directory = tempfile::Builder::new().prefix("manatee-test-").tempdir()?;
+        // Where file systems are mounted, nobody may walk through them to delete them.
+        let (mut builder, own) = (tempfile::Builder::new(), own_place());
+        builder.prefix("manatee-test-").disable_cleanup(own.is_some());
+        let directory = builder.tempdir_in(own.unwrap_or_else(std::env::temp_dir))?;
         let binary = env!("CARGO_BIN_EXE_manatee");
         let mut options = ShardOptions::new(binary, directory.path().join("shard"));
         options.overrides = overrides.parse().context("overrides")?;

@@ -32,7 +32,9 @@ fn everything_set() -> String {
         }
         _ => line.to_owned(),
     };
-    let lines = EXAMPLE.lines().filter(|line| !line.starts_with("password_file"));
+    // What goes with something else than what is the default.
+    let without = ["password_file", "# name", "# mountpoint"];
+    let lines = EXAMPLE.lines().filter(|line| !without.iter().any(|name| line.starts_with(name)));
     let text = lines.map(set).collect::<Vec<_>>().join("\n");
     text.replace("[replication]", "[replication]\npassword = \"secret\"")
 }
@@ -43,7 +45,7 @@ fn the_example_shows_every_field_with_its_default() {
     let plain = load(LEAST).expect("the least");
     let numbers = |config: &Config| {
         format!(
-            "{:?} {:?} {:?} {:?} {:?} {} {:?} {:?} {:?} {:?}",
+            "{:?} {:?} {:?} {:?} {:?} {} {:?} {:?} {:?} {:?} {:?}",
             config.one_node_write_mode,
             config.deposed,
             config.session_timeout.get_ref(),
@@ -54,6 +56,7 @@ fn the_example_shows_every_field_with_its_default() {
             config.status_port(),
             config.health,
             config.log,
+            config.storage,
         )
     };
     assert_eq!(numbers(&shown), numbers(&plain));
@@ -103,6 +106,33 @@ fn contradictions_are_refused_with_their_line() {
         &["cannot read /not/here"],
     );
     assert!(load(LEAST).is_ok());
+}
+
+/// The database lies in the peer's directory, or is mounted beside what belongs to the host.
+#[test]
+fn storage_is_checked_with_the_file() {
+    let with = |storage: &str| format!("{LEAST}[storage]\n{storage}\n");
+    let mountpoint = |storage: &str| load(&with(storage)).expect(storage).mountpoint();
+    assert_eq!(mountpoint(""), Path::new("/data"));
+    assert_eq!(mountpoint("backend = \"zfs\"\nname = \"tank/a\""), Path::new("/data/store"));
+    let btrfs = "backend = \"btrfs\"\nname = \"/pool/a\"\nmountpoint = \"/db\"";
+    assert_eq!(mountpoint(btrfs), Path::new("/db"));
+    for (storage, expected) in [
+        ("backend = \"xfs\"", "xfs"),
+        ("name = \"tank/a\"", "no name and no mountpoint"),
+        ("backend = \"zfs\"", "storage.name is missing"),
+        ("backend = \"zfs\"\nname = \"tank\"", "something above it"),
+        ("backend = \"zfs\"\nname = \"tank/a b\"", "no name of a dataset"),
+        ("backend = \"btrfs\"\nname = \"pool/a\"", "no absolute path"),
+        (
+            "backend = \"zfs\"\nname = \"tank/a\"\nmountpoint = \"/data\"",
+            "not the dataset directory",
+        ),
+        ("backend = \"zfs\"\nname = \"tank/a\"\nmountpoint = \"data/x\"", "absolute path"),
+        ("backend = \"zfs\"\nname = \"tank/a\"\nmountpoint = \"/\"", "does not hold it"),
+    ] {
+        check_refused(&with(storage), &["line 7", expected][usize::from(expected == "xfs")..]);
+    }
 }
 
 #[test]

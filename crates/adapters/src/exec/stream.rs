@@ -1,0 +1,257 @@
+//! Commands as streams: what one prints is read while it runs, what one takes is written to it.
+//!
+//! Nothing is kept but what the pipe to the command holds (64 KiB on Linux), so that whoever is slower
+//! makes the other wait. A stream that ended well is never mistaken for one that broke off: reading
+//! gives its end only after the command has succeeded, and a writer that is dropped before
+//! `shutdown` kills the command instead of letting it see an end of its input.
+
+use super::{Exec, ExecCause, ExecError, Group, Kept, read};
+use std::{
+    fmt,
+    future::Future,
+    io,
+    pin::Pin,
+    process::Stdio,
+    task::{Context, Poll, ready},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    process::{Child, ChildStdin, ChildStdout},
+};
+
+/// How a command ended, when it has.
+type Ending = Pin<Box<dyn Future<Output = Result<(), ExecError>> + Send>>;
+
+/// What a running command prints. Dropping it kills the command.
+pub struct Reader {
+    stdout: ChildStdout,
+    drained: bool,
+    end: End,
+}
+
+/// What a running command takes. Dropping it before [`AsyncWrite::poll_shutdown`] has succeeded kills
+/// the command.
+pub struct Writer {
+    // Dropped first: it kills, where an end of the input would be taken for the end of the stream.
+    end: End,
+    /// `None` once all is written.
+    stdin: Option<ChildStdin>,
+}
+
+/// A command on its way to its end; killed when this is dropped before it.
+struct End {
+    ending: Option<Ending>,
+    failed: bool,
+    group: Group,
+}
+
+impl fmt::Debug for Reader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reader").field("drained", &self.drained).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Writer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Writer").field("open", &self.stdin.is_some()).finish_non_exhaustive()
+    }
+}
+
+impl Exec {
+    /// Starts it and hands over its standard output as it comes. An end of it is an end of the
+    /// command with success; a failure comes as an error whose source is an [`ExecError`].
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn reader(self) -> Result<Reader, ExecError> {
+        let mut command = self.command();
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().map_err(|source| self.error(ExecCause::Spawn(source)))?;
+        let stdout = child.stdout.take().expect("it was asked for");
+        Ok(Reader { stdout, drained: false, end: End::of(child, self) })
+    }
+
+    /// Starts it and takes what is to be its standard input. A command that takes no more shows as a
+    /// broken pipe; `shutdown` closes its input, waits for its end, and says by an error whose source
+    /// is an [`ExecError`] what was wrong.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn writer(self) -> Result<Writer, ExecError> {
+        let mut command = self.command();
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().map_err(|source| self.error(ExecCause::Spawn(source)))?;
+        let stdin = child.stdin.take();
+        Ok(Writer { end: End::of(child, self), stdin })
+    }
+}
+
+impl End {
+    fn of(mut child: Child, exec: Exec) -> End {
+        let group = Group::of(&child);
+        let stderr = child.stderr.take();
+        // Read at once and to its end: a command whose messages nobody reads would stand still.
+        let messages = tokio::spawn(async move {
+            let mut kept = Kept::default();
+            read(stderr, &mut kept, |_| {}).await.map(|()| kept.bytes())
+        });
+        let ending = Box::pin(async move {
+            let broke = |source| exec.error(ExecCause::Stream(source));
+            let status = child.wait().await.map_err(broke)?;
+            let output = messages.await.map_err(io::Error::other).flatten().map_err(broke)?;
+            if status.success() {
+                return Ok(());
+            }
+            Err(exec.error(ExecCause::Failed { status, output: exec.tail(&output) }))
+        });
+        End { ending: Some(ending), failed: false, group }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Some(ending) = &mut self.ending {
+            let result = ready!(ending.as_mut().poll(cx));
+            self.ending = None;
+            self.group.ended();
+            if let Err(error) = result {
+                self.failed = true;
+                return Poll::Ready(Err(io::Error::other(error)));
+            }
+        }
+        // Asked again after the end.
+        Poll::Ready(if self.failed { Err(io::ErrorKind::BrokenPipe.into()) } else { Ok(()) })
+    }
+}
+
+impl AsyncRead for Reader {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if !self.drained {
+            let before = buffer.filled().len();
+            ready!(Pin::new(&mut self.stdout).poll_read(cx, buffer))?;
+            if buffer.filled().len() > before || buffer.remaining() == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            self.drained = true;
+        }
+        self.end.poll(cx)
+    }
+}
+
+impl Writer {
+    /// Kills the command, and waits until it has ended.
+    pub async fn abort(mut self) {
+        self.end.group.kill();
+        self.stdin = None;
+        // How it ended is known: by us.
+        drop(std::future::poll_fn(|cx| self.end.poll(cx)).await);
+    }
+}
+
+impl AsyncWrite for Writer {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let Some(stdin) = &mut self.stdin else {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        };
+        Pin::new(stdin).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(())) // a pipe holds nothing back
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stdin = None;
+        self.end.poll(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    fn shell(script: &str) -> Exec {
+        Exec::new("sh").arg("-c").arg(script)
+    }
+
+    fn told(error: &io::Error) -> String {
+        let inner = error.get_ref().expect("what failed");
+        format!("{inner}: {}", inner.source().expect("why"))
+    }
+
+    #[tokio::test]
+    async fn a_stream_ends_only_with_success() {
+        let mut text = String::new();
+        let mut reader = shell("echo all; echo note >&2").reader().expect("started");
+        reader.read_to_string(&mut text).await.expect("all of it");
+        assert_eq!(text, "all\n");
+
+        let mut reader = shell("echo half; echo wrong >&2; exit 3").reader().expect("started");
+        let mut bytes = Vec::new();
+        let error = reader.read_to_end(&mut bytes).await.expect_err("exit 3");
+        assert_eq!(bytes, b"half\n");
+        assert!(told(&error).contains("exit status: 3: wrong"), "{}", told(&error));
+    }
+
+    #[tokio::test]
+    async fn what_is_written_arrives_and_failures_are_told() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("file");
+        let mut writer = Exec::new("dd")
+            .arg(format!("of={}", file.display()))
+            .arg("status=none")
+            .writer()
+            .expect("started");
+        writer.write_all(&[7; 300_000]).await.expect("written");
+        writer.shutdown().await.expect("ended well");
+        assert_eq!(std::fs::read(&file).expect("the file"), [7; 300_000]);
+
+        let mut writer = shell("echo refused >&2; exit 1").writer().expect("started");
+        let error = loop {
+            if let Err(error) = writer.write_all(&[0; 65536]).await {
+                break error;
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+        let error = writer.shutdown().await.expect_err("exit 1");
+        assert!(told(&error).contains("refused"), "{}", told(&error));
+
+        let mut writer = shell("cat >/dev/null; exit 4").writer().expect("started");
+        writer.write_all(b"x").await.expect("written");
+        let error = writer.shutdown().await.expect_err("exit 4");
+        assert!(told(&error).contains("exit status: 4"), "{}", told(&error));
+    }
+
+    /// One that is dropped half-way is killed: it never sees an end of its input.
+    #[tokio::test]
+    async fn a_dropped_writer_is_no_end_of_input() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (ready, ended) = (directory.path().join("ready"), directory.path().join("ended"));
+        let script = format!("echo $$ >{}; cat; : >{}", ready.display(), ended.display());
+        let writer = shell(&script).writer().expect("started");
+        let wait = async {
+            while !std::fs::read_to_string(&ready).is_ok_and(|pid| pid.ends_with('\n')) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), wait).await.expect("it started");
+        let pid = std::fs::read_to_string(&ready).expect("its id");
+        drop(writer);
+        let exe = format!("/proc/{}/exe", pid.trim());
+        let gone = async {
+            while std::fs::read_link(&exe).is_ok() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), gone).await.expect("it is killed");
+        assert!(!ended.exists());
+    }
+}

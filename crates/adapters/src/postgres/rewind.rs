@@ -1,0 +1,232 @@
+//! Making a database that went its own way a standby's of another again, by `pg_rewind`: only what
+//! differs is copied.
+//!
+//! Contract: what is in `data` afterwards is what a base backup of the source would have given, taken
+//! at this time, or `data` is not there at all. While it is neither the one nor the other, it has
+//! another name, under which nobody starts it.
+//!
+//! The source is asked first whether its control file knows the timeline that it writes: until the
+//! first checkpoint after a promotion it does not, and `pg_rewind` would find that nothing has to be
+//! done.
+
+use super::{
+    Inner, POLL, PgCause,
+    files::{self, MARKER, Marker, STANDBY_SIGNAL, Served},
+    process,
+    session::within,
+};
+use crate::{exec::Exec, storage::SeedSource};
+use cluster::Millis;
+use std::{fs, path::Path};
+use tokio_postgres::{Client, Config, NoTls};
+
+/// The start of the name of a database while it is being rewound.
+const REWINDING: &str = "data.rewinding-";
+
+/// How long the first checkpoint after a promotion may take until it is given up. It is asked for at
+/// once (see `checkpoint_soon`), so that this is the time to write out what is in memory.
+const CHECKPOINT: Millis = Millis(120_000);
+
+/// What `pg_rewind` says when the target's history is a part of the source's.
+const NOTHING_TO_DO: &str = "no rewind required";
+
+/// What `pg_rewind` calls on the source.
+const FUNCTIONS: [&str; 4] = [
+    "pg_ls_dir(text, boolean, boolean)",
+    "pg_stat_file(text, boolean)",
+    "pg_read_binary_file(text)",
+    "pg_read_binary_file(text, bigint, bigint, boolean)",
+];
+
+impl Inner {
+    /// See [`super::Postgres::follow_if_ancestor`].
+    pub async fn follow_if_ancestor(&self, source: &SeedSource) -> Result<bool, PgCause> {
+        let ours = self.at_rest()?;
+        self.wait_for_checkpoint(source, ours).await?;
+        // Of a database that was not shut down in an orderly way it says nothing: that is an error.
+        let command = self.pg_rewind(source, &self.data).arg("--dry-run");
+        let output = command.limit(CHECKPOINT).run().await?;
+        let said = [output.stdout, output.stderr].concat();
+        let is_ancestor = String::from_utf8_lossy(&said).contains(NOTHING_TO_DO);
+        if is_ancestor {
+            self.make_standby(&self.data, ours)?;
+        }
+        Ok(is_ancestor)
+    }
+
+    /// See [`super::Postgres::rewind`].
+    pub async fn rewind(
+        &self,
+        source: &SeedSource,
+        progress: &mut (dyn FnMut(u64, u64) + Send),
+    ) -> Result<(), PgCause> {
+        self.remove_half_rewound().await?;
+        let ours = self.at_rest()?;
+        self.wait_for_checkpoint(source, ours).await?;
+        let name = format!("{REWINDING}{}", uuid::Uuid::new_v4());
+        let aside = self.settings.dataset.join(name);
+        fs::rename(&self.data, &aside)
+            .and_then(|()| files::sync_parent(&aside))
+            .map_err(PgCause::file(&aside))?;
+        let on_line = |line: &str| {
+            if let Some((done, total)) = copied(line) {
+                progress(done, total);
+            }
+        };
+        let command = self.pg_rewind(source, &aside).arg("--progress");
+        if let Err(error) = command.run_with(on_line).await {
+            self.remove_half_rewound().await?;
+            return Err(error.into());
+        }
+        // Before it has its name back: without it a start would go on writing the old timeline.
+        self.make_standby(&aside, ours)?;
+        fs::rename(&aside, &self.data)
+            .and_then(|()| files::sync_parent(&self.data))
+            .map_err(PgCause::file(&self.data))
+    }
+
+    /// The identity of the database here, whose server must not run.
+    fn at_rest(&self) -> Result<u64, PgCause> {
+        if files::read(&self.data.join("PG_VERSION"))?.is_none() {
+            return Err(PgCause::NoDatabase);
+        }
+        let running = process::of_server(&self.data).map_err(PgCause::file(&self.data))?;
+        match running.first() {
+            Some(&pid) => Err(PgCause::StillRunning { pid }),
+            None => files::system_identifier(&self.data),
+        }
+    }
+
+    fn make_standby(&self, data: &Path, system_identifier: u64) -> Result<(), PgCause> {
+        let owner = self.user.as_ref();
+        files::write(&data.join(STANDBY_SIGNAL), "", owner)?;
+        let marker = Marker { database: Served::Established, system_identifier };
+        files::write_json(&self.settings.dataset.join(MARKER), &marker, owner)
+    }
+
+    fn pg_rewind(&self, source: &SeedSource, target: &Path) -> Exec {
+        let settings = &self.settings;
+        let user = settings.replication_user.replace('\\', "\\\\").replace('\'', "\\'");
+        let server = format!(
+            "host='{}' port={} user='{user}' dbname=postgres connect_timeout=10",
+            source.host, source.port
+        );
+        self.bin
+            .exec("pg_rewind", self.user.as_ref())
+            .env("PGPASSWORD", &settings.replication_password)
+            .env("PGAPPNAME", "manatee rewind")
+            .redact(settings.replication_password.as_str())
+            .arg("--target-pgdata")
+            .arg(target)
+            .args(["--source-server", &server])
+    }
+
+    /// Removes what an interrupted rewind left: it can be used for nothing. What it was before was
+    /// kept by whoever asked for the rewind.
+    async fn remove_half_rewound(&self) -> Result<(), PgCause> {
+        let dataset = &self.settings.dataset;
+        for entry in fs::read_dir(dataset).map_err(PgCause::file(dataset))? {
+            let path = entry.map_err(PgCause::file(dataset))?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if name.starts_with(REWINDING) {
+                let target = path.clone();
+                tokio::task::spawn_blocking(move || fs::remove_dir_all(target))
+                    .await
+                    .map_err(std::io::Error::other)
+                    .flatten()
+                    .map_err(PgCause::file(&path))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until the source's control file knows the timeline that the source writes.
+    async fn wait_for_checkpoint(&self, source: &SeedSource, ours: u64) -> Result<(), PgCause> {
+        let client = self.client_of(source).await?;
+        let sql = "select pg_is_in_recovery()::text, \
+            (select system_identifier::text from pg_control_system()), \
+            (select (timeline_id = ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)) \
+              ::bit(32)::int)::text from pg_control_checkpoint() where not pg_is_in_recovery())";
+        let waited = async {
+            loop {
+                let row = client.query_one(sql, &[]).await?;
+                let field = |index| row.get::<_, Option<&str>>(index);
+                if field(0) != Some("false") {
+                    return Err(PgCause::NotAPrimary { peer: source.peer.clone() });
+                }
+                let theirs = field(1).and_then(|text| text.parse::<i64>().ok());
+                if theirs.map(i64::cast_unsigned) != Some(ours) {
+                    return Err(PgCause::AnotherDatabase { peer: source.peer.clone() });
+                }
+                if field(2) == Some("true") {
+                    return Ok(());
+                }
+                tokio::time::sleep(10 * POLL).await;
+            }
+        };
+        within(CHECKPOINT, "a checkpoint of the source after its promotion", waited).await?
+    }
+
+    /// A session at the source, as the replication role.
+    async fn client_of(&self, source: &SeedSource) -> Result<Client, PgCause> {
+        let settings = &self.settings;
+        let mut config = Config::new();
+        config
+            .host(&source.host)
+            .port(source.port)
+            .user(&settings.replication_user)
+            .password(&settings.replication_password)
+            .dbname("postgres")
+            .application_name("manatee rewind");
+        let (client, connection) =
+            within(settings.query_timeout, "a connection", config.connect(NoTls)).await??;
+        tokio::spawn(async move {
+            // How it ended is told to whoever asks something of the client.
+            connection.await.ok();
+        });
+        Ok(client)
+    }
+
+    /// Lets the replication role call what `pg_rewind` calls. It can read every file by a base backup
+    /// anyway.
+    pub fn rewind_grants(&self) -> String {
+        let role = super::session::identifier(&self.settings.replication_user);
+        let grants = FUNCTIONS
+            .map(|function| format!("grant execute on function pg_catalog.{function} to {role};"));
+        grants.join(" ")
+    }
+
+    /// Has the database written out soon, in the background: until then its control file names the
+    /// timeline before its promotion, and nobody can be rewound to it.
+    pub async fn checkpoint_soon(&self) -> Result<(), PgCause> {
+        let session = self.session_with(Some("local"), self.settings.start_timeout).await?;
+        tokio::spawn(async move {
+            if let Err(error) = session.rows("checkpoint").await {
+                tracing::info!("no checkpoint after the promotion, it comes later: {error}");
+            }
+        });
+        Ok(())
+    }
+}
+
+/// Reads `  1234/5678 kB (21%) copied`, in bytes.
+fn copied(line: &str) -> Option<(u64, u64)> {
+    let (numbers, rest) = line.trim_start().split_once(" kB")?;
+    let (done, total) = numbers.split_once('/')?;
+    let bytes = |kib: &str| kib.trim().parse::<u64>().ok()?.checked_mul(1024);
+    rest.trim_end().ends_with("copied").then_some(())?;
+    Some((bytes(done)?, bytes(total)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_lines() {
+        assert_eq!(copied(" 12/512 kB (2%) copied"), Some((12 << 10, 512 << 10)));
+        for other in ["", "pg_rewind: servers diverged", "1/2 kB", "1/2 kB (50%), 0/1 tablespace"] {
+            assert_eq!(copied(other), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! A database that went its own way comes back to the present primary's, by copying what differs.
+
+mod support;
+
+use adapters::postgres::{PgCause, StopMode};
+use cluster::{Counts, Gate, Generation, PgConfig};
+use support::{Peer, chain, ids, primary, standby};
+
+/// A primary that waits for nobody, and a standby that follows it.
+async fn pair() -> (Peer, Peer) {
+    let new = Peer::new("new");
+    let old = Peer::new("old").primary(Counts::Alone, &[&new]).await;
+    let new = new.standby_of(&old).await;
+    (old, new)
+}
+
+/// Two peers that both wrote after they parted: the second was promoted, the first went on.
+async fn parted() -> (Peer, Peer) {
+    let (old, new) = pair().await;
+    let session = old.session().await;
+    let sql = "create table t (n int primary key); insert into t select generate_series(1, 1000)";
+    session.batch_execute(sql).await.expect("rows");
+    let end = old.value("select pg_current_wal_flush_lsn()::text").await;
+    new.wait(&format!("pg_last_wal_replay_lsn() >= '{end}'")).await;
+    new.apply(&promoted(&[])).await;
+    new.session().await.batch_execute("insert into t values (2001)").await.expect("a row");
+    session.batch_execute("insert into t values (3001)").await.expect("a row that is lost");
+    (old, new)
+}
+
+/// A primary of generation 2, so that it is promoted to timeline 2.
+fn promoted(downstream: &[&Peer]) -> PgConfig {
+    let (generation, counts) = (Generation(2), Counts::Alone);
+    PgConfig::Primary { generation, counts, gate: Gate::Open, downstream: ids(downstream) }
+}
+
+async fn follows(old: &Peer, new: &Peer) {
+    new.apply(&promoted(&[old])).await;
+    old.apply(&standby(Some(new), &[])).await;
+    new.session().await.batch_execute("insert into t values (2002)").await.expect("a row");
+    old.wait("(select count(*) from t where n in (2001, 2002)) = 2").await;
+    assert_eq!(old.value("select count(*)::text from t").await, "1002");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_diverged_primary_becomes_a_standby_again() {
+    let (old, new) = parted().await;
+    old.postgres.stop(StopMode::Fast).await.expect("a stop");
+    let is_ancestor = old.postgres.follow_if_ancestor(&new.source()).await;
+    assert!(!is_ancestor.expect("a comparison"), "it wrote what the other has not");
+    let mut told = Vec::new();
+    let rewound = old.postgres.rewind(&new.source(), |done, total| told.push((done, total))).await;
+    rewound.expect("a rewind");
+    let (done, total) = *told.last().expect("some progress");
+    assert!(done == total && total > 0, "{told:?}");
+    follows(&old, &new).await;
+}
+
+/// The one that was fenced or lost its power: its WAL ends in the middle.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_crashed_becomes_a_standby_again() {
+    let (old, new) = parted().await;
+    old.postgres.stop(StopMode::Immediate).await.expect("a stop");
+    old.postgres.follow_if_ancestor(&new.source()).await.expect_err("where it ends is not known");
+    old.postgres.rewind(&new.source(), |_, _| {}).await.expect("a rewind");
+    follows(&old, &new).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_did_not_diverge_only_follows() {
+    let (old, new) = pair().await;
+    old.session().await.batch_execute("create table t (n int)").await.expect("a table");
+    let sql = "insert into t select generate_series(1, 1000)";
+    old.session().await.batch_execute(sql).await.expect("rows");
+    new.wait("exists (select from pg_stat_wal_receiver where status = 'streaming')").await;
+    // An orderly stop sends the last WAL to the standby.
+    old.postgres.stop(StopMode::Fast).await.expect("a stop");
+    new.apply(&promoted(&[])).await;
+    new.session().await.batch_execute("insert into t values (2001)").await.expect("a row");
+    let is_ancestor = old.postgres.follow_if_ancestor(&new.source()).await;
+    assert!(is_ancestor.expect("a comparison"), "all that it has, the other has");
+    follows(&old, &new).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_rewound_to_is_refused_and_nothing_is_touched() {
+    let (old, new) = parted().await;
+    let refused = async |source: &Peer| -> PgCause {
+        old.postgres.rewind(&source.source(), |_, _| {}).await.expect_err("refused").cause
+    };
+    assert!(matches!(refused(&new).await, PgCause::StillRunning { .. }));
+    old.postgres.stop(StopMode::Fast).await.expect("a stop");
+    let other = Peer::new("other").primary(Counts::Alone, &[]).await;
+    assert!(matches!(refused(&other).await, PgCause::AnotherDatabase { .. }));
+    let third = Peer::new("third").standby_of(&new).await;
+    assert!(matches!(refused(&third).await, PgCause::NotAPrimary { .. }));
+    let nobody = Peer::new("nobody");
+    let cause = refused(&nobody).await;
+    assert!(matches!(cause, PgCause::Query(_)), "{}", chain(&cause));
+    old.apply(&primary(Counts::Alone, &[])).await;
+    assert_eq!(old.value("select count(*)::text from t where n = 3001").await, "1");
+}
+
+/// What a crash in the middle leaves is no database, and is cleared away by the next try.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_half_rewound_is_never_started() {
+    let (old, new) = parted().await;
+    old.postgres.stop(StopMode::Fast).await.expect("a stop");
+    let data = old.postgres.data();
+    let kept = data.with_file_name("kept");
+    let copied = std::process::Command::new("cp").arg("-a").arg(data).arg(&kept).status();
+    assert!(copied.expect("cp").success());
+    let half = data.with_file_name("data.rewinding-1");
+    std::fs::rename(data, &half).expect("as after a crash");
+    let found = old.found().await;
+    assert_eq!(found.database, adapters::postgres::Database::None);
+    std::fs::rename(&kept, data).expect("the copy that was kept");
+    old.postgres.rewind(&new.source(), |_, _| {}).await.expect("a rewind");
+    assert!(!half.exists());
+    follows(&old, &new).await;
+}

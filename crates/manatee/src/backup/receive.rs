@@ -1,0 +1,265 @@
+//! Filling a peer's dataset with another peer's, by snapshots.
+//!
+//! Contract: what comes in has a name of its own until it is complete, is the snapshot that was asked
+//! for, and holds the right database. What is broken off is gone on with where the file system can;
+//! otherwise it is removed, and begun anew.
+
+use super::{
+    FetchError, Offer, Part, Progress, Remote, SnapshotInfo, SnapshotRequest, StreamRequest,
+    StreamStarted,
+};
+use adapters::{
+    exec::OsUser,
+    storage::{
+        BadName, Base, DatabaseFacts, DatasetName, Expected, Guid, Incoming, Mark, Receivable,
+        SendConflict, SendPlan, Sendable, SnapshotName, Snapshots, Storage, StorageCause,
+        StorageError, Volume, plan_send,
+    },
+};
+use std::{path::PathBuf, sync::Arc};
+use tokio::sync::watch;
+
+/// What new snapshots at the sender are made for.
+pub const SEED: &str = "seed";
+
+/// Why a dataset could not be filled this way.
+#[derive(Debug, thiserror::Error)]
+pub enum ReceiveError {
+    /// It does not come.
+    #[error("the snapshot does not come")]
+    Fetch(#[from] FetchError),
+    /// The dataset cannot be prepared for it, or it cannot be put in place.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// It cannot be taken.
+    #[error("the snapshot cannot be taken")]
+    Cause(#[from] StorageCause),
+    /// The two cannot exchange streams.
+    #[error("that peer sends {theirs} streams, this one takes {ours}")]
+    Format {
+        /// Of the sender.
+        theirs: String,
+        /// Of the receiver.
+        ours: &'static str,
+    },
+    /// There is no stream that would help.
+    #[error(transparent)]
+    Conflict(#[from] SendConflict),
+    /// The sender names something impossibly.
+    #[error(transparent)]
+    Name(#[from] BadName),
+    /// Another snapshot came than the one that was asked for.
+    #[error("snapshot {wanted} was asked for, and {came} came")]
+    Another {
+        /// Its GUID.
+        wanted: Guid,
+        /// Its GUID.
+        came: Guid,
+    },
+}
+
+/// What is to be filled, and with what.
+pub struct Reception<'a> {
+    /// The dataset.
+    pub volume: &'a Volume,
+    /// The sender.
+    pub remote: &'a Remote,
+    /// Who we are, for the sender's list.
+    pub receiver: String,
+    /// Bytes a second that the stream is not to exceed.
+    pub rate: Option<u64>,
+    /// Whether what an earlier transfer left may be gone on with: it brings the snapshot of then, not
+    /// one of now.
+    pub resume: bool,
+    /// What the database has to be.
+    pub expected: Expected,
+    /// The program of the right version.
+    pub pg_controldata: PathBuf,
+    /// Who owns the database; `None` for our own user.
+    pub os_user: Option<OsUser>,
+}
+
+/// What came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Received {
+    /// The snapshot.
+    pub snapshot: SnapshotInfo,
+    /// Whether only a difference had to come.
+    pub incremental: bool,
+    /// Bytes of the stream.
+    pub bytes: u64,
+    /// What the database is.
+    pub facts: DatabaseFacts,
+}
+
+impl Reception<'_> {
+    /// Fetches a new snapshot of the sender and puts it in place as a standby's database. The dataset's
+    /// own name must be free by the time that all has come: `make_way` is called then.
+    ///
+    /// A difference to a snapshot that both have is fetched where there is one, into a branch of what is
+    /// there; what is there stays as it is. `estimated` is told about how many bytes will come.
+    ///
+    /// # Errors
+    /// When it does not come, or cannot be taken; the dataset is as it was, unless `make_way` has been
+    /// called.
+    pub async fn run(
+        &self,
+        progress: &watch::Sender<Progress>,
+        estimated: impl FnOnce(u64),
+        make_way: impl AsyncFnOnce() -> Result<(), StorageError>,
+    ) -> Result<Received, ReceiveError> {
+        let snapshots = self.volume.snapshots().await?;
+        let ours = snapshots.capabilities().backend;
+        let offer = self.remote.offer().await?;
+        if offer.format != ours {
+            return Err(ReceiveError::Format { theirs: offer.format, ours });
+        }
+        let into = self.beside("incoming")?;
+        let (part, incremental) = self.prepare(&snapshots, &into, offer).await?;
+        let request = StreamRequest {
+            receiver: self.receiver.clone(),
+            part,
+            accepted: snapshots.features(),
+            rate: self.rate,
+        };
+        let wanted = Guid::new(request.part.to());
+        let started = self.remote.begin(&request).await?;
+        if let Some(estimate) = started.estimate {
+            estimated(estimate);
+        }
+        let (snapshot, bytes) = self.take(&*snapshots, &into, &started, progress).await?;
+        if snapshot.guid != wanted {
+            return Err(ReceiveError::Another { wanted, came: snapshot.guid.clone() });
+        }
+        make_way().await?;
+        let incoming = Incoming {
+            from: into,
+            to: self.volume.name().clone(),
+            mountpoint: self.volume.dataset().to_owned(),
+            beside: beside(self.volume.dataset()),
+            expected: self.expected.clone(),
+            pg_controldata: self.pg_controldata.clone(),
+            os_user: self.os_user.clone(),
+        };
+        let facts = incoming.put_in_place(&*snapshots).await?;
+        let snapshot = SnapshotInfo {
+            name: snapshot.name.to_string(),
+            guid: snapshot.guid.to_string(),
+            created: Some(snapshot.created),
+            bytes: None,
+        };
+        Ok(Received { snapshot, incremental, bytes, facts })
+    }
+
+    fn beside(&self, what: &str) -> Result<DatasetName, BadName> {
+        DatasetName::new(&format!("{}.{what}", self.volume.name()))
+    }
+
+    /// Decides what is to come, and makes the dataset that it comes into fit for it.
+    async fn prepare(
+        &self,
+        snapshots: &Arc<dyn Snapshots>,
+        into: &DatasetName,
+        offer: Offer,
+    ) -> Result<(Part, bool), ReceiveError> {
+        let mut sendable =
+            Sendable { snapshots: marks(&offer.snapshots)?, bookmarks: marks(&offer.bookmarks)? };
+        if self.resume
+            && let Some(unfinished) = snapshots.unfinished(into).await?
+        {
+            let receivable = Receivable { snapshots: Vec::new(), unfinished: Some(unfinished) };
+            if let SendPlan::Resume { token, to } = plan_send(&sendable, &receivable, None)? {
+                tracing::info!(snapshot = %to.name, "going on where the last transfer broke off");
+                let token = token.as_str().to_owned();
+                return Ok((Part::Rest { token, to: to.guid.to_string() }, true));
+            }
+        }
+        snapshots.abandon(into).await?;
+        self.clear(&**snapshots, into).await?;
+        let request = SnapshotRequest { purpose: SEED.to_owned() };
+        let to = mark(&self.remote.snapshot(&request).await?)?;
+        sendable.snapshots.push(to.clone());
+        let Some(common) = self.newest_common(&**snapshots, &sendable).await? else {
+            return Ok((Part::Full { to: to.guid.to_string() }, false));
+        };
+        snapshots.branch(self.volume.name(), &common.name, into).await?;
+        let receivable = Receivable {
+            snapshots: snapshots.list(into).await?.iter().map(|one| one.mark()).collect(),
+            unfinished: None,
+        };
+        match plan_send(&sendable, &receivable, Some(&to.guid))? {
+            SendPlan::Incremental { from: Base::Snapshot(from) | Base::Bookmark(from), .. } => {
+                let (from, to) = (from.guid.to_string(), to.guid.to_string());
+                Ok((Part::Difference { from, to }, true))
+            }
+            // The branch is of no use; without it everything comes.
+            _ => {
+                self.clear(&**snapshots, into).await?;
+                Ok((Part::Full { to: to.guid.to_string() }, false))
+            }
+        }
+    }
+
+    /// The newest snapshot of ours from which the sender can send a difference.
+    async fn newest_common(
+        &self,
+        snapshots: &dyn Snapshots,
+        sendable: &Sendable,
+    ) -> Result<Option<Mark>, ReceiveError> {
+        let known = snapshots.datasets().await?;
+        if !known.iter().any(|dataset| dataset.name == *self.volume.name()) {
+            return Ok(None);
+        }
+        let ours = snapshots.list(self.volume.name()).await?;
+        let theirs = |guid: &Guid| {
+            let mut all = sendable.snapshots.iter().chain(&sendable.bookmarks);
+            all.any(|mark| mark.guid == *guid)
+        };
+        Ok(ours.iter().rev().find(|one| theirs(&one.guid)).map(|one| one.mark()))
+    }
+
+    /// Removes what an earlier transfer left that came in completely and was never put in place.
+    async fn clear(
+        &self,
+        snapshots: &dyn Snapshots,
+        into: &DatasetName,
+    ) -> Result<(), StorageCause> {
+        let known = snapshots.datasets().await?;
+        if known.iter().any(|dataset| dataset.name == *into) {
+            snapshots.unmount(into).await?;
+            snapshots.destroy(into).await?;
+        }
+        Ok(())
+    }
+
+    async fn take(
+        &self,
+        snapshots: &dyn Snapshots,
+        into: &DatasetName,
+        started: &StreamStarted,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<(adapters::storage::Snapshot, u64), ReceiveError> {
+        let mut stream = snapshots.receive(into).await?;
+        match self.remote.pull(started, &mut stream, progress).await {
+            Ok(done) => Ok((snapshots.finish(stream).await?, done.bytes)),
+            Err(error) => {
+                stream.abort().await;
+                Err(error.into())
+            }
+        }
+    }
+}
+
+/// Where what came in is looked at.
+fn beside(mountpoint: &std::path::Path) -> PathBuf {
+    let name = mountpoint.file_name().unwrap_or_default().to_string_lossy();
+    mountpoint.with_file_name(format!(".{name}.incoming"))
+}
+
+fn mark(info: &SnapshotInfo) -> Result<Mark, BadName> {
+    Ok(Mark { name: SnapshotName::new(&info.name)?, guid: Guid::new(&info.guid) })
+}
+
+fn marks(infos: &[SnapshotInfo]) -> Result<Vec<Mark>, BadName> {
+    infos.iter().map(mark).collect()
+}

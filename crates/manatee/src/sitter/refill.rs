@@ -1,0 +1,270 @@
+//! How a peer comes by its database: the cheapest way that is proven right, and the next one when that
+//! fails.
+//!
+//! - Seeding: a snapshot of the source, where both sides have the same kind of file system; else a base
+//!   backup.
+//! - Rebuilding: nothing where nothing has diverged; `pg_rewind`, with what was there kept; the difference
+//!   to a snapshot that both have, or all of one; a base backup. What was there stays until what replaces
+//!   it is complete.
+//!
+//! Rebuilding goes by the first source alone wherever it does not copy everything: that is the primary of
+//! the generation (rule X2), or the upstream that cannot be followed (rule X4).
+
+use super::{config::Config, executor::World};
+use crate::backup::{Progress, ReceiveError, Received, Reception, Remote, Secret, TlsFiles};
+use adapters::{
+    postgres::Postgres,
+    storage::{Expected, KEPT, SeedPhase, SeedProgress, SeedSource, Volume},
+};
+use anyhow::{Context, Result};
+use cluster::PeerIdent;
+use std::{sync::atomic::Ordering, time::Duration};
+use tokio::{
+    net::TcpStream,
+    sync::watch,
+    time::{sleep, timeout},
+};
+
+/// How long a copy waits for a source that is still starting before it is tried, and fails, for real.
+const STARTING: Duration = Duration::from_secs(5);
+
+/// How the backup services of the shard are reached.
+#[derive(Debug, Clone)]
+pub(super) struct Backups {
+    secret: Secret,
+    tls: Option<TlsFiles>,
+    receiver: String,
+}
+
+impl Backups {
+    pub(super) fn of(config: &Config, me: &PeerIdent) -> Backups {
+        Backups {
+            secret: config.secret(),
+            tls: config.tls.clone().map(TlsFiles::from),
+            receiver: me.id.to_string(),
+        }
+    }
+
+    /// That of this peer.
+    fn remote(&self, peer: &PeerIdent) -> Result<Remote> {
+        let url = peer.backup_url.as_deref().context("it has no backup service")?;
+        let address = url.split_once("://").map_or(url, |(_, rest)| rest).trim_end_matches('/');
+        Ok(Remote::new(address, self.secret.clone(), self.tls.as_ref())?)
+    }
+}
+
+/// What becomes of an unfinished transfer that an earlier try left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leftover {
+    /// It is gone on with.
+    Resume,
+    /// It is removed: only what is of now will do.
+    Discard,
+}
+
+impl World {
+    /// Fills the dataset, which has no database.
+    pub(super) async fn seed(&self, postgres: &Postgres, sources: &[PeerIdent]) -> Result<()> {
+        let (progress, watched) = watch::channel(SeedProgress::default());
+        let _shown = self.shared.show_copy(watched);
+        wait_for_any(&addresses(sources)?).await;
+        if let Some(volume) = self.storage.volume() {
+            for source in sources {
+                match self.receive(postgres, volume, source, &progress, Leftover::Resume).await {
+                    Ok(()) => return Ok(()),
+                    Err(error) => not_this_way("no snapshot from this peer", source, &error),
+                }
+            }
+            self.storage.prepare().await?;
+        }
+        self.base_backup(postgres, sources, &progress).await
+    }
+
+    /// Makes what is there, if anything, a copy of the first source's database, and keeps what was.
+    pub(super) async fn rebuild(&self, postgres: &Postgres, sources: &[PeerIdent]) -> Result<()> {
+        let (progress, watched) = watch::channel(SeedProgress::default());
+        let _shown = self.shared.show_copy(watched);
+        let addresses = addresses(sources)?;
+        wait_for_any(&addresses).await;
+        // One that streamed since would have had the chance to go its own way again.
+        let again = self.shared.rewound.swap(false, Ordering::Relaxed);
+        if postgres.data().exists() && !again {
+            let (source, address) =
+                sources.first().zip(addresses.first()).context("there is nobody to copy from")?;
+            match self.repair(postgres, address, &progress).await {
+                Ok(()) => {
+                    self.shared.rewound.store(true, Ordering::Relaxed);
+                    self.prune().await;
+                    return Ok(());
+                }
+                Err(error) => not_this_way("what is here cannot be rewound", source, &error),
+            }
+        }
+        if let (Some(volume), Some(source)) = (self.storage.volume(), sources.first()) {
+            match self.receive(postgres, volume, source, &progress, Leftover::Discard).await {
+                Ok(()) => {
+                    self.prune().await;
+                    return Ok(());
+                }
+                Err(error) => not_this_way("no snapshot from this peer", source, &error),
+            }
+            self.storage.prepare().await?;
+        }
+        if postgres.data().exists() {
+            let kept = self.storage.set_aside(KEPT).await?;
+            tracing::info!("the old database is kept in {}", kept.display());
+        }
+        self.base_backup(postgres, sources, &progress).await?;
+        self.prune().await;
+        Ok(())
+    }
+
+    /// Changes what is here as little as possible.
+    async fn repair(
+        &self,
+        postgres: &Postgres,
+        source: &SeedSource,
+        progress: &watch::Sender<SeedProgress>,
+    ) -> Result<()> {
+        progress.send_modify(|progress| progress.source = Some(source.peer.clone()));
+        match postgres.follow_if_ancestor(source).await {
+            Ok(true) => {
+                tracing::info!(source = %source.peer, "nothing has diverged: the database is kept");
+                return Ok(());
+            }
+            Ok(false) => {}
+            // After a crash it is not known where the database ends: rewinding finds out.
+            Err(error) => tracing::debug!("not known to be an ancestor: {error}"),
+        }
+        let kept = self.storage.keep(KEPT).await?;
+        tracing::info!("the old database is kept in {}", kept.display());
+        let told = |done, total| {
+            progress.send_modify(|progress| {
+                progress.phase = SeedPhase::Receiving;
+                (progress.bytes_done, progress.bytes_total) = (done, Some(total));
+            });
+        };
+        postgres.rewind(source, told).await?;
+        progress.send_modify(|progress| progress.phase = SeedPhase::Done);
+        tracing::info!(source = %source.peer, "the database was rewound to the present primary's");
+        Ok(())
+    }
+
+    /// Takes a new snapshot of the source.
+    async fn receive(
+        &self,
+        postgres: &Postgres,
+        volume: &Volume,
+        source: &PeerIdent,
+        progress: &watch::Sender<SeedProgress>,
+        leftover: Leftover,
+    ) -> Result<()> {
+        progress.send_replace(SeedProgress {
+            source: Some(source.id.clone()),
+            ..SeedProgress::default()
+        });
+        let remote = self.backups.remote(source)?;
+        let reception = Reception {
+            volume,
+            remote: &remote,
+            receiver: self.backups.receiver.clone(),
+            rate: None,
+            resume: leftover == Leftover::Resume,
+            expected: Expected { system_identifier: postgres.identity()?, newest_timeline: None },
+            pg_controldata: postgres.bin_dir().join("pg_controldata"),
+            os_user: postgres.os_user().cloned(),
+        };
+        let (sender, mut receiver) = watch::channel(Progress::default());
+        let shown = async {
+            while receiver.changed().await.is_ok() {
+                let bytes = receiver.borrow_and_update().bytes;
+                progress.send_modify(|progress| {
+                    progress.phase = SeedPhase::Receiving;
+                    progress.bytes_done = bytes;
+                });
+            }
+            std::future::pending().await
+        };
+        let make_way = async || {
+            progress.send_modify(|progress| progress.phase = SeedPhase::Finishing);
+            if let Some(kept) = volume.make_way(KEPT).await? {
+                tracing::info!("the old database is kept in {}", kept.display());
+            }
+            Ok(())
+        };
+        let told = |bytes: u64| {
+            progress.send_modify(|progress| progress.bytes_total = Some(bytes));
+        };
+        let came: Result<Received, ReceiveError> = tokio::select! {
+            came = reception.run(&sender, told, make_way) => came,
+            never = shown => never,
+        };
+        let Received { snapshot, incremental, bytes, facts } = came?;
+        progress.send_modify(|progress| progress.phase = SeedPhase::Done);
+        tracing::info!(
+            source = %source.id, snapshot = snapshot.name, incremental, bytes,
+            timeline = facts.timeline, "a snapshot of the database came"
+        );
+        Ok(())
+    }
+
+    async fn base_backup(
+        &self,
+        postgres: &Postgres,
+        sources: &[PeerIdent],
+        progress: &watch::Sender<SeedProgress>,
+    ) -> Result<()> {
+        let request = postgres.seed_request(addresses(sources)?);
+        let seeded = self.storage.seed(&request, progress).await?;
+        tracing::info!(source = %seeded.source, timeline = seeded.timeline, "the database is copied");
+        Ok(())
+    }
+
+    /// Removes what is kept beyond the configured number. That this fails spoils no copy.
+    async fn prune(&self) {
+        match self.storage.prune_aside(self.keep_aside).await {
+            Ok(pruned) => {
+                for path in pruned {
+                    tracing::info!(
+                        "an older database that was kept is removed: {}",
+                        path.display()
+                    );
+                }
+            }
+            Err(error) => {
+                let error = anyhow::Error::from(error);
+                tracing::warn!("older databases could not be removed: {error:#}");
+            }
+        }
+    }
+}
+
+fn not_this_way(what: &str, source: &PeerIdent, error: &anyhow::Error) {
+    tracing::warn!(source = %source.id, "{what}, trying the next way: {error:#}");
+}
+
+fn addresses(sources: &[PeerIdent]) -> Result<Vec<SeedSource>> {
+    let address = |peer: &PeerIdent| {
+        let (host, port) = peer.pg_address()?;
+        Ok(SeedSource { peer: peer.id.clone(), host, port })
+    };
+    sources.iter().map(address).collect()
+}
+
+/// Waits a little until one of these takes connections: at setup all peers begin at once, and the one
+/// to copy from is often still starting. Whether one does is for the copy to find out.
+async fn wait_for_any(sources: &[SeedSource]) {
+    let connected = async {
+        loop {
+            for source in sources {
+                if TcpStream::connect((source.host.as_str(), source.port)).await.is_ok() {
+                    return;
+                }
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    if timeout(STARTING, connected).await.is_err() {
+        tracing::debug!("nobody to copy from takes connections yet");
+    }
+}

@@ -1,0 +1,126 @@
+//! Shards whose databases lie on real file systems with snapshots.
+
+use super::{
+    filesystems::{BtrfsFile, ZfsFile, isolated, own_place},
+    world::{LIMIT, World, turn},
+};
+use adapters::{
+    clock,
+    storage::{Btrfs, Dataset, DatasetName, KEPT, Purpose, Snapshots, Zfs},
+};
+use anyhow::{Result, ensure};
+use cluster::Role;
+use manatee::shard::Volumes;
+use std::{fs, path::Path};
+
+/// Runs a test in namespaces of its own when it is its turn.
+fn alone(test: &str, body: impl FnOnce(&Path) -> Result<()>) {
+    // There, it takes its turn among the tests of that process, of which it is the only one.
+    let turn = own_place().is_none().then(turn);
+    isolated(test, |place| body(place).expect(test));
+    drop(turn);
+}
+
+#[test]
+fn a_shard_on_btrfs() {
+    alone("volumes::a_shard_on_btrfs", |place| {
+        let file = BtrfsFile::new(place, 4096);
+        let parent = file.parent("manatee");
+        life(Volumes::Btrfs(parent.clone()), &Btrfs::open(&parent)?)
+    });
+}
+
+#[test]
+fn a_shard_on_zfs() {
+    alone("volumes::a_shard_on_zfs", |place| {
+        let pool = ZfsFile::new(place, 4096);
+        let parent = pool.parent("manatee");
+        let opened = block_on(Zfs::open(&parent))?;
+        life(Volumes::Zfs(parent), &opened)
+    });
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime").block_on(future)
+}
+
+/// A shard is set up by snapshots, its primary's host dies, and what it had is kept in a snapshot when it
+/// comes back and is rewound; twice. A sitter that dies finds its dataset mounted. One whose database
+/// cannot be rewound is rebuilt from a snapshot. Nothing that was acknowledged is lost.
+fn life(volumes: Volumes, snapshots: &dyn Snapshots) -> Result<()> {
+    let world = World::start_as("keep_aside = 1", |options| options.volumes = volumes)?;
+    let datasets = || -> Result<Vec<Dataset>> { Ok(block_on(snapshots.datasets())?) };
+    let zones: Vec<String> = datasets()?.iter().map(|one| one.name.to_string()).collect();
+    let expected: Vec<_> = world.shard.peers().iter().map(|peer| peer.zone()).collect();
+    ensure!(zones == expected, "one dataset each: {zones:?}");
+    let sync = world.in_role(Role::Sync)?;
+    sync.kill_sitter()?;
+    sync.start_sitter()?;
+    world.wait_for_writes()?;
+
+    for peer in world.shard.peers() {
+        let log = fs::read_to_string(peer.log_file())?;
+        let seeded = log.contains("a snapshot of the database came");
+        let created = log.contains("creating a database");
+        ensure!(seeded || created, "{} was seeded otherwise: {log}", peer.zone());
+    }
+    for _ in 0..2 {
+        let old = world.in_role(Role::Primary)?;
+        old.kill_host()?;
+        world.wait("a takeover", |view| {
+            view.primary().is_some_and(|primary| primary.zone != old.zone())
+        })?;
+        world.wait_for_writes()?;
+        let mark = clock::now();
+        old.start_sitter()?;
+        world.wait("the old primary to come back as async", |view| {
+            view.peer(old.zone()).role() == Some(Role::Async)
+        })?;
+        world.shard.wait_whole(LIMIT)?;
+        println!("whole again {} ms after its host was back", (clock::now() - mark).0);
+        let log = fs::read_to_string(old.log_file())?;
+        ensure!(log.contains("the database was rewound"), "{} was not: {log}", old.zone());
+        let name = DatasetName::new(old.zone())?;
+        let list = block_on(snapshots.list(&name))?;
+        let kept = list.iter().filter(|one| one.name.purpose() == Purpose::For(KEPT)).count();
+        ensure!(kept == 1, "what it had is kept once: {list:?}");
+        let found = datasets()?;
+        ensure!(found.len() == 3, "nothing else is left: {found:?}");
+        let mounted = found.iter().filter(|one| one.mounted.is_some()).count();
+        ensure!(mounted == 3, "one is mounted for each peer: {found:?}");
+    }
+    rebuilt_from_a_snapshot(&world, snapshots)?;
+    world.finish()
+}
+
+/// A host dies with the primary's database damaged, so that nothing can be rewound: the difference to the
+/// snapshot that both have is fetched, or all of one, and the damaged one is kept as a dataset.
+fn rebuilt_from_a_snapshot(world: &World, snapshots: &dyn Snapshots) -> Result<()> {
+    let old = world.in_role(Role::Primary)?;
+    old.kill_host()?;
+    world.wait("a takeover", |view| {
+        view.primary().is_some_and(|primary| primary.zone != old.zone())
+    })?;
+    world.wait_for_writes()?;
+    let wal = old.data().join("pg_wal");
+    for entry in fs::read_dir(&wal)? {
+        let path = entry?.path();
+        if path.is_file() {
+            fs::remove_file(path)?;
+        }
+    }
+    old.start_sitter()?;
+    world.wait("the old primary to come back as async", |view| {
+        view.peer(old.zone()).role() == Some(Role::Async)
+    })?;
+    world.shard.wait_whole(LIMIT)?;
+    let log = fs::read_to_string(old.log_file())?;
+    let last = log.rsplit("cannot be rewound").next().unwrap_or_default();
+    ensure!(last.contains("a snapshot of the database came"), "{} was not: {log}", old.zone());
+    let found = block_on(snapshots.datasets())?;
+    let aside = format!("{}.{KEPT}-", old.zone());
+    let kept = found.iter().filter(|one| one.name.as_str().starts_with(&aside)).count();
+    ensure!(kept == 1, "what it had is kept once: {found:?}");
+    Ok(())
+}
