@@ -164,7 +164,7 @@ impl Ensemble {
         let ports: Vec<&[u16]> = ports.chunks(4).collect();
         let mut servers = Vec::new();
         for (index, own) in ports.iter().enumerate() {
-            let directory = server_directory(directory, index);
+            let directory = directory.join(format!("zookeeper-{index}"));
             write_files(&directory, index, &ports, options)
                 .map_err(|source| EnsembleError::Files { path: directory.clone(), source })?;
             let (port, secure_port) = (own[0], own[3]);
@@ -184,12 +184,6 @@ impl Ensemble {
             ensemble.wait_serving(index)?;
         }
         Ok(ensemble)
-    }
-
-    /// Where a server of an ensemble with its files in `directory` has its data. It may be there
-    /// before the ensemble is.
-    pub fn data_directory(directory: &Path, index: usize) -> PathBuf {
-        server_directory(directory, index).join("data")
     }
 
     /// How many servers it has, up or down.
@@ -304,6 +298,11 @@ impl Ensemble {
         self.signal(index, Signal::CONT);
     }
 
+    /// The process of a server; `None` when it was killed.
+    pub fn process(&self, index: usize) -> Option<u32> {
+        self.servers[index].process().as_ref().map(Child::id)
+    }
+
     fn signal(&self, index: usize, signal: Signal) {
         let process = self.servers[index].process();
         let pid = process.as_ref().and_then(|child| i32::try_from(child.id()).ok());
@@ -331,10 +330,6 @@ fn class_path() -> String {
     let jars = names.filter(|name| wanted(name) && name.ends_with(".jar"));
     let jars = jars.map(|name| format!("{JARS}/{name}"));
     std::iter::once(JAR.to_owned()).chain(jars).collect::<Vec<_>>().join(":")
-}
-
-fn server_directory(directory: &Path, index: usize) -> PathBuf {
-    directory.join(format!("zookeeper-{index}"))
 }
 
 fn write_files(

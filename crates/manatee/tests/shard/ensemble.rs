@@ -4,7 +4,6 @@
 use super::{
     LIMIT, World,
     network::{Network, alone},
-    slow_disks::SlowDisk,
 };
 use adapters::{
     clock,
@@ -13,7 +12,6 @@ use adapters::{
 use anyhow::{Context, Result, ensure};
 use cluster::{Millis, Role};
 use manatee::shard::Peer;
-use std::path::Path;
 use tempfile::TempDir;
 
 /// With it, a primary's host that died is to be replaced within six seconds.
@@ -23,34 +21,27 @@ pub const SESSION: Millis = Millis(4000);
 pub struct Stage {
     pub world: World,
     pub ensemble: Ensemble,
-    /// What the servers write to, where that is not the directory's own disk.
-    pub disks: Vec<SlowDisk>,
     pub network: Network,
     _directory: TempDir,
 }
 
 impl Stage {
     fn start() -> Result<Stage> {
-        Stage::start_with(EnsembleOptions::default(), |_| Ok(Vec::new()))
+        Stage::start_with(EnsembleOptions::default())
     }
 
-    /// With disks of their own for the servers, which are to have their files in this directory.
-    pub fn start_with(
-        options: EnsembleOptions,
-        disks: impl FnOnce(&Path) -> Result<Vec<SlowDisk>>,
-    ) -> Result<Stage> {
+    pub fn start_with(options: EnsembleOptions) -> Result<Stage> {
         let network = Network::make(6)?;
         let directory = tempfile::Builder::new().prefix("manatee-zk-").tempdir()?;
         let hosts = (4..=6).map(|number| network.host(number)).collect();
         let options = EnsembleOptions { hosts, ..options };
-        let disks = disks(directory.path())?;
         let ensemble = Ensemble::start_with(directory.path(), 3, &options)?;
         let world = World::start_as("", |options| {
             options.hosts = (1..=3).map(|number| network.host(number)).collect();
             options.coordination = Some(ensemble.url());
             options.session_timeout = SESSION.0 as f64 / 1000.0;
         })?;
-        Ok(Stage { world, ensemble, disks, network, _directory: directory })
+        Ok(Stage { world, ensemble, network, _directory: directory })
     }
 
     /// Cuts a peer from all servers.

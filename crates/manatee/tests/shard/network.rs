@@ -160,8 +160,7 @@ fn add_host(number: u8) -> Result<()> {
     run("ip", &["-n", &name, "link", "set", "eth0", "up"])
 }
 
-/// Runs a command to its end.
-pub fn run(program: &str, arguments: &[&str]) -> Result<()> {
+fn run(program: &str, arguments: &[&str]) -> Result<()> {
     let command = || format!("{program} {}", arguments.join(" "));
     let output = Command::new(program).args(arguments).output();
     let output = output.with_context(|| format!("cannot run {}", command()))?;

@@ -1,107 +1,53 @@
-//! Disks that stand still again and again, under the servers of an ensemble: file systems of their
-//! own on loop devices, frozen and thawed, so that what is written or synced to them waits.
+//! Disks that take long, under the servers of an ensemble: a tracer holds up whoever waits for the disk.
 //!
-//! Contract: within `alone` only, whose namespace of mounts keeps them from everybody else. A disk
-//! that is dropped, also by a panic, is thawed and unmounted, and its loop device goes with it.
+//! Not by a file system that is frozen: whatever waits for one could not be killed, and if the test were
+//! killed meanwhile nobody would thaw it.
 
 use super::{
     ensemble::{SESSION, Stage},
-    network::{alone, run},
+    network::alone,
 };
-use adapters::testing::{Ensemble, EnsembleOptions};
+use adapters::testing::EnsembleOptions;
 use anyhow::{Context, Result, ensure};
 use cluster::{Millis, Role};
-use std::{
-    fs::{self, File},
-    path::{Path, PathBuf},
-    process::Command,
-    sync::mpsc::{RecvTimeoutError, Sender, channel},
-    thread::JoinHandle,
-    time::Duration,
-};
+use std::process::{Child, Command, Stdio};
 
-/// How long a disk stands still, and how long it goes on before it does again.
-#[derive(Debug, Clone, Copy)]
-struct Pulse {
-    still: Millis,
-    going: Millis,
-}
-
-/// A file system of its own.
-pub struct SlowDisk {
-    mounted: PathBuf,
-    /// Closed to end the thread, which thaws it.
-    pulses: Option<(Sender<()>, JoinHandle<()>)>,
+/// Every wait for the disk of one server takes longer, until this is dropped.
+struct SlowDisk {
+    tracer: Child,
 }
 
 impl SlowDisk {
-    /// Makes one, still as quick as any, and mounts it at `place`, with its image beside.
-    pub fn make(place: &Path) -> Result<SlowDisk> {
-        let image = place.with_extension("image");
-        fs::create_dir_all(place)?;
-        File::create(&image)?.set_len(256 << 20)?;
-        let text = |path: &Path| path.display().to_string();
-        run("mkfs.ext4", &["-q", "-F", &text(&image)])?;
-        run("mount", &["-o", "loop", &text(&image), &text(place)])?;
-        Ok(SlowDisk { mounted: place.to_owned(), pulses: None })
-    }
-
-    fn pulse(&mut self, pulse: Pulse) {
-        let (end, ended) = channel();
-        let mounted = self.mounted.clone();
-        let thread = std::thread::spawn(move || {
-            let goes_on = |time: Millis| {
-                let told = ended.recv_timeout(Duration::from_millis(time.0));
-                told == Err(RecvTimeoutError::Timeout)
-            };
-            loop {
-                freeze("-f", &mounted);
-                let go_on = goes_on(pulse.still);
-                freeze("-u", &mounted);
-                if !go_on || !goes_on(pulse.going) {
-                    return;
-                }
-            }
-        });
-        self.pulses = Some((end, thread));
-    }
-
-    /// As quick again as any.
-    fn calm(&mut self) {
-        if let Some((end, thread)) = self.pulses.take() {
-            drop(end);
-            thread.join().expect("nothing in it panics");
-        }
+    /// By so much.
+    fn under(stage: &Stage, index: usize, longer: Millis) -> Result<SlowDisk> {
+        let process = stage.ensemble.process(index).context("the server was killed")?;
+        let calls = "fsync,fdatasync,msync,sync_file_range";
+        let tracer = Command::new("strace")
+            .args(["--quiet=all", "--follow-forks", "--output=/dev/null"])
+            .arg(format!("--trace={calls}"))
+            .arg(format!("--inject={calls}:delay_exit={}", 1000 * longer.0))
+            .arg(format!("--attach={process}"))
+            .stdin(Stdio::null())
+            .spawn()
+            .context("cannot run strace")?;
+        Ok(SlowDisk { tracer })
     }
 }
 
 impl Drop for SlowDisk {
     fn drop(&mut self) {
-        self.calm();
-        if let Err(error) = run("umount", &[&self.mounted.display().to_string()]) {
-            eprintln!("{error:#}");
-        }
+        // It is our child, not waited for yet: the id is its own. What it held up goes on.
+        let _ = (self.tracer.kill(), self.tracer.wait());
     }
 }
 
-/// What was not frozen is not found to be slow, which the tests check; and thawing goes on.
-fn freeze(how: &str, mounted: &Path) {
-    match Command::new("fsfreeze").arg(how).arg(mounted).status() {
-        Ok(status) if status.success() => {}
-        failed => eprintln!("fsfreeze {how} {}: {failed:?}", mounted.display()),
-    }
-}
-
-/// Three servers that wait for their disks, which can be slowed down.
+/// Three servers that wait for their disks.
 fn start() -> Result<Stage> {
-    let options = EnsembleOptions {
+    Stage::start_with(EnsembleOptions {
         syncs: true,
         // In ticks of half a second: a server whose disk is slow is not to be sent away for it.
         lines: vec!["syncLimit=40".to_owned()],
         ..EnsembleOptions::default()
-    };
-    Stage::start_with(options, |directory| {
-        (0..3).map(|index| SlowDisk::make(&Ensemble::data_directory(directory, index))).collect()
     })
 }
 
@@ -122,12 +68,12 @@ fn have_something_written(stage: &Stage) -> Result<()> {
     stage.world.adm(&["unfreeze"]).map(drop)
 }
 
-/// One disk of three stands still for longer than a session, again and again; its server is the only
-/// one that the primary reaches.
+/// One disk of three takes longer than a session each time; its server is the only one that the primary
+/// reaches.
 #[test]
 fn the_only_server_that_the_primary_reaches_has_a_slow_disk() -> Result<()> {
     alone("slow_disks::the_only_server_that_the_primary_reaches_has_a_slow_disk", || {
-        let mut stage = start()?;
+        let stage = start()?;
         let leader = stage.wait_for_leader()?;
         let server = (0..3).find(|index| *index != leader).context("a follower")?;
         let (generation, failed) = (stage.world.generation()?, stage.world.failed_writes());
@@ -135,14 +81,13 @@ fn the_only_server_that_the_primary_reaches_has_a_slow_disk() -> Result<()> {
         for other in (0..3).filter(|index| *index != server) {
             stage.network.cut(primary, stage.ensemble.address(other).ip())?;
         }
-        let still = Millis(SESSION.0 * 3 / 2);
-        stage.disks[server].pulse(Pulse { still, going: Millis(500) });
+        let slow = SlowDisk::under(&stage, server, Millis(SESSION.0 * 3 / 2))?;
         for _ in 0..3 {
             have_something_written(&stage)?;
             stage.let_pass(SESSION)?;
             stage.world.wait_for_writes()?;
         }
-        stage.disks[server].calm();
+        drop(slow);
         stage.world.ensure_unnoticed(failed)?;
         ensure!(stage.world.generation()? == generation, "the generation changed");
         ensure_slow(&stage, server, SESSION)?;
@@ -151,23 +96,23 @@ fn the_only_server_that_the_primary_reaches_has_a_slow_disk() -> Result<()> {
     })
 }
 
-/// All disks stand still most of the time, so that nothing is stored but in between.
+/// All disks are so slow that whatever is written takes a good part of a session.
 #[test]
 fn the_disks_of_all_servers_are_slow() -> Result<()> {
     alone("slow_disks::the_disks_of_all_servers_are_slow", || {
-        let mut stage = start()?;
+        let stage = start()?;
         let (generation, failed) = (stage.world.generation()?, stage.world.failed_writes());
-        let pulse = Pulse { still: Millis(1500), going: Millis(500) };
-        stage.disks.iter_mut().for_each(|disk| disk.pulse(pulse));
+        let under = |index| SlowDisk::under(&stage, index, Millis(1000));
+        let slow: Vec<SlowDisk> = (0..3).map(under).collect::<Result<_>>()?;
         for _ in 0..3 {
             have_something_written(&stage)?;
             stage.let_pass(SESSION)?;
             stage.world.wait_for_writes()?;
         }
-        stage.disks.iter_mut().for_each(SlowDisk::calm);
+        drop(slow);
         stage.world.ensure_unnoticed(failed)?;
         ensure!(stage.world.generation()? == generation, "the generation changed");
-        (0..3).try_for_each(|index| ensure_slow(&stage, index, Millis(500)))?;
+        (0..3).try_for_each(|index| ensure_slow(&stage, index, Millis(1000)))?;
         stage.world.finish()
     })
 }
