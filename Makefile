@@ -17,10 +17,10 @@ ARGS ?=
 # Recorded behaviour that is checked beside what lies in this repository.
 VECTORS ?= $(wildcard ../shared/conformance/*.jsonl)
 
-.PHONY: help demo test build lint fuzz client coverage
+.PHONY: help demo test build lint fuzz client coverage test-kills bench-rebuild
 
 help: ## Say what there is to do
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: ## Run a real shard on this machine and kill its primary; ARGS=--once ends by itself
 	@tools/need.sh build postgresql
@@ -34,6 +34,10 @@ test: ## Check everything: format, lints, tests, recorded behaviour
 	cargo test --locked --workspace
 	"$(TARGET)/debug/manatee" sim check crates/sim/tests/vectors/*.jsonl $(VECTORS)
 	@echo "make test: all of it passed"
+
+# How often either end of a seeding is killed, and the size of the database that is timed.
+KILLS ?= 50
+MIB ?= 2048
 
 # Shards that `make fuzz` lets faults befall.
 SEEDS ?= 10000
@@ -52,6 +56,14 @@ client: ## Let the original's client read a shard of ours: make client NODE_CLIE
 	@command -v node >/dev/null || { echo 'make client: there is no node in PATH' >&2; exit 2; }
 	@tools/need.sh build postgresql zookeeper
 	MANATEE_NODE_CLIENT="$(abspath $(NODE_CLIENT))" cargo test --locked --package manatee --test shard the_original_client -- --nocapture
+
+test-kills: ## Kill either end of a seeding again and again; KILLS=50
+	@tools/need.sh build postgresql filesystems
+	MANATEE_TEST_KILLS=$(KILLS) cargo test --locked --package manatee --test shard -- --exact volumes::a_seeding_outlives_both_of_its_ends --nocapture
+
+bench-rebuild: ## Time how a deposed peer comes back, and how fast snapshots travel, on btrfs; MIB=2048
+	@tools/need.sh build postgresql filesystems
+	MANATEE_BENCH_MIB=$(MIB) cargo test --locked --release --package manatee --test shard -- --exact bench::rebuild --ignored --nocapture
 
 coverage: ## Say how much of the rules the tests of cluster and sim run; fails below 95 % of the lines
 	@tools/need.sh build coverage
