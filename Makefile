@@ -20,7 +20,7 @@ VECTORS ?= $(wildcard ../shared/conformance/*.jsonl)
 .PHONY: help demo test build lint fuzz client coverage test-kills bench-rebuild
 
 help: ## Say what there is to do
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: ## Run a real shard on this machine and kill its primary; ARGS=--once ends by itself
 	@tools/need.sh build postgresql
