@@ -155,6 +155,24 @@ async fn a_state_that_was_deleted_conflicts() {
     watcher.until_version(version).await;
 }
 
+/// A shard of the first version whose peers are all away has a history and nothing else: nobody sets up
+/// a new one over it (rule G2), and a backfill can.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_sets_up_over_a_history() {
+    let (shared, root) = (ensemble(1), fresh_root());
+    let coord = shared_of(&open(&shared, &root));
+    let client = raw(&shared).await;
+    let event = "1426704055000-10.0.0.1-AssumeLeader-Leader---";
+    let path = format!("{root}/1.example/history/{event}");
+    make(&client, &path, "", CreateMode::PersistentSequential).await;
+    let outcome = coord.put(None, &state(1)).await;
+    let PutOutcome::Unknown(error) = outcome else { panic!("{outcome:?}") };
+    let said = error.cause.to_string();
+    assert!(said.contains("state-backfill") && said.contains("history"), "{said}");
+    assert_eq!(coord.read().await.expect("to read").state, None);
+    put(&coord, None, 0).await;
+}
+
 fn with_file(shared: &SharedEnsemble, root: &str, file: PathBuf) -> Arc<dyn Coordination> {
     let text = format!("//{}{root}", servers(shared).join(","));
     let address = Address::parse(&text, "1.example").expect("an address");

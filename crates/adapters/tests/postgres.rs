@@ -669,6 +669,9 @@ async fn a_crashed_standby_knows_its_timeline() {
     b.apply(&primary(Counts::Sync(c.id()), &[&c])).await;
     c.apply(&standby(Some(&b), &[])).await;
     b.wait_sync(&c).await;
+    // Acknowledged: so some WAL of the new timeline is on the disk of `c`, which no state says of the
+    // sender that may still be sending the old one.
+    assert!(commit(&b, "create table t (i int)").await.expect("a task"));
     assert_eq!(c.postgres.probe().await.expect("a probe").timeline, 2);
     for peer in [&b, &c] {
         let mut exits = peer.postgres.exits();

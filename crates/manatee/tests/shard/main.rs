@@ -3,6 +3,7 @@
 //! servers and is sensitive to how long things take.
 
 mod apart;
+mod bench;
 mod deaths;
 mod ensemble;
 mod etcd;
