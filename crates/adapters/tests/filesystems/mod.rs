@@ -51,7 +51,7 @@ pub fn isolated(test: &str, body: impl FnOnce(&Path)) {
         // take them for alive.
         .args(["--mount-proc", "bash", "-c", "\"$@\"; exit $?", "first"])
         .arg(std::env::current_exe().expect("this program"))
-        .args(["--exact", test, "--nocapture", "--test-threads", "1"])
+        .args(["--exact", test, "--include-ignored", "--nocapture", "--test-threads", "1"])
         .env(PLACE, place.path())
         .output()
         .expect("unshare");
