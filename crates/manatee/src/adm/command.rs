@@ -1,7 +1,7 @@
 //! The commands of `manatee adm` and their options, as the command line has them.
 
 use super::peers::PeerColumn;
-use super::{history, reach::Reach};
+use super::{history, reach::Reach, reap::Which};
 use clap::{Args, Subcommand, ValueEnum};
 use cluster::Role;
 use std::time::Duration;
@@ -140,6 +140,18 @@ pub enum AdmCommand {
     },
     /// Let the shard react to failures again
     Unfreeze {
+        #[command(flatten)]
+        json: Json,
+        #[command(flatten)]
+        reach: Reach,
+    },
+    /// Drop a deposed peer that is gone for good
+    ///
+    /// Without -i and -n, the only one that is deposed. Refuses for a peer that is active: that one
+    /// comes back by itself, or by `rebuild`.
+    Reap {
+        #[command(flatten)]
+        which: Which,
         #[command(flatten)]
         json: Json,
         #[command(flatten)]

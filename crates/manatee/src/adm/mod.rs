@@ -14,6 +14,7 @@ mod history;
 mod peers;
 mod problems;
 mod reach;
+mod reap;
 mod show;
 mod status;
 mod table;
@@ -23,7 +24,7 @@ mod view;
 use adapters::coord::Coordination;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
-use cluster::Role;
+use cluster::{PeerIdent, Role};
 use command::{AdmCommand, Json, Rows};
 use gather::{Ask, gather};
 use jiff::Timestamp;
@@ -110,6 +111,10 @@ pub fn run(adm: Adm) -> Result<ExitCode> {
             AdmCommand::Unfreeze { json, reach } => {
                 print(&told(change::unfreeze(&open(reach)?).await?, false, json))
             }
+            AdmCommand::Reap { which, json, reach } => {
+                let peer = reap::reap(&open(reach)?, &which).await?;
+                print(&reaped(&peer, json))
+            }
             AdmCommand::ZkState { json: _, reach } => zk_state(&open(reach)?).await,
             AdmCommand::ZkActive { json: _, reach } => {
                 let active = open(reach)?.coord.read().await?.active;
@@ -126,6 +131,14 @@ fn told(done: String, frozen: bool, json: Json) -> String {
         format!("{}\n", json!({ "frozen": frozen, "message": done.trim_end() }))
     } else {
         done
+    }
+}
+
+fn reaped(peer: &PeerIdent, Json { json }: Json) -> String {
+    if json {
+        format!("{}\n", json!({ "reaped": peer }))
+    } else {
+        format!("{} ({}) is no longer among the deposed\n", peer.id, peer.zone_id)
     }
 }
 
