@@ -29,6 +29,9 @@ pub struct PeerStatus {
     pub pending: Vec<String>,
     /// Whether it stopped PostgreSQL because it had no proof left that it may serve.
     pub fenced: bool,
+    /// Whether an operator's request to rebuild its database is not yet fulfilled.
+    #[serde(default)]
+    pub rebuild_asked: bool,
     /// How long it may serve as primary without a further proof, in ms; null when no limit applies.
     pub may_serve_ms: Option<u64>,
     /// The newest failure that nothing has mended yet.

@@ -157,6 +157,22 @@ pub enum AdmCommand {
         #[command(flatten)]
         reach: Reach,
     },
+    /// Rebuild the database of this peer now; run it on the peer itself
+    ///
+    /// Asks the sitter whose file -c names, and shows what it does until the database streams again. A
+    /// deposed peer comes back, also with `deposed = "manual"`, in the cheapest way that is proven right.
+    /// An async is copied from its upstream although nothing is wrong. What was there is kept aside.
+    /// Refuses on the primary and the sync.
+    Rebuild {
+        /// Copy everything: no rewind, and no difference to a snapshot that is here
+        #[arg(long)]
+        full: bool,
+        /// Begin without asking
+        #[arg(short, long)]
+        yes: bool,
+        #[command(flatten)]
+        reach: Reach,
+    },
     /// Print the cluster state exactly as it is stored
     ///
     /// It is stored as JSON, whether that is asked for or not.

@@ -15,6 +15,7 @@ mod peers;
 mod problems;
 mod reach;
 mod reap;
+mod rebuild;
 mod show;
 mod status;
 mod table;
@@ -62,6 +63,7 @@ pub fn run(adm: Adm) -> Result<ExitCode> {
     let runtime = runtime.context("cannot start the asynchronous runtime")?;
     let Adm { reach, command } = adm;
     let target = |inner: Reach| inner.or(reach.clone()).target(|name| std::env::var(name).ok());
+    let outer = || reach.clone();
     let open = |inner: Reach| {
         let target = target(inner)?;
         let coord = target.open()?;
@@ -114,6 +116,10 @@ pub fn run(adm: Adm) -> Result<ExitCode> {
             AdmCommand::Reap { which, json, reach } => {
                 let peer = reap::reap(&open(reach)?, &which).await?;
                 print(&reaped(&peer, json))
+            }
+            AdmCommand::Rebuild { full, yes, reach } => {
+                let file = reach.or(outer()).sitter_file(|name| std::env::var(name).ok())?;
+                rebuild::rebuild(&file, full, yes).await
             }
             AdmCommand::ZkState { json: _, reach } => zk_state(&open(reach)?).await,
             AdmCommand::ZkActive { json: _, reach } => {

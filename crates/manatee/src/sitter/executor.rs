@@ -284,7 +284,7 @@ impl World {
         let _busy = self.busy.lock().await;
         let postgres = self.postgres.borrow().clone().expect("looked at before it is commanded");
         let result = match &command {
-            PgCommand::Seed(_) | PgCommand::Rebuild(_) => tokio::select! {
+            PgCommand::Seed(_) | PgCommand::Rebuild(..) => tokio::select! {
                 result = self.perform(&postgres, &command) => result,
                 () = self.cancel.notified() => Err(anyhow::anyhow!("given up: {command}")),
             },
@@ -315,8 +315,8 @@ impl World {
                 self.seed(postgres, sources).await?;
                 PgOutcome::Copied
             }
-            PgCommand::Rebuild(sources) => {
-                self.rebuild(postgres, sources).await?;
+            PgCommand::Rebuild(sources, way) => {
+                self.rebuild(postgres, sources, *way).await?;
                 PgOutcome::Copied
             }
         })

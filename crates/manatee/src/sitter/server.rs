@@ -111,6 +111,7 @@ impl Shared {
             database: snapshot.database,
             pending: snapshot.pending.clone(),
             fenced: snapshot.fenced,
+            rebuild_asked: snapshot.rebuild_asked,
             may_serve_ms: snapshot.serve_until.filter(|_| primary).map(|until| (until - now).0),
             failure: snapshot.failure.clone(),
             copying,

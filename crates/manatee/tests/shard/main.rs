@@ -11,6 +11,7 @@ mod filesystems;
 mod network;
 mod original_client;
 mod outages;
+mod rebuild;
 mod still;
 mod volumes;
 mod world;
