@@ -1,10 +1,10 @@
 //! The commands of `manatee adm` and their options, as the command line has them.
 
 use super::peers::PeerColumn;
-use super::{history, reach::Reach, reap::Which};
+use super::{history, reach::Reach, reap::Which, restore::Restore, snapshot::SnapshotCommand};
 use clap::{Args, Subcommand, ValueEnum};
 use cluster::Role;
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 /// What `manatee adm` can do.
 #[derive(Debug, Subcommand)]
@@ -173,6 +173,36 @@ pub enum AdmCommand {
         #[command(flatten)]
         reach: Reach,
     },
+    /// Snapshots of the database of this peer; run it on the peer itself
+    ///
+    /// On the dataset that the sitter's file names (-c), whether the sitter runs or not. A snapshot of a
+    /// running PostgreSQL is what a crash would leave, and recovers like one.
+    #[command(mut_arg("config", |config| config.global(true)))]
+    Snapshot {
+        #[command(subcommand)]
+        command: SnapshotCommand,
+        #[command(flatten)]
+        reach: Reach,
+    },
+    /// Write a backup of this peer's database into one file; run it on the peer itself
+    ///
+    /// A base backup of the PostgreSQL that runs here, compressed, checksummed, with a manifest. The file
+    /// appears only when it is complete, and never replaces another. `zstd -dc FILE | tar -x` unpacks it
+    /// as well as `restore`.
+    Backup {
+        /// The file to write, or an existing directory, where it gets a name that says what it is
+        #[arg(long, value_name = "FILE|DIR")]
+        to: PathBuf,
+        #[command(flatten)]
+        json: Json,
+        #[command(flatten)]
+        reach: Reach,
+    },
+    /// Restore a backup into an empty directory, to look inside
+    ///
+    /// All of the file is verified before anything is written. What is restored is a database of its own,
+    /// no member of the shard: it listens on a socket in its directory only, and follows nobody.
+    Restore(Restore),
     /// Print the cluster state exactly as it is stored
     ///
     /// It is stored as JSON, whether that is asked for or not.

@@ -5,6 +5,7 @@
 //! the exit status is for both: 0 done, 1 failed (or, for `verify`, there are problems), 2 misuse.
 
 mod backfill;
+mod backup;
 mod change;
 mod command;
 #[cfg(test)]
@@ -16,7 +17,9 @@ mod problems;
 mod reach;
 mod reap;
 mod rebuild;
+mod restore;
 mod show;
+mod snapshot;
 mod status;
 mod table;
 mod topology;
@@ -121,6 +124,15 @@ pub fn run(adm: Adm) -> Result<ExitCode> {
                 let file = reach.or(outer()).sitter_file(|name| std::env::var(name).ok())?;
                 rebuild::rebuild(&file, full, yes).await
             }
+            AdmCommand::Snapshot { command, reach } => {
+                let file = reach.or(outer()).sitter_file(|name| std::env::var(name).ok())?;
+                print(&snapshot::run(&file, command).await?)
+            }
+            AdmCommand::Backup { to, json, reach } => {
+                let file = reach.or(outer()).sitter_file(|name| std::env::var(name).ok())?;
+                print(&backup::backup(&file, &to, json).await?)
+            }
+            AdmCommand::Restore(options) => print(&restore::restore(&options).await?),
             AdmCommand::ZkState { json: _, reach } => zk_state(&open(reach)?).await,
             AdmCommand::ZkActive { json: _, reach } => {
                 let active = open(reach)?.coord.read().await?.active;

@@ -33,7 +33,7 @@ use tokio::{
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How PostgreSQL is to be run, from the sitter's file.
-pub(super) fn settings(config: &Config, me: &PeerIdent) -> Result<Settings> {
+pub(crate) fn settings(config: &Config, me: &PeerIdent) -> Result<Settings> {
     let postgres = &config.postgres;
     let password = config.replication.password.clone().context("replication has no password")?;
     Ok(Settings {

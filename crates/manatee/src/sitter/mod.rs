@@ -6,7 +6,7 @@
 
 pub mod config;
 mod driver;
-mod executor;
+pub(crate) mod executor;
 mod probe;
 mod rebuild;
 mod refill;

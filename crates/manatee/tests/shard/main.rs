@@ -6,6 +6,7 @@ mod apart;
 mod deaths;
 mod ensemble;
 mod etcd;
+mod files;
 #[path = "../../../adapters/tests/filesystems/mod.rs"]
 mod filesystems;
 mod network;
