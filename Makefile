@@ -17,10 +17,20 @@ ARGS ?=
 # Recorded behaviour that is checked beside what lies in this repository.
 VECTORS ?= $(wildcard ../shared/conformance/*.jsonl)
 
-.PHONY: help demo test build lint fuzz client coverage
+# The tests of whole shards that bring their own coordination, or are about file systems. All others
+# run against whichever is named: all by `make test-coordination`, three of them by `make test`.
+NOT_ON_EACH := ensemble:: slow_disks:: zookeeper:: etcd:: original_client:: network:: volumes:: bench::
+ON_EACH := deaths::the_sync_takes_over_from_a_host_that_died \
+	deaths::a_sitter_that_died_is_not_noticed_by_clients \
+	outages::losing_coordination_alone_stops_nobody
+
+# Shards of `make bench-idle`.
+SHARDS ?= 1000
+
+.PHONY: help demo test test-coordination bench-idle build lint fuzz client coverage test-kills bench-rebuild
 
 help: ## Say what there is to do
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: ## Run a real shard on this machine and kill its primary; ARGS=--once ends by itself
 	@tools/need.sh build postgresql
@@ -32,8 +42,28 @@ test: ## Check everything: format, lints, tests, recorded behaviour
 	@$(MAKE) --no-print-directory lint
 	cargo build --locked --workspace
 	cargo test --locked --workspace
+	for coordination in zookeeper etcd; do \
+		MANATEE_TEST_COORDINATION=$$coordination \
+			cargo test --locked --package manatee --test shard -- --exact $(ON_EACH); \
+	done
 	"$(TARGET)/debug/manatee" sim check crates/sim/tests/vectors/*.jsonl $(VECTORS)
 	@echo "make test: all of it passed"
+
+test-coordination: ## Test whole shards against each coordination; 20 minutes
+	@tools/need.sh build postgresql zookeeper etcd network
+	cargo build --locked --workspace
+	for coordination in sqlite zookeeper etcd; do \
+		MANATEE_TEST_COORDINATION=$$coordination cargo test --locked --package manatee \
+			--test shard -- $(addprefix --skip ,$(NOT_ON_EACH)); \
+	done
+
+bench-idle: ## Measure what idle shards cost a ZooKeeper ensemble; SHARDS=100 for fewer
+	@tools/need.sh build zookeeper
+	cargo bench --locked --package adapters --bench idle -- $(SHARDS)
+
+# How often either end of a seeding is killed, and the size of the database that is timed.
+KILLS ?= 50
+MIB ?= 2048
 
 # Shards that `make fuzz` lets faults befall.
 SEEDS ?= 10000
@@ -52,6 +82,14 @@ client: ## Let the original's client read a shard of ours: make client NODE_CLIE
 	@command -v node >/dev/null || { echo 'make client: there is no node in PATH' >&2; exit 2; }
 	@tools/need.sh build postgresql zookeeper
 	MANATEE_NODE_CLIENT="$(abspath $(NODE_CLIENT))" cargo test --locked --package manatee --test shard the_original_client -- --nocapture
+
+test-kills: ## Kill either end of a seeding again and again; KILLS=50
+	@tools/need.sh build postgresql filesystems
+	MANATEE_TEST_KILLS=$(KILLS) cargo test --locked --package manatee --test shard -- --exact volumes::a_seeding_outlives_both_of_its_ends --nocapture
+
+bench-rebuild: ## Time how a deposed peer comes back, and how fast snapshots travel, on btrfs; MIB=2048
+	@tools/need.sh build postgresql filesystems
+	MANATEE_BENCH_MIB=$(MIB) cargo test --locked --release --package manatee --test shard -- --exact bench::rebuild --ignored --nocapture
 
 coverage: ## Say how much of the rules the tests of cluster and sim run; fails below 95 % of the lines
 	@tools/need.sh build coverage

@@ -88,11 +88,12 @@ need_zookeeper() {
     command -v java >/dev/null || packages+=(default-jre-headless)
 }
 
-# What the tests cut wires with.
+# What the tests cut wires and slow disks down with.
 need_network() {
     command -v ip >/dev/null || packages+=(iproute2)
     command -v nft >/dev/null || [[ -x /usr/sbin/nft ]] || packages+=(nftables)
     command -v unshare >/dev/null || packages+=(util-linux)
+    command -v strace >/dev/null || packages+=(strace)
 }
 
 # What real file systems are tested with. ZFS is the kernel's where it has it: its commands and those

@@ -16,7 +16,7 @@ use common::{
 use futures_util::future::join_all;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use zookeeper_client::{Acls, Client, CreateMode};
+use zookeeper_client::{Acl, Acls, AuthId, Client, CreateMode, Permission};
 
 /// What a call takes at most: its limit, and a little for a busy machine.
 const CALL_AT_MOST: Millis = Millis(ZK_CALL.0 + 1500);
@@ -153,6 +153,24 @@ async fn a_state_that_was_deleted_conflicts() {
     assert!(matches!(outcome, PutOutcome::Conflict), "{outcome:?}");
     let version = put(&coord, None, 2).await;
     watcher.until_version(version).await;
+}
+
+/// A shard of the first version whose peers are all away has a history and nothing else: nobody sets up
+/// a new one over it (rule G2), and a backfill can.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_sets_up_over_a_history() {
+    let (shared, root) = (ensemble(1), fresh_root());
+    let coord = shared_of(&open(&shared, &root));
+    let client = raw(&shared).await;
+    let event = "1426704055000-10.0.0.1-AssumeLeader-Leader---";
+    let path = format!("{root}/1.example/history/{event}");
+    make(&client, &path, "", CreateMode::PersistentSequential).await;
+    let outcome = coord.put(None, &state(1)).await;
+    let PutOutcome::Unknown(error) = outcome else { panic!("{outcome:?}") };
+    let said = error.cause.to_string();
+    assert!(said.contains("state-backfill") && said.contains("history"), "{said}");
+    assert_eq!(coord.read().await.expect("to read").state, None);
+    put(&coord, None, 0).await;
 }
 
 fn with_file(shared: &SharedEnsemble, root: &str, file: PathBuf) -> Arc<dyn Coordination> {
@@ -499,3 +517,54 @@ async fn tls_both_ways() {
     let Stream::Member(member) = member else { unreachable!("join gives a member") };
     member.leave().await.expect("to leave");
 }
+
+/// What has changed and cannot be read again is not vouched for, though the session lives and every
+/// heartbeat is answered: a state that is no text, a registration that is closed to us.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_read_is_not_confirmed() {
+    let shared = ensemble(1);
+    let client = raw(&shared).await;
+    // It beats as the member does, in a shard that nothing happens to.
+    let quiet = shared_of(&open(&shared, &fresh_root()));
+    let (mut witness, _) = join(&quiet, 1, UNREAD).await;
+    for part in ["state", "election/10.0.0.9:1:2-0000000009"] {
+        let root = fresh_root();
+        let coord = shared_of(&open(&shared, &root));
+        put(&coord, None, 1).await;
+        let (mut member, own) = join(&coord, 1, UNREAD).await;
+        member.until_confirmed().await;
+        let path = format!("{root}/1.example/{part}");
+        if part == "state" {
+            client.set_data(&path, b"\xff", None).await.expect("written");
+        } else {
+            let nobody = [Acl::new(Permission::ALL, AuthId::new("digest", "nobody:nothing"))];
+            let options = CreateMode::Ephemeral.with_acls(Acls::new(&nobody));
+            client.create(&path, b"", &options).await.expect("a node");
+        }
+        let changed = clock::now();
+        let vouched = |event: &CoordEvent| match event {
+            CoordEvent::Confirmed { sent } if *sent > changed => Some(()),
+            _ => None,
+        };
+        // Whoever vouched for what it had not read would have done so long before the witness does.
+        let late = changed + UNREAD;
+        let by_then = |event: &CoordEvent| {
+            matches!(event, CoordEvent::Confirmed { sent } if *sent > late).then_some(())
+        };
+        tokio::select! {
+            () = member.until("a confirmation", vouched) => panic!("{part}: not read, yet confirmed"),
+            () = witness.until("a later confirmation", by_then) => {}
+        }
+        if part == "state" {
+            client.set_data(&path, state(2).to_json().as_bytes(), None).await.expect("written");
+        } else {
+            client.delete(&path, None).await.expect("deleted");
+        }
+        member.until("a confirmation", vouched).await;
+        let active = coord.read().await.expect("to read").active;
+        assert_eq!(sequences(&active), [own], "the same session still");
+    }
+}
+
+/// Of the sessions that stay alive while something cannot be read.
+const UNREAD: Millis = Millis(4000);

@@ -57,21 +57,25 @@ async fn a_new_database_serves_alone() {
     assert!(commit(&peer, "insert into t values (1)").await.expect("a task"));
     assert_eq!(peer.pid(), pid);
 
-    // The replication role replicates and does nothing else; the superuser has no TCP.
-    let tcp = |user: &str| {
+    // The replication role replicates, and calls what a rewind needs, in one database only; the
+    // superuser has no TCP.
+    let tcp = |user: &str, database: &str| {
         let mut config = tokio_postgres::Config::new();
-        config.host("127.0.0.1").port(peer.settings.port).user(user).dbname("postgres");
+        config.host("127.0.0.1").port(peer.settings.port).user(user).dbname(database);
         config.password(&peer.settings.replication_password);
         async move { config.connect(tokio_postgres::NoTls).await.map(drop) }
     };
-    assert!(tcp("replication").await.is_err(), "no SQL for the replication role");
-    assert!(tcp("postgres").await.is_err(), "no superuser over TCP");
+    tcp("replication", "postgres").await.expect("what a rewind needs");
+    assert!(tcp("replication", "template1").await.is_err(), "no other database");
+    assert!(tcp("postgres", "postgres").await.is_err(), "no superuser over TCP");
+    let privileges = "select has_table_privilege('replication', 't', 'select')::text";
+    assert_eq!(peer.value(privileges).await, "false", "no data by SQL");
     assert_eq!(
         peer.value("select rolsuper::text from pg_roles where rolname = 'replication'").await,
         "false"
     );
     assert!(commit(&peer, "create role app login").await.expect("a task"));
-    tcp("app").await.expect("a client by the rule for clients");
+    tcp("app", "postgres").await.expect("a client by the rule for clients");
 
     let probe = peer.postgres.probe().await.expect("a probe");
     assert!(!probe.in_recovery && probe.timeline == 1 && probe.wal > Lsn::ZERO);
@@ -669,6 +673,9 @@ async fn a_crashed_standby_knows_its_timeline() {
     b.apply(&primary(Counts::Sync(c.id()), &[&c])).await;
     c.apply(&standby(Some(&b), &[])).await;
     b.wait_sync(&c).await;
+    // Acknowledged: so some WAL of the new timeline is on the disk of `c`, which no state says of the
+    // sender that may still be sending the old one.
+    assert!(commit(&b, "create table t (i int)").await.expect("a task"));
     assert_eq!(c.postgres.probe().await.expect("a probe").timeline, 2);
     for peer in [&b, &c] {
         let mut exits = peer.postgres.exits();

@@ -307,21 +307,22 @@ impl Inner {
         }
     }
 
-    /// Promotes a standby and waits until it is a primary.
+    /// Promotes a standby and waits until it is a primary. PostgreSQL's own waiting looks ten times a
+    /// second only, and clients wait for this.
     pub async fn promote(&self) -> Result<(), PgCause> {
         let limit = self.settings.start_timeout;
         let session = self.session_with(Some("local"), Millis(0)).await?.patient();
-        let seconds = limit.0.div_ceil(1000).max(1);
-        let promotion = session.value("select pg_is_wal_replay_paused()");
-        if promotion.await? == "t" {
+        if session.is("pg_is_wal_replay_paused()").await? {
             session.value("select pg_wal_replay_resume()").await?;
         }
-        let sql = format!("select pg_promote(true, {seconds})");
-        let told = within(Millis(limit.0 + 2000), "a promotion", session.value(&sql)).await??;
-        if told == "t" && !session.is("pg_is_in_recovery()").await? {
-            return Ok(());
-        }
-        Err(PgCause::Timeout { what: "a promotion".to_owned(), limit })
+        let promoted = async {
+            session.value("select pg_promote(false)").await?;
+            while session.is("pg_is_in_recovery()").await? {
+                tokio::time::sleep(POLL).await;
+            }
+            Ok(())
+        };
+        within(limit, "a promotion", promoted).await?
     }
 }
 

@@ -6,7 +6,7 @@ use cluster::Millis;
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -51,6 +51,7 @@ pub enum EtcdError {
 #[derive(Debug)]
 pub struct Etcd {
     directory: PathBuf,
+    ip: IpAddr,
     /// Of each server for clients, then for the other servers.
     ports: Vec<[u16; 2]>,
     processes: Vec<Mutex<Option<Child>>>,
@@ -62,9 +63,18 @@ impl Etcd {
     /// # Errors
     /// When etcd is not installed, or does not serve in time.
     pub fn start(directory: &Path, count: usize) -> Result<Etcd, EtcdError> {
+        Etcd::start_at(directory, count, Ipv4Addr::LOCALHOST.into())
+    }
+
+    /// As [`Etcd::start`], at this address of the machine.
+    ///
+    /// # Errors
+    /// As [`Etcd::start`].
+    pub fn start_at(directory: &Path, count: usize, ip: IpAddr) -> Result<Etcd, EtcdError> {
         let ports = super::free_ports(2 * count).map_err(EtcdError::Ports)?;
         let etcd = Etcd {
             directory: directory.to_owned(),
+            ip,
             ports: ports.chunks(2).map(|pair| [pair[0], pair[1]]).collect(),
             processes: (0..count).map(|_| Mutex::default()).collect(),
         };
@@ -84,7 +94,7 @@ impl Etcd {
 
     /// Where a server takes clients.
     pub fn address(&self, index: usize) -> SocketAddr {
-        (Ipv4Addr::LOCALHOST, self.ports[index][0]).into()
+        (self.ip, self.ports[index][0]).into()
     }
 
     /// The address of all servers, with nothing about a root.
@@ -115,7 +125,7 @@ impl Etcd {
         let path = self.log(index);
         let log = OpenOptions::new().create(true).append(true).open(&path);
         let log = log.map_err(|source| EtcdError::Log { path, source })?;
-        let url = |port: u16| format!("http://127.0.0.1:{port}");
+        let url = |port: u16| format!("http://{}", SocketAddr::from((self.ip, port)));
         let [client, peer] = self.ports[index].map(url);
         let member = |(number, ports): (usize, &[u16; 2])| format!("s{number}={}", url(ports[1]));
         let members: Vec<_> = self.ports.iter().enumerate().map(member).collect();

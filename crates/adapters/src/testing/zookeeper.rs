@@ -298,6 +298,11 @@ impl Ensemble {
         self.signal(index, Signal::CONT);
     }
 
+    /// The process of a server; `None` when it was killed.
+    pub fn process(&self, index: usize) -> Option<u32> {
+        self.servers[index].process().as_ref().map(Child::id)
+    }
+
     fn signal(&self, index: usize, signal: Signal) {
         let process = self.servers[index].process();
         let pid = process.as_ref().and_then(|child| i32::try_from(child.id()).ok());

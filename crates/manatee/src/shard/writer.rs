@@ -22,14 +22,18 @@ use std::{
 };
 use tokio::{
     task::JoinSet,
-    time::{MissedTickBehavior, interval, timeout},
+    time::{MissedTickBehavior, interval, sleep, timeout},
 };
-use tokio_postgres::{Client, Config, NoTls, Statement, config::TargetSessionAttrs};
+use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage, Statement};
 
 /// Between the starts of two rows.
 const PACE: Duration = Duration::from_millis(10);
-/// How long one peer may take to let the writer in.
+/// How long one peer may take to let the writer in, and to answer it.
 const CONNECT_LIMIT: Duration = Duration::from_secs(1);
+/// How long is looked for whoever takes writes before the writer says that nobody does.
+const SEARCH_LIMIT: Duration = Duration::from_secs(3);
+/// Before a peer that does not take writes is asked again.
+const ASK_AGAIN: Duration = Duration::from_millis(20);
 /// How long one commit may take. A longer limit would not shorten an outage; a shorter one leaves
 /// more rows of unknown outcome behind.
 const COMMIT_LIMIT: Duration = Duration::from_secs(2);
@@ -220,7 +224,6 @@ fn routes(shard: &Shard) -> Vec<(String, Config)> {
         let (ip, port) = peer.host();
         let mut config = Config::new();
         config.host(ip.to_string()).port(port).user(role).password(password).dbname("postgres");
-        config.target_session_attrs(TargetSessionAttrs::ReadWrite);
         config.application_name("manatee demo writer");
         (peer.zone().to_owned(), config)
     };
@@ -297,14 +300,30 @@ impl Shared {
     }
 }
 
-/// Connects to whoever first says that it takes writes.
+/// Finds whoever first says that it takes writes. Each peer is asked again and again by itself: a host
+/// that is silent does not keep the others waiting.
 async fn connect(routes: &[(String, Config)]) -> Result<Session> {
     let mut attempts = JoinSet::new();
-    for (zone, config) in routes {
-        let (zone, config) = (zone.clone(), config.clone());
+    for (zone, config) in routes.iter().cloned() {
         attempts.spawn(async move {
-            let opened = timeout(CONNECT_LIMIT, open(&zone, &config)).await;
-            opened.unwrap_or_else(|_| Err(anyhow!("no answer")).context(zone))
+            let mut problem = anyhow!("no answer");
+            let persist = async {
+                loop {
+                    match timeout(CONNECT_LIMIT, open(&config)).await {
+                        Err(_) => problem = anyhow!("no answer"),
+                        Ok(Err(error)) => problem = error,
+                        Ok(Ok(client)) => match wait_open(&client).await {
+                            Ok(insert) => return (client, insert),
+                            Err(error) => problem = error,
+                        },
+                    }
+                    sleep(ASK_AGAIN).await;
+                }
+            };
+            match timeout(SEARCH_LIMIT, persist).await {
+                Ok((client, insert)) => Ok(Session { zone, client, insert }),
+                Err(_) => Err(problem.context(zone)),
+            }
         });
     }
     let mut problems = Vec::new();
@@ -318,12 +337,32 @@ async fn connect(routes: &[(String, Config)]) -> Result<Session> {
     bail!("nobody takes writes: {}", problems.join("; "))
 }
 
-async fn open(zone: &str, config: &Config) -> Result<Session> {
-    let (client, connection) = config.connect(NoTls).await.with_context(|| zone.to_owned())?;
+async fn open(config: &Config) -> Result<Client> {
+    let (client, connection) = config.connect(NoTls).await?;
     // How it ends is told to whoever uses the client.
     tokio::spawn(async move { drop(connection.await) });
-    let insert = client.prepare("insert into ledger (n, peer) values ($1, $2)").await;
-    Ok(Session { zone: zone.to_owned(), insert: insert.with_context(|| zone.to_owned())?, client })
+    Ok(client)
+}
+
+/// Asks on an open connection until the peer takes writes: to log in each time would cost both sides
+/// more than the answer.
+async fn wait_open(client: &Client) -> Result<Statement> {
+    loop {
+        let answer =
+            timeout(CONNECT_LIMIT, client.simple_query("show transaction_read_only")).await;
+        let answer = answer.context("no answer")??;
+        let value = answer.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => row.get(0),
+            _ => None,
+        });
+        if value == Some("off") {
+            let insert = "insert into ledger (n, peer) values ($1, $2)";
+            return Ok(timeout(CONNECT_LIMIT, client.prepare(insert))
+                .await
+                .context("no answer")??);
+        }
+        sleep(ASK_AGAIN).await;
+    }
 }
 
 /// One row, its commit acknowledged.

@@ -63,8 +63,10 @@ pub fn run(path: &Path) -> Result<ExitCode> {
 /// The log is written by a thread of its own, and loses lines rather than making anybody wait: stderr
 /// may be a pipe that nobody reads.
 fn log_to_stderr(config: &Config) -> Result<tracing_appender::non_blocking::WorkerGuard> {
+    // The client tells of each of its sessions, and there is one for each call. A level says nothing
+    // of it; a filter may name it.
     let filter = EnvFilter::builder()
-        .parse(&config.log.level)
+        .parse(format!("zookeeper_client=warn,{}", config.log.level))
         .with_context(|| format!("log.level {:?} is no level and no filter", config.log.level))?;
     let (writer, guard) = tracing_appender::non_blocking(std::io::stderr());
     let log = tracing_subscriber::fmt()

@@ -14,30 +14,32 @@ use cluster::{Millis, Role};
 use manatee::shard::Peer;
 use tempfile::TempDir;
 
-/// In seconds. With it, a primary's host that died is to be replaced within six.
-const SESSION: u64 = 4;
+/// With it, a primary's host that died is to be replaced within six seconds.
+pub const SESSION: Millis = Millis(4000);
 
 /// Three peers on hosts 1 to 3, three servers on hosts 4 to 6. Fields are dropped in this order.
-struct Stage {
-    world: World,
-    ensemble: Ensemble,
-    network: Network,
+pub struct Stage {
+    pub world: World,
+    pub ensemble: Ensemble,
+    pub network: Network,
     _directory: TempDir,
 }
 
 impl Stage {
     fn start() -> Result<Stage> {
+        Stage::start_with(EnsembleOptions::default())
+    }
+
+    pub fn start_with(options: EnsembleOptions) -> Result<Stage> {
         let network = Network::make(6)?;
         let directory = tempfile::Builder::new().prefix("manatee-zk-").tempdir()?;
-        let options = EnsembleOptions {
-            hosts: (4..=6).map(|number| network.host(number)).collect(),
-            ..EnsembleOptions::default()
-        };
+        let hosts = (4..=6).map(|number| network.host(number)).collect();
+        let options = EnsembleOptions { hosts, ..options };
         let ensemble = Ensemble::start_with(directory.path(), 3, &options)?;
         let world = World::start_as("", |options| {
             options.hosts = (1..=3).map(|number| network.host(number)).collect();
             options.coordination = Some(ensemble.url());
-            options.session_timeout = SESSION as f64;
+            options.session_timeout = SESSION.0 as f64 / 1000.0;
         })?;
         Ok(Stage { world, ensemble, network, _directory: directory })
     }
@@ -58,13 +60,13 @@ impl Stage {
     }
 
     /// Waits until this much time has passed, with the shard looked at all the while.
-    fn let_pass(&self, time: Millis) -> Result<()> {
+    pub fn let_pass(&self, time: Millis) -> Result<()> {
         let start = clock::now();
         self.world.wait("time to pass", |_| clock::now() - start >= time)
     }
 
     /// Waits for a leader.
-    fn wait_for_leader(&self) -> Result<usize> {
+    pub fn wait_for_leader(&self) -> Result<usize> {
         let mut leader = None;
         self.world.wait("a leader of the ensemble", |_| {
             leader = self.ensemble.leader();
@@ -93,7 +95,9 @@ fn the_sync_takes_over_when_the_host_of_the_primary_is_gone() -> Result<()> {
         old.kill_host()?;
         stage.wait_open(&sync)?;
         world.wait_for_writes()?;
-        println!("writes were out for {} ms", world.writer.longest_gap_since(mark).length().0);
+        let gap = world.writer.longest_gap_since(mark);
+        println!("writes were out for {} ms", gap.length().0);
+        println!("by the clock of the traces from {} to {}", gap.from.0, gap.to.0);
         stage.network.heal()?;
         old.start_sitter()?;
         stage.world.finish()
@@ -128,7 +132,7 @@ fn without_the_ensemble_writes_go_on() -> Result<()> {
         let stage = Stage::start()?;
         let (generation, failed) = (stage.world.generation()?, stage.world.failed_writes());
         stage.kill_all();
-        stage.let_pass(Millis(3 * 1000 * SESSION))?;
+        stage.let_pass(Millis(3 * SESSION.0))?;
         stage.world.wait_for_writes()?;
         for index in 0..3 {
             stage.launch(index)?;
@@ -155,7 +159,7 @@ fn a_primary_that_died_without_the_ensemble_is_replaced_when_it_is_back() -> Res
         world.wait_for_writes()?;
         stage.network.isolate(old.host().0)?;
         old.kill_host()?;
-        stage.let_pass(Millis(1000 * SESSION))?;
+        stage.let_pass(SESSION)?;
         ensure!(
             world.shard.view().primary().is_none(),
             "nobody may take over without the ensemble"
@@ -255,7 +259,7 @@ fn a_server_that_never_answers_is_not_noticed_by_clients() -> Result<()> {
         stage.world.wait("another leader", |_| {
             (0..3).any(|index| index != leader && stage.ensemble.mode(index) == Some(Mode::Leader))
         })?;
-        stage.let_pass(Millis(2 * 1000 * SESSION))?;
+        stage.let_pass(Millis(2 * SESSION.0))?;
         stage.world.wait_for_writes()?;
         stage.ensemble.thaw(leader);
         stage.ensemble.wait_serving(leader)?;

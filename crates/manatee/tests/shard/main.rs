@@ -3,6 +3,7 @@
 //! servers and is sensitive to how long things take.
 
 mod apart;
+mod bench;
 mod deaths;
 mod ensemble;
 mod etcd;
@@ -13,6 +14,8 @@ mod network;
 mod original_client;
 mod outages;
 mod rebuild;
+mod service;
+mod slow_disks;
 mod still;
 mod volumes;
 mod world;

@@ -81,7 +81,7 @@ impl Network {
         })?;
         run("ip", &["link", "set", "lo", "up"])?;
         run("ip", &["link", "add", "hub", "type", "bridge"])?;
-        let outside = format!("{}/24", Ipv4Addr::from(address(OUTSIDE)));
+        let outside = format!("{}/24", outside());
         run("ip", &["address", "add", &outside, "dev", "hub"])?;
         run("ip", &["link", "set", "hub", "up"])?;
         for number in 1..=hosts {
@@ -135,6 +135,11 @@ impl Network {
     }
 }
 
+/// The address of the test itself, for hosts.
+pub fn outside() -> Ipv4Addr {
+    address(OUTSIDE).into()
+}
+
 fn name(number: u8) -> String {
     format!("h{number}")
 }
@@ -174,7 +179,7 @@ fn what_is_cut_does_not_arrive() -> Result<()> {
 
     alone("network::what_is_cut_does_not_arrive", || {
         let network = Network::make(2)?;
-        let outside: IpAddr = Ipv4Addr::from(address(OUTSIDE)).into();
+        let outside: IpAddr = outside().into();
         let ping = |from: u8, to: u8| {
             let to = network.address(to).to_string();
             run("ip", &["netns", "exec", &name(from), "bash", "-c", &probe(&to)])

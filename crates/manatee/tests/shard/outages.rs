@@ -2,20 +2,17 @@
 
 use super::World;
 use adapters::clock;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use cluster::Role;
 use std::fs;
 
-/// The coordination takes no writes until every session has expired, and comes back. As long as the
+/// The coordination takes no writes, or is gone, until every session has expired, and comes back. As long as the
 /// primary and its sync see each other, clients notice nothing.
 #[test]
 fn losing_coordination_alone_stops_nobody() -> Result<()> {
     let world = World::start()?;
     let failed = world.failed_writes();
-    let url = world.shard.coordination();
-    let file = url.strip_prefix("sqlite:").context("not a file")?;
-    let lock = rusqlite::Connection::open(file)?;
-    lock.execute_batch("begin immediate")?;
+    let away = world.take_coordination_away()?;
     world.wait("every session to be lost", |view| {
         let lost = |status: &manatee::status::PeerStatus| !status.in_session;
         view.peers.iter().all(|peer| peer.status.as_ref().is_ok_and(lost))
@@ -25,7 +22,7 @@ fn losing_coordination_alone_stops_nobody() -> Result<()> {
     world.wait("one more lease to pass", |_| (clock::now() - without).0 > 3500)?;
     world.wait_for_writes()?;
     world.ensure_unnoticed(failed)?;
-    lock.execute_batch("rollback")?;
+    away.give_back()?;
     world.finish()
 }
 

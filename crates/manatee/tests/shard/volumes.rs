@@ -10,7 +10,7 @@ use adapters::{
 };
 use anyhow::{Result, ensure};
 use cluster::Role;
-use manatee::shard::Volumes;
+use manatee::shard::{ShardView, Volumes};
 use std::{fs, path::Path, process::Command};
 
 /// Runs a test in namespaces of its own when it is its turn.
@@ -171,4 +171,69 @@ fn rebuilt_from_a_snapshot(world: &World, snapshots: &dyn Snapshots) -> Result<(
     let kept = found.iter().filter(|one| one.name.as_str().starts_with(&aside)).count();
     ensure!(kept == 1, "what it had is kept once: {found:?}");
     Ok(())
+}
+
+/// How often something is killed while one peer is seeded; `make test-kills` does it more often.
+const KILLS: u64 = 8;
+/// Of some 75 bytes each.
+const ROWS: u64 = 1_400_000;
+
+/// A peer that lost its disk is seeded with 100 MiB, and again and again either end of the transfer is
+/// killed somewhere in the middle. It never starts what is not complete, and follows in the end.
+#[test]
+fn a_seeding_outlives_both_of_its_ends() {
+    alone("volumes::a_seeding_outlives_both_of_its_ends", |place| {
+        let file = BtrfsFile::new(place, 6144);
+        let parent = file.parent("manatee");
+        let snapshots = Btrfs::open(&parent)?;
+        let overrides = "[backup]\nrate_mib = 60";
+        let world = World::start_as(overrides, |options| options.volumes = Volumes::Btrfs(parent))?;
+        let primary = world.in_role(Role::Primary)?;
+        primary.psql("create table noise (a uuid, b uuid, c uuid)")?;
+        let noise = "insert into noise select gen_random_uuid(), gen_random_uuid(), gen_random_uuid() \
+            from generate_series(1, 100000)";
+        for _ in 0..ROWS / 100_000 {
+            primary.psql(noise)?;
+        }
+        let (peer, source) = (world.in_role(Role::Async)?, world.in_role(Role::Sync)?);
+        peer.kill_host()?;
+        let name = DatasetName::new(peer.zone())?;
+        block_on(async {
+            snapshots.unmount(&name).await?;
+            snapshots.destroy(&name).await
+        })?;
+        let kills =
+            std::env::var("MANATEE_TEST_KILLS").ok().map(|text| text.parse()).transpose()?;
+        let (mut state, mut middle) = (0x9E37_79B9_7F4A_7C15_u64, 0);
+        peer.start_sitter()?;
+        for turn in 0..kills.unwrap_or(KILLS) {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            let bytes = state % (100 << 20);
+            let copying = |view: &ShardView| {
+                let status = view.peer(peer.zone()).status.as_ref().ok()?;
+                let copying = status.copying.as_ref()?;
+                (copying.phase == "receiving").then_some(copying.bytes_done)
+            };
+            world.wait("the transfer to be that far, or over", |view| {
+                let there = copying(view).is_some_and(|done| done >= bytes);
+                there || view.peer(peer.zone()).postgres() == "streaming"
+            })?;
+            middle += u64::from(copying(&world.shard.view()).is_some());
+            if turn % 2 == 0 {
+                peer.kill_host()?;
+                peer.start_sitter()?;
+            } else {
+                source.kill_sitter()?;
+                source.start_sitter()?;
+            }
+        }
+        println!("{middle} kills came in the middle of a transfer");
+        ensure!(middle > 0, "no kill came in the middle of a transfer");
+        world.shard.wait_whole(LIMIT)?;
+        let rows = peer.psql("select count(*)::text from noise")?;
+        ensure!(rows[0][0] == Some(ROWS.to_string()), "{rows:?}");
+        world.finish()
+    });
 }

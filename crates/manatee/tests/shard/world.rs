@@ -1,10 +1,15 @@
 //! A shard under a writer, and what a test asks of it.
 
-use super::filesystems::own_place;
+use super::{
+    filesystems::own_place,
+    network,
+    service::{Away, Service},
+};
 use anyhow::{Context, Result, ensure};
 use cluster::{Generation, Millis, Role};
 use manatee::shard::{Peer, Shard, ShardOptions, ShardView, Writer};
 use std::{
+    net::{IpAddr, Ipv4Addr},
     process::{Command, Output},
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -21,10 +26,17 @@ pub fn turn() -> MutexGuard<'static, ()> {
     ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+fn start_service(directory: &TempDir, ip: impl Into<IpAddr>) -> Result<Service> {
+    let own = directory.path().join("service");
+    std::fs::create_dir(&own)?;
+    Service::start(&own, ip.into())
+}
+
 /// A shard that is whole, with a writer at work. Fields are dropped in this order.
 pub struct World {
     pub writer: Writer,
     pub shard: Shard,
+    service: Service,
     _directory: TempDir,
     _turn: MutexGuard<'static, ()>,
 }
@@ -50,12 +62,24 @@ impl World {
         let mut options = ShardOptions::new(binary, directory.path().join("shard"));
         options.overrides = overrides.parse().context("overrides")?;
         change(&mut options);
+        let service = match &options.coordination {
+            Some(_) => Service::Foreign,
+            // Hosts of their own reach the test by the address that it has on their network.
+            None if options.hosts.is_empty() => start_service(&directory, Ipv4Addr::LOCALHOST)?,
+            None => start_service(&directory, network::outside())?,
+        };
+        options.coordination = options.coordination.or_else(|| service.url());
         let shard = Shard::start(&options)?;
         shard.wait_whole(LIMIT)?;
         let writer = Writer::start(&shard)?;
-        let world = World { writer, shard, _directory: directory, _turn: turn };
+        let world = World { writer, shard, service, _directory: directory, _turn: turn };
         world.wait_for_writes()?;
         Ok(world)
+    }
+
+    /// Takes the coordination away: every session runs out.
+    pub fn take_coordination_away(&self) -> Result<Away<'_>> {
+        self.service.take_away(self.shard.coordination())
     }
 
     /// The peer that has this place.

@@ -162,6 +162,9 @@ pub(super) async fn make_path(client: &Client, path: &str, acls: Acls<'_>) -> Re
     client.mkdir(path, &options).await.map_err(|error| Failure::node("made", path, error))
 }
 
+/// What setting a shard up declares.
+const SETUP: Generation = Generation(1);
+
 /// Stores a state if the stored version is the expected one, and its history entry with it. `None`
 /// is a conflict.
 pub(super) async fn put(
@@ -171,6 +174,9 @@ pub(super) async fn put(
     expected: Option<Version>,
     (generation, json): (Generation, &str),
 ) -> Result<Option<Version>, Failure> {
+    if expected.is_none() && generation == SETUP {
+        refuse_a_second_setup(client, layout).await?;
+    }
     let mut made = false;
     loop {
         let mut writer = client.new_multi_writer();
@@ -206,6 +212,18 @@ pub(super) async fn put(
             }
             Err(error) => return Err(put_failure(path, error.into())),
         }
+    }
+}
+
+/// A shard is set up once. Where there is a history and no state, the state was deleted, or the shard is
+/// of the original's first version and none of its peers has a session now: their databases are there
+/// (rule G2).
+async fn refuse_a_second_setup(client: &Client, layout: &Layout) -> Result<(), Failure> {
+    match client.list_children(&layout.history).await {
+        Ok(entries) if entries.is_empty() => Ok(()),
+        Err(Error::NoNode) => Ok(()),
+        Ok(_) => Err(Failure::HasHistory(layout.history.clone())),
+        Err(error) => Err(Failure::node("read", &layout.history, error)),
     }
 }
 

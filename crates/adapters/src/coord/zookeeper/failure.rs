@@ -22,6 +22,12 @@ pub(super) enum Failure {
         "the server does not know this kind of transaction: it has to be ZooKeeper 3.5 or later"
     )]
     TooOld,
+    #[error(
+        "a new shard would be set up over an old one: {0} has entries, and there is no state; bring the \
+         old peers back and run `manatee adm state-backfill`, or, if nothing of that shard is wanted any \
+         more, remove {0}"
+    )]
+    HasHistory(String),
     #[error("a session needs a timeout")]
     NoTimeout,
     #[error("{path} holds what is no {what}")]
