@@ -69,6 +69,12 @@ pub struct Copying {
     pub bytes_done: u64,
     /// The source's estimate of all.
     pub bytes_total: Option<u64>,
+    /// Bytes a second since it began.
+    #[serde(default)]
+    pub rate: Option<u64>,
+    /// Seconds that are left at this rate.
+    #[serde(default)]
+    pub remaining: Option<u64>,
 }
 
 /// PostgreSQL of a peer.

@@ -244,8 +244,10 @@ async fn pg_status(
         } else {
             let gap = if printed > 0 && !plain { "\n" } else { "" };
             let table = peers::render(&rows, &columns, !options.omit_header);
+            let copies = if plain { String::new() } else { show::copies(&view) };
+            let apart = if copies.is_empty() { "" } else { "\n" };
             let problems = if plain { String::new() } else { peers::render_problems(&problems) };
-            format!("{gap}{table}{problems}")
+            format!("{gap}{table}{apart}{copies}{problems}")
         };
         let read = print_if_read(&text)?;
         printed += 1;
