@@ -24,7 +24,7 @@ pub use ident::{PeerId, PeerIdent, PeerIdentError};
 pub use lsn::{Lsn, LsnError};
 pub use machine::{
     Action, ApplyError, Event, Machine, MachineConfig, Now, PgCommand, PgOutcome, PutOutcome,
-    Snapshot, StateSeen, Version,
+    Snapshot, StateSeen, Version, Way,
 };
 pub use pg::{Counts, Gate, PgConfig, StandbyRole};
 pub use reason::{Reason, Role};

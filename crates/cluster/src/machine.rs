@@ -15,11 +15,12 @@
 mod events;
 mod fence;
 mod reconcile;
+mod request;
 mod types;
 
 pub use types::{
     Action, ApplyError, Event, MachineConfig, Now, PgCommand, PgOutcome, PutOutcome, Snapshot,
-    StateSeen, Version,
+    StateSeen, Version, Way,
 };
 
 use crate::{
@@ -117,6 +118,8 @@ pub struct Machine {
     rebuilt_in: Option<Generation>,
     /// The upstream that the data here has been shown to have diverged from.
     diverged_from: Option<PeerId>,
+    /// What an operator wants of it.
+    asked: Option<request::Asked>,
     postgres: Option<InFlight>,
     fencing: bool,
     fence_at: Monotonic,
@@ -168,6 +171,7 @@ impl Machine {
             caught_up: None,
             rebuilt_in: None,
             diverged_from: None,
+            asked: None,
             postgres: None,
             fencing: false,
             fence_at: start,
@@ -213,6 +217,7 @@ impl Machine {
             timeline: self.timeline,
             pending: self.pending(),
             fenced: self.fenced,
+            rebuild_asked: self.asked.is_some(),
             serve_until: self.serve_until(),
             failure: self.failure.clone(),
         }

@@ -158,6 +158,9 @@ reasons! {
     /// Its upstream cannot give it what comes next.
     CannotFollow { upstream: PeerId } = "X4",
         "cannot follow {upstream} any more: keeping the database aside and copying one";
+    /// An operator wants its database rebuilt.
+    RebuildingAsked { upstream: PeerId } = "X5",
+        "an operator asked for it: keeping the database aside and copying that of {upstream}";
     /// The primary is gone and the shard is frozen.
     TakeoverFrozen { primary: PeerId } = "D4", "the primary {primary} is gone, but the shard is frozen: no takeover";
     /// The primary is gone and no async is there.

@@ -4,7 +4,7 @@
 use cluster::{
     Action, ApplyError, ClusterState, Counts, Database, DeposedPolicy, Event, Generation, Lsn,
     Machine, MachineConfig, Millis, Monotonic, Now, PeerIdent, PgCommand, PgConfig, PgOutcome,
-    PutOutcome, StateSeen, Version, check_successor,
+    PutOutcome, Role, StateSeen, Version, Way, check_successor,
 };
 use proptest::{collection::vec, prelude::*};
 
@@ -98,7 +98,7 @@ impl World {
                     self.postgres = Some(command);
                 }
                 Action::CancelPostgres => assert!(
-                    matches!(self.postgres, Some(PgCommand::Seed(_) | PgCommand::Rebuild(_))),
+                    matches!(self.postgres, Some(PgCommand::Seed(_) | PgCommand::Rebuild(..))),
                     "only copies are given up: {:?}",
                     self.postgres
                 ),
@@ -120,6 +120,11 @@ impl World {
     }
 
     fn check_command(&self, command: &PgCommand) {
+        // Rule X5: whoever is known to be primary or sync is not rebuilt because an operator asks.
+        if matches!(command, PgCommand::Rebuild(_, Way::Copied | Way::Whole)) {
+            let role = self.machine.role();
+            assert!(matches!(role, Role::Async | Role::Deposed), "{command:?} as {role}");
+        }
         let PgCommand::Apply(config) = command else { return };
         if let PgConfig::Primary { counts, .. } = config {
             assert_ne!(*counts, Counts::Alone, "never alone outside one-node-write mode");
@@ -194,6 +199,7 @@ impl World {
                 self.tell(Event::Fenced(result));
             }
             14 if self.machine.snapshot().running => self.probed(how),
+            15 if how > 235 => self.tell(Event::RebuildAsked { full: how.is_multiple_of(2) }),
             15 if how < 20 && self.machine.snapshot().running && self.postgres.is_none() => {
                 self.tell(Event::PgExited("gone".to_owned()));
             }
@@ -275,7 +281,7 @@ impl World {
                 let position = self.write_wal(how);
                 PgOutcome::Applied { position, timeline: Some(1) }
             }
-            PgCommand::Seed(_) | PgCommand::Rebuild(_) => PgOutcome::Copied,
+            PgCommand::Seed(_) | PgCommand::Rebuild(..) => PgOutcome::Copied,
             PgCommand::Stop => PgOutcome::Stopped,
         };
         self.tell(Event::PgDone(outcome));

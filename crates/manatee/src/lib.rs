@@ -5,6 +5,7 @@
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 pub mod adm;
+mod archive;
 pub mod backup;
 pub mod demo;
 pub mod shard;

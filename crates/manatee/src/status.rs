@@ -29,6 +29,9 @@ pub struct PeerStatus {
     pub pending: Vec<String>,
     /// Whether it stopped PostgreSQL because it had no proof left that it may serve.
     pub fenced: bool,
+    /// Whether an operator's request to rebuild its database is not yet fulfilled.
+    #[serde(default)]
+    pub rebuild_asked: bool,
     /// How long it may serve as primary without a further proof, in ms; null when no limit applies.
     pub may_serve_ms: Option<u64>,
     /// The newest failure that nothing has mended yet.
@@ -66,6 +69,12 @@ pub struct Copying {
     pub bytes_done: u64,
     /// The source's estimate of all.
     pub bytes_total: Option<u64>,
+    /// Bytes a second since it began.
+    #[serde(default)]
+    pub rate: Option<u64>,
+    /// Seconds that are left at this rate.
+    #[serde(default)]
+    pub remaining: Option<u64>,
 }
 
 /// PostgreSQL of a peer.

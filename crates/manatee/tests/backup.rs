@@ -157,7 +157,8 @@ fn request() -> StreamRequest {
 async fn start(memory: Arc<Memory>, limits: Limits, tls: Option<TlsFiles>) -> Result<Serving> {
     let legacy: Arc<dyn LegacyOutlet> = memory.clone();
     let jobs = Jobs::new(memory, limits);
-    let service = Service { jobs, secret: secret(), tls, legacy: Some(legacy) };
+    let service =
+        Service { jobs, secret: secret(), tls, legacy: Some(legacy), more: axum::Router::new() };
     serve((Ipv4Addr::LOCALHOST, 0).into(), service).await
 }
 

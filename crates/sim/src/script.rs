@@ -30,6 +30,7 @@ fail next command of a
 freeze | unfreeze
 promote sync | promote async N
 configure a alone|normal    a is to serve alone (one-node-write mode), or not to
+rebuild a                   an operator asks the sitter of a to rebuild its database
 recycle a                   PostgreSQL of a keeps only its newest WAL
 show                        what there is now
 story                       what has happened since it was told last
@@ -169,6 +170,7 @@ impl Script {
             ["configure", peer, how @ ("alone" | "normal")] => {
                 Fault::Configure(self.who(peer)?, how == "alone")
             }
+            ["rebuild", peer] => Fault::Rebuild(self.who(peer)?),
             ["recycle", peer] => Fault::Recycle(self.who(peer)?),
             ["freeze"] => Fault::Freeze,
             ["unfreeze"] => Fault::Unfreeze,

@@ -58,6 +58,15 @@ impl Binaries {
     }
 }
 
+/// The directory and the major version of the server programs: those in `wanted`, or the newest of the
+/// usual places.
+///
+/// # Errors
+/// When there are none of version 13 or later.
+pub fn programs(wanted: Option<&Path>) -> Result<(PathBuf, u32), PgCause> {
+    Binaries::find(wanted).map(|found| (found.directory, found.major))
+}
+
 fn usual_places() -> Vec<PathBuf> {
     let mut places = Vec::new();
     for (parent, prefix) in [("/usr/lib/postgresql", ""), ("/usr", "pgsql-")] {

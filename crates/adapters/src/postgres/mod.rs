@@ -25,6 +25,7 @@ mod session;
 mod slots;
 mod timelines;
 
+pub use binaries::programs;
 pub use error::{PgCause, PgError};
 pub use guard::{RefusedSetting, check_names};
 pub use history::Divergence;

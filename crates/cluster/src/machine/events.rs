@@ -87,6 +87,7 @@ impl Machine {
             }
             Event::Overridden => self.stale = self.applied.is_some(),
             Event::Diverged { from } => self.diverged_from = Some(from),
+            Event::RebuildAsked { full } => self.take_request(full),
             Event::Wake => {}
         }
     }
@@ -239,8 +240,9 @@ impl Machine {
             }
             (PgOutcome::Prepared, PgCommand::Prepare) => self.database = Some(Database::Prepared),
             (PgOutcome::Copied, PgCommand::Seed(_)) => self.take_copy(),
-            (PgOutcome::Copied, PgCommand::Rebuild(_)) => {
+            (PgOutcome::Copied, PgCommand::Rebuild(..)) => {
                 self.take_copy();
+                self.asked = self.asked.filter(|asked| asked.deposed);
                 self.rebuilt_in = operation.generation;
             }
             (PgOutcome::Stopped, PgCommand::Stop) => {

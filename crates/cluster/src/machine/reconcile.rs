@@ -1,7 +1,7 @@
 //! From what is known to what is done next: decide, then at most one operation per resource.
 
 use super::{
-    Action, InFlight, Known, Machine, Now, PgCommand, Put, Server, Session, Writing,
+    Action, InFlight, Known, Machine, Now, PgCommand, Put, Server, Session, Way, Writing,
     fence::needs_proof,
 };
 use crate::{
@@ -70,7 +70,7 @@ impl Machine {
         let view = View {
             me: &self.config.me,
             one_node_write_mode: self.config.one_node_write_mode,
-            deposed_policy: self.config.deposed,
+            deposed_policy: self.deposed_policy(),
             now: now.wall,
             state,
             active: self.active.as_deref().unwrap_or_default(),
@@ -83,6 +83,7 @@ impl Machine {
         };
         self.decision = decide(&view);
         self.decided_in = self.state().map(|state| state.generation);
+        self.forget_request();
         if self.should_give_up(now.monotonic) {
             self.decision.postgres = PgTarget::Abdicate;
             self.decision.write = None;
@@ -118,6 +119,10 @@ impl Machine {
             (self.has_diverged(config), &self.decision.reason)
         {
             self.decision.reason = Reason::CannotFollow { upstream: upstream.clone() };
+        } else if let (Some(_), Reason::Following { upstream }) =
+            (self.asked_source(config), &self.decision.reason)
+        {
+            self.decision.reason = Reason::RebuildingAsked { upstream: upstream.clone() };
         }
     }
 
@@ -262,13 +267,13 @@ impl Machine {
         let next = self.next_command(now);
         if let Some(operation) = &mut self.postgres {
             let outdated = match (&operation.command, &next) {
-                (PgCommand::Seed(from) | PgCommand::Rebuild(from), Some(next)) => match next {
-                    PgCommand::Seed(to) | PgCommand::Rebuild(to) => {
+                (PgCommand::Seed(from) | PgCommand::Rebuild(from, _), Some(next)) => match next {
+                    PgCommand::Seed(to) | PgCommand::Rebuild(to, _) => {
                         !from.iter().any(|peer| to.iter().any(|other| other.id == peer.id))
                     }
                     _ => true,
                 },
-                (PgCommand::Seed(_) | PgCommand::Rebuild(_), None) => {
+                (PgCommand::Seed(_) | PgCommand::Rebuild(..), None) => {
                     self.decision.postgres != PgTarget::Hold
                 }
                 _ => false,
@@ -290,7 +295,7 @@ impl Machine {
         if matches!(&command, PgCommand::Apply(config) if needs_proof(config)) {
             self.exposed = true;
         }
-        if matches!(command, PgCommand::Rebuild(_)) {
+        if matches!(command, PgCommand::Rebuild(..)) {
             // From here on the copy that there was is being replaced: it is no reason to come back.
             self.rebuilt_in = None;
         }
@@ -310,9 +315,14 @@ impl Machine {
                 _ => stop(),
             },
             PgTarget::Rebuilt(sources) => {
-                stop().or_else(|| Some(PgCommand::Rebuild(sources.clone())))
+                let way = if self.asked_in_full() { Way::Whole } else { Way::Cheapest };
+                stop().or_else(|| Some(PgCommand::Rebuild(sources.clone(), way)))
             }
             PgTarget::Run { config, sources } => {
+                if let Some(source) = self.asked_source(config) {
+                    let way = if self.asked_in_full() { Way::Whole } else { Way::Copied };
+                    return stop().or_else(|| Some(PgCommand::Rebuild(vec![source.clone()], way)));
+                }
                 // A database that was created here for a setup that another peer then did is none
                 // of the shard's.
                 let foreign = self.database == Some(Database::Prepared) && !config.is_primary()
@@ -321,7 +331,8 @@ impl Machine {
                     (Some(Database::None), true) => return None,
                     (Some(Database::None), false) => return Some(PgCommand::Seed(sources.clone())),
                     (_, false) if foreign => {
-                        return stop().or_else(|| Some(PgCommand::Rebuild(sources.clone())));
+                        let rebuild = PgCommand::Rebuild(sources.clone(), Way::Cheapest);
+                        return stop().or(Some(rebuild));
                     }
                     _ => {}
                 }

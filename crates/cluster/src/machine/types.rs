@@ -72,10 +72,22 @@ pub enum PgCommand {
     Apply(PgConfig),
     /// Copy a database from the first of these that gives one.
     Seed(Vec<PeerIdent>),
-    /// Keep the present database aside and copy one from the first of these that gives one.
-    Rebuild(Vec<PeerIdent>),
+    /// Keep the present database aside and make it a copy of that of the first of these that gives one.
+    Rebuild(Vec<PeerIdent>, Way),
     /// Stop in an orderly way.
     Stop,
+}
+
+/// How much of a database that is rebuilt comes from its source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Way {
+    /// As little as is proven to be enough, which may be nothing (rule X2).
+    Cheapest,
+    /// Whatever is there now is replaced, by a difference to a snapshot that both have or by everything.
+    Copied,
+    /// Everything.
+    Whole,
 }
 
 impl fmt::Display for PgCommand {
@@ -95,7 +107,7 @@ impl fmt::Display for PgCommand {
                 f.write_str("detaching PostgreSQL from its upstream")
             }
             PgCommand::Seed(sources) => write!(f, "copying the database from {}", ids(sources)),
-            PgCommand::Rebuild(sources) => {
+            PgCommand::Rebuild(sources, _) => {
                 write!(f, "keeping the old database aside and copying it from {}", ids(sources))
             }
             PgCommand::Stop => f.write_str("stopping PostgreSQL"),
@@ -198,6 +210,11 @@ pub enum Event {
         /// Whose history it is.
         from: PeerId,
     },
+    /// An operator wants the database here rebuilt now (rule X5).
+    RebuildAsked {
+        /// Whether everything is to be copied.
+        full: bool,
+    },
     /// The time asked for by `WakeAt` has come.
     Wake,
 }
@@ -259,6 +276,8 @@ pub struct Snapshot {
     pub pending: Vec<String>,
     /// Whether it stopped PostgreSQL because no proof was left, and none has come since.
     pub fenced: bool,
+    /// Whether an operator's request to rebuild is not yet fulfilled (rule X5).
+    pub rebuild_asked: bool,
     /// Until when it may serve as primary, by its boot clock.
     pub serve_until: Option<Monotonic>,
     /// The newest failure of PostgreSQL that nothing has mended yet.

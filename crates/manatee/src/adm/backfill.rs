@@ -48,14 +48,20 @@ pub fn confirm(
     tell: &mut impl Write,
 ) -> Result<()> {
     let shown = serde_json::to_string_pretty(state)?;
-    write!(tell, "Computed new cluster state:\n{shown}\nis this correct (y/n)? ")?;
+    let question = format!("Computed new cluster state:\n{shown}\nis this correct");
+    if confirmed(&question, input, tell)? {
+        return Ok(());
+    }
+    bail!("not written: it was not confirmed (`-y` confirms without asking)")
+}
+
+/// Asks, and says whether the answer is yes.
+pub fn confirmed(question: &str, input: &mut impl BufRead, tell: &mut impl Write) -> Result<bool> {
+    write!(tell, "{question} (y/n)? ")?;
     tell.flush()?;
     let mut answer = String::new();
     input.read_line(&mut answer).context("cannot read the answer")?;
-    match answer.trim() {
-        "y" | "yes" => Ok(()),
-        _ => bail!("not written: it was not confirmed (`-y` confirms without asking)"),
-    }
+    Ok(matches!(answer.trim(), "y" | "yes"))
 }
 
 /// Writes it, with its entry of the history, unless something has changed since it was proposed.

@@ -4,7 +4,7 @@
 use super::Shard;
 use super::history::instant;
 use super::view::Stored;
-use adapters::coord::{CoordError, PutOutcome};
+use adapters::coord::{CoordError, PutOutcome, Registration};
 use anyhow::{Context, Result, bail};
 use cluster::{ClusterState, Freeze, FreezeInfo};
 use jiff::Timestamp;
@@ -32,6 +32,18 @@ pub async fn change(
     shard: &Shard,
     decide: impl Fn(&ClusterState, bool) -> Result<Step>,
 ) -> Result<()> {
+    change_among(shard, |state, _active, unsure| decide(state, unsure)).await
+}
+
+/// As [`change`]; `decide` is told the live registrations as well, as they were when the state was
+/// read. They may change before the write: only what stays harmless then may rest on them.
+///
+/// # Errors
+/// As [`change`].
+pub async fn change_among(
+    shard: &Shard,
+    decide: impl Fn(&ClusterState, &[Registration], bool) -> Result<Step>,
+) -> Result<()> {
     let mut lost: Option<CoordError> = None;
     for _ in 0..ATTEMPTS {
         let read = match (shard.coord.read().await, lost.take()) {
@@ -46,7 +58,7 @@ pub async fn change(
         };
         let stored = read.state.map(Stored::new);
         let (version, state) = settled(shard, stored)?;
-        match decide(&state, lost.is_some())? {
+        match decide(&state, &read.active, lost.is_some())? {
             Step::Arrived => return Ok(()),
             Step::Write(next) => {
                 next.validate().context("refusing to write an illegal state")?;

@@ -1,8 +1,9 @@
 //! Against the model of a coordination service that can lose answers and be cut off.
 
 use super::*;
-use crate::adm::fixture::state;
+use crate::adm::fixture::{peer, state};
 use crate::adm::reach::Target;
+use crate::adm::reap::{Which, reap};
 use adapters::coord::memory::{LostPut, MemoryService};
 use adapters::coord::{Coordination, HistoryEntry, Membership, Version, View, Watch};
 use async_trait::async_trait;
@@ -178,4 +179,16 @@ async fn an_outcome_that_stays_unknown_is_said_to_be() {
     let error = format!("{:#}", freeze(&shard, "x", now()).await.expect_err("unknown"));
     assert!(error.contains("it is not known whether the change was stored"), "{error}");
     assert!(error.contains("cannot read it again"), "{error}");
+}
+
+#[tokio::test]
+async fn a_reap_whose_answer_was_lost_is_settled() {
+    for fate in [LostPut::Stored, LostPut::NotStored] {
+        let deposed = ClusterState { deposed: vec![peer(5)], ..state() };
+        let (service, shard) = service(Some(&deposed)).await;
+        service.lose_next_put(fate);
+        let gone = reap(&shard, &Which::default()).await.expect("dropped");
+        assert_eq!((gone, stored(&shard).await), (peer(5), state()), "{fate:?}");
+        assert_eq!(writes(&shard).await, 2, "{fate:?}: written once");
+    }
 }

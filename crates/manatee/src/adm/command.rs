@@ -1,10 +1,10 @@
 //! The commands of `manatee adm` and their options, as the command line has them.
 
 use super::peers::PeerColumn;
-use super::{history, reach::Reach};
+use super::{history, reach::Reach, reap::Which, restore::Restore, snapshot::SnapshotCommand};
 use clap::{Args, Subcommand, ValueEnum};
 use cluster::Role;
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 /// What `manatee adm` can do.
 #[derive(Debug, Subcommand)]
@@ -145,6 +145,64 @@ pub enum AdmCommand {
         #[command(flatten)]
         reach: Reach,
     },
+    /// Drop a deposed peer that is gone for good
+    ///
+    /// Without -i and -n, the only one that is deposed. Refuses for a peer that is active: that one
+    /// comes back by itself, or by `rebuild`.
+    Reap {
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        json: Json,
+        #[command(flatten)]
+        reach: Reach,
+    },
+    /// Rebuild the database of this peer now; run it on the peer itself
+    ///
+    /// Asks the sitter whose file -c names, and shows what it does until the database streams again. A
+    /// deposed peer comes back, also with `deposed = "manual"`, in the cheapest way that is proven right.
+    /// An async is copied from its upstream although nothing is wrong. What was there is kept aside.
+    /// Refuses on the primary and the sync.
+    Rebuild {
+        /// Copy everything: no rewind, and no difference to a snapshot that is here
+        #[arg(long)]
+        full: bool,
+        /// Begin without asking
+        #[arg(short, long)]
+        yes: bool,
+        #[command(flatten)]
+        reach: Reach,
+    },
+    /// Snapshots of the database of this peer; run it on the peer itself
+    ///
+    /// On the dataset that the sitter's file names (-c), whether the sitter runs or not. A snapshot of a
+    /// running PostgreSQL is what a crash would leave, and recovers like one.
+    #[command(mut_arg("config", |config| config.global(true)))]
+    Snapshot {
+        #[command(subcommand)]
+        command: SnapshotCommand,
+        #[command(flatten)]
+        reach: Reach,
+    },
+    /// Write a backup of this peer's database into one file; run it on the peer itself
+    ///
+    /// A base backup of the PostgreSQL that runs here, compressed, checksummed, with a manifest. The file
+    /// appears only when it is complete, and never replaces another. `zstd -dc FILE | tar -x` unpacks it
+    /// as well as `restore`.
+    Backup {
+        /// The file to write, or an existing directory, where it gets a name that says what it is
+        #[arg(long, value_name = "FILE|DIR")]
+        to: PathBuf,
+        #[command(flatten)]
+        json: Json,
+        #[command(flatten)]
+        reach: Reach,
+    },
+    /// Restore a backup into an empty directory, to look inside
+    ///
+    /// All of the file is verified before anything is written. What is restored is a database of its own,
+    /// no member of the shard: it listens on a socket in its directory only, and follows nobody.
+    Restore(Restore),
     /// Print the cluster state exactly as it is stored
     ///
     /// It is stored as JSON, whether that is asked for or not.

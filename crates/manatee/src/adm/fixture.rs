@@ -86,6 +86,7 @@ pub fn status(role: Role, ident: &PeerIdent, senders: Vec<SenderStatus>) -> Peer
         database: Some(Database::Established),
         pending: Vec::new(),
         fenced: false,
+        rebuild_asked: false,
         may_serve_ms: None,
         failure: None,
         copying: None,

@@ -83,7 +83,7 @@ fn status_url(peer: &PeerIdent) -> Result<String, String> {
 }
 
 /// What the sitter of this peer says. An answer of somebody else counts as none.
-fn ask(shard: &str, peer: &PeerIdent) -> Result<PeerStatus, String> {
+pub fn ask(shard: &str, peer: &PeerIdent) -> Result<PeerStatus, String> {
     let url = status_url(peer)?;
     let status = fetch(&url).map_err(|error| format!("{url}: {}", reason(&error)))?;
     if status.peer.id != peer.id || status.shard != shard {

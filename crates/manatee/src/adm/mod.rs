@@ -5,6 +5,7 @@
 //! the exit status is for both: 0 done, 1 failed (or, for `verify`, there are problems), 2 misuse.
 
 mod backfill;
+mod backup;
 mod change;
 mod command;
 #[cfg(test)]
@@ -14,7 +15,11 @@ mod history;
 mod peers;
 mod problems;
 mod reach;
+mod reap;
+mod rebuild;
+mod restore;
 mod show;
+mod snapshot;
 mod status;
 mod table;
 mod topology;
@@ -23,7 +28,7 @@ mod view;
 use adapters::coord::Coordination;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
-use cluster::Role;
+use cluster::{PeerIdent, Role};
 use command::{AdmCommand, Json, Rows};
 use gather::{Ask, gather};
 use jiff::Timestamp;
@@ -61,6 +66,7 @@ pub fn run(adm: Adm) -> Result<ExitCode> {
     let runtime = runtime.context("cannot start the asynchronous runtime")?;
     let Adm { reach, command } = adm;
     let target = |inner: Reach| inner.or(reach.clone()).target(|name| std::env::var(name).ok());
+    let outer = || reach.clone();
     let open = |inner: Reach| {
         let target = target(inner)?;
         let coord = target.open()?;
@@ -110,6 +116,23 @@ pub fn run(adm: Adm) -> Result<ExitCode> {
             AdmCommand::Unfreeze { json, reach } => {
                 print(&told(change::unfreeze(&open(reach)?).await?, false, json))
             }
+            AdmCommand::Reap { which, json, reach } => {
+                let peer = reap::reap(&open(reach)?, &which).await?;
+                print(&reaped(&peer, json))
+            }
+            AdmCommand::Rebuild { full, yes, reach } => {
+                let file = reach.or(outer()).sitter_file(|name| std::env::var(name).ok())?;
+                rebuild::rebuild(&file, full, yes).await
+            }
+            AdmCommand::Snapshot { command, reach } => {
+                let file = reach.or(outer()).sitter_file(|name| std::env::var(name).ok())?;
+                print(&snapshot::run(&file, command).await?)
+            }
+            AdmCommand::Backup { to, json, reach } => {
+                let file = reach.or(outer()).sitter_file(|name| std::env::var(name).ok())?;
+                print(&backup::backup(&file, &to, json).await?)
+            }
+            AdmCommand::Restore(options) => print(&restore::restore(&options).await?),
             AdmCommand::ZkState { json: _, reach } => zk_state(&open(reach)?).await,
             AdmCommand::ZkActive { json: _, reach } => {
                 let active = open(reach)?.coord.read().await?.active;
@@ -126,6 +149,14 @@ fn told(done: String, frozen: bool, json: Json) -> String {
         format!("{}\n", json!({ "frozen": frozen, "message": done.trim_end() }))
     } else {
         done
+    }
+}
+
+fn reaped(peer: &PeerIdent, Json { json }: Json) -> String {
+    if json {
+        format!("{}\n", json!({ "reaped": peer }))
+    } else {
+        format!("{} ({}) is no longer among the deposed\n", peer.id, peer.zone_id)
     }
 }
 
@@ -213,8 +244,10 @@ async fn pg_status(
         } else {
             let gap = if printed > 0 && !plain { "\n" } else { "" };
             let table = peers::render(&rows, &columns, !options.omit_header);
+            let copies = if plain { String::new() } else { show::copies(&view) };
+            let apart = if copies.is_empty() { "" } else { "\n" };
             let problems = if plain { String::new() } else { peers::render_problems(&problems) };
-            format!("{gap}{table}{problems}")
+            format!("{gap}{table}{apart}{copies}{problems}")
         };
         let read = print_if_read(&text)?;
         printed += 1;

@@ -5,6 +5,7 @@
 //! somebody's wish.
 
 use super::view::{PeerView, ShardView};
+use crate::backup::{JobState, JobStatus};
 use crate::status::{Copying, PeerStatus};
 use cluster::{ClusterState, PeerId, Role};
 use jiff::Timestamp;
@@ -300,14 +301,31 @@ pub fn progress(copying: &Copying) -> String {
     let mib = |bytes: u64| bytes / (1024 * 1024);
     let from = copying.source.as_ref().map(|source| format!(" from {source}")).unwrap_or_default();
     let done = mib(copying.bytes_done);
+    let pace = pace(copying.rate, copying.remaining);
     match copying.bytes_total.filter(|total| *total > 0) {
         Some(total) => {
             // The total is an estimate; more than all of it is not a fact worth telling.
             let percent = (u128::from(copying.bytes_done) * 100 / u128::from(total)).min(100);
-            format!("{}{from}, {done} of {} MiB ({percent}%)", copying.phase, mib(total))
+            format!("{}{from}, {done} of {} MiB ({percent}%){pace}", copying.phase, mib(total))
         }
-        None => format!("{}{from}, {done} MiB", copying.phase),
+        None => format!("{}{from}, {done} MiB{pace}", copying.phase),
     }
+}
+
+/// How far a stream to another peer is, for people; nothing of one that has ended.
+pub fn sending(job: &JobStatus) -> Option<String> {
+    let mib = |bytes: u64| bytes / (1024 * 1024);
+    let done = mib(job.bytes_done);
+    let of = job.bytes_estimate.map(|total| format!(" of {}", mib(total))).unwrap_or_default();
+    let pace = pace(Some(job.rate), job.remaining);
+    let text = format!("sending {} to {}, {done}{of} MiB{pace}", job.snapshot, job.receiver);
+    (job.state == JobState::Sending).then_some(text)
+}
+
+fn pace(rate: Option<u64>, remaining: Option<u64>) -> String {
+    let rate = rate.map(|rate| format!(", {} MiB/s", rate / (1024 * 1024))).unwrap_or_default();
+    let left = remaining.map(|left| format!(", {}m{:02}s left", left / 60, left % 60));
+    rate + &left.unwrap_or_default()
 }
 
 #[cfg(test)]

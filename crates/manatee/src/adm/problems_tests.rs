@@ -207,10 +207,12 @@ fn too_few_peers_and_deposed_ones() {
                 phase: "receiving".to_owned(),
                 bytes_done: 3 << 20,
                 bytes_total: Some(12 << 20),
+                rate: Some(2 << 20),
+                remaining: Some(4),
             });
         },
         &["warning: cluster has a deposed peer: \"55555555\": is being rebuilt: receiving from \
-           10.0.0.2:5432:12345, 3 of 12 MiB (25%)"],
+           10.0.0.2:5432:12345, 3 of 12 MiB (25%), 2 MiB/s, 0m04s left"],
     );
 }
 

@@ -86,6 +86,18 @@ impl Reach {
         }
     }
 
+    /// The sitter's file of the peer that is meant, for what is done on the peer itself.
+    ///
+    /// # Errors
+    /// When it is given nowhere.
+    pub fn sitter_file(self, environment: impl Fn(&str) -> Option<String>) -> Result<PathBuf> {
+        let variable = environment("MANATEE_SITTER_CONFIG").filter(|path| !path.is_empty());
+        self.config.or(variable.map(PathBuf::from)).context(
+            "this is done on the peer itself: give its sitter's file with --config \
+             (MANATEE_SITTER_CONFIG)",
+        )
+    }
+
     /// The shard that is meant. Options go before the file that they name, and that before the
     /// environment.
     ///

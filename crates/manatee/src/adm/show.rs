@@ -2,7 +2,7 @@
 
 use super::history::instant;
 use super::peers::{self, PEERS, PG_STATUS};
-use super::problems::{Problem, progress};
+use super::problems::{Problem, progress, sending};
 use super::view::ShardView;
 use cluster::{ClusterState, Freeze};
 use serde_json::{Value, json};
@@ -24,6 +24,7 @@ pub fn render(view: &ShardView, problems: &[Problem], verbose: bool) -> String {
             page.paragraph(&peers::render(&rows, PEERS, true));
         }
         page.paragraph(&peers::render(&rows, PG_STATUS, true));
+        page.paragraph(&copies(view));
     }
     if let Some(stored) = &view.stored
         && (stored.state.is_none() || stored.error.is_some())
@@ -74,6 +75,20 @@ impl Page {
 
 fn mode(state: &ClusterState) -> &'static str {
     if state.is_one_node_write_mode() { "singleton (one-node-write)" } else { "normal" }
+}
+
+/// Copies and streams that are under way, a line each.
+pub fn copies(view: &ShardView) -> String {
+    let mut text = String::new();
+    for peer in &view.peers {
+        let Ok(status) = &peer.status else { continue };
+        let copying = status.copying.as_ref().map(progress);
+        for says in copying.into_iter().chain(status.sending.iter().filter_map(sending)) {
+            // Writing to a String does not fail.
+            let _ = writeln!(text, "{:<8} {}: {says}", peer.role.label(), peer.abbreviation());
+        }
+    }
+    text
 }
 
 /// Why each sitter does what it does, in its own words.
@@ -166,6 +181,41 @@ warning: cluster has no async peers: nobody can replace the sync
 warning: cluster has a deposed peer: "55555555": its sitter says: being deposed
 "#,
         );
+    }
+
+    #[test]
+    fn copies_and_streams_are_told() {
+        let mut view = healthy(&state());
+        let status =
+            |view: &mut ShardView, n: usize, change: fn(&mut crate::status::PeerStatus)| {
+                change(view.peers[n].status.as_mut().expect("healthy"));
+            };
+        assert_eq!(copies(&view), "");
+        status(&mut view, 2, |status| {
+            status.copying = Some(crate::status::Copying {
+                source: Some("10.0.0.2:5432:12345".to_owned()),
+                phase: "receiving".to_owned(),
+                bytes_done: 3 << 20,
+                bytes_total: None,
+                rate: Some(1 << 20),
+                remaining: None,
+            });
+        });
+        status(&mut view, 1, |status| {
+            let job = serde_json::json!({
+                "id": "00000000-0000-0000-0000-000000000000", "receiver": "10.0.0.3:5432:12345",
+                "snapshot": "1777888800000-seed", "part": {"kind": "full", "to": "7"},
+                "state": "sending", "bytesDone": 3 << 20, "bytesEstimate": 600 << 20,
+                "rate": 5 << 20, "remaining": 119,
+            });
+            status.sending = vec![serde_json::from_value(job).expect("a stream")];
+        });
+        let expected = "\
+sync     22222222: sending 1777888800000-seed to 10.0.0.3:5432:12345, 3 of 600 MiB, 5 MiB/s, 1m59s left
+async    33333333: receiving from 10.0.0.2:5432:12345, 3 MiB, 1 MiB/s
+";
+        assert_eq!(copies(&view), expected);
+        assert!(render(&view, &[], false).contains(expected));
     }
 
     #[test]

@@ -4,8 +4,8 @@ use super::auth::{HEADER, Secret};
 use super::segment::decompressed;
 use super::tls::{TlsFiles, provider};
 use super::wire::{
-    CHECKSUM, JobStatus, LENGTH, Offer, Problem, SEGMENT, SnapshotInfo, SnapshotRequest,
-    StreamRequest, StreamStarted, WAITED, WHOLE,
+    CHECKSUM, JobStatus, LENGTH, Offer, Problem, RebuildRequest, SEGMENT, SnapshotInfo,
+    SnapshotRequest, StreamRequest, StreamStarted, WAITED, WHOLE,
 };
 use adapters::clock;
 use anyhow::Context;
@@ -128,6 +128,14 @@ impl Remote {
     /// When it is not told.
     pub async fn offer(&self) -> Result<Offer, FetchError> {
         self.get("/v1/snapshots".to_owned()).await
+    }
+
+    /// Asks its sitter to rebuild the database there, all of it if `full`.
+    ///
+    /// # Errors
+    /// When it does not; [`FetchError::Refused`] says why.
+    pub async fn rebuild(&self, full: bool) -> Result<(), FetchError> {
+        self.post("/v1/rebuild".to_owned(), &RebuildRequest { full }).await
     }
 
     /// The streams that it sends.

@@ -29,5 +29,6 @@ pub use receive::{ReceiveError, Received, Reception, SEED};
 pub use service::{Service, Serving, serve};
 pub use tls::{TlsError, TlsFiles};
 pub use wire::{
-    JobState, JobStatus, Offer, Part, SnapshotInfo, SnapshotRequest, StreamRequest, StreamStarted,
+    JobState, JobStatus, Offer, Part, RebuildRequest, SnapshotInfo, SnapshotRequest, StreamRequest,
+    StreamStarted,
 };

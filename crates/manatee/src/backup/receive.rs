@@ -71,6 +71,8 @@ pub struct Reception<'a> {
     /// Whether what an earlier transfer left may be gone on with: it brings the snapshot of then, not
     /// one of now.
     pub resume: bool,
+    /// Whether all of the snapshot is to come, whatever both sides have.
+    pub whole: bool,
     /// What the database has to be.
     pub expected: Expected,
     /// The program of the right version.
@@ -179,7 +181,11 @@ impl Reception<'_> {
         let request = SnapshotRequest { purpose: SEED.to_owned() };
         let to = mark(&self.remote.snapshot(&request).await?)?;
         sendable.snapshots.push(to.clone());
-        let Some(common) = self.newest_common(&**snapshots, &sendable).await? else {
+        let common = match self.whole {
+            true => None,
+            false => self.newest_common(&**snapshots, &sendable).await?,
+        };
+        let Some(common) = common else {
             return Ok((Part::Full { to: to.guid.to_string() }, false));
         };
         snapshots.branch(self.volume.name(), &common.name, into).await?;

@@ -35,6 +35,8 @@ pub struct Service {
     pub tls: Option<TlsFiles>,
     /// The original's protocol, where it is spoken: it knows no proof of who asks.
     pub legacy: Option<Arc<dyn LegacyOutlet>>,
+    /// What else is served to whoever proves that it belongs to the shard.
+    pub more: Router,
 }
 
 /// A service that runs until it is dropped.
@@ -62,7 +64,7 @@ pub async fn serve(address: SocketAddr, service: Service) -> anyhow::Result<Serv
         format!("backup service: cannot listen on {address}: free it or set backup.port")
     })?;
     let address = listener.local_addr()?;
-    let mut router = router(service.jobs, service.secret);
+    let mut router = router(service.jobs, service.secret, service.more);
     if let Some(outlet) = service.legacy {
         router = router.merge(legacy::router(outlet));
     }
@@ -81,13 +83,14 @@ pub async fn serve(address: SocketAddr, service: Service) -> anyhow::Result<Serv
     Ok(Serving { address, task })
 }
 
-fn router(jobs: Arc<Jobs>, secret: Secret) -> Router {
+fn router(jobs: Arc<Jobs>, secret: Secret, more: Router) -> Router {
     Router::new()
         .route("/v1/snapshots", get(offer).post(snapshot))
         .route("/v1/streams", get(list).post(start))
         .route("/v1/streams/{id}", get(status).delete(end))
         .route("/v1/streams/{id}/{index}", get(segment))
         .with_state(jobs)
+        .merge(more)
         .layer(middleware::from_fn_with_state(Arc::new(secret), proven))
 }
 

@@ -9,6 +9,7 @@
 //! | `GET /v1/streams/ID` | its [`JobStatus`] |
 //! | `GET /v1/streams/ID/N` | segment N, counted from 0; `?zstd` for a compressed one |
 //! | `DELETE /v1/streams/ID` | 204; the stream is ended |
+//! | `POST /v1/rebuild` with a [`RebuildRequest`] | 202 and `null`; 409 with the reason why not |
 //!
 //! Whatever fails is answered with a status of 4xx or 5xx and `{"error": "…"}`.
 
@@ -109,6 +110,14 @@ pub struct StreamRequest {
     pub accepted: BTreeSet<String>,
     /// Bytes a second that it is not to exceed.
     pub rate: Option<u64>,
+}
+
+/// That the sitter is to rebuild its own database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RebuildRequest {
+    /// Whether everything is to be copied.
+    pub full: bool,
 }
 
 /// The stream that a receiver is given.

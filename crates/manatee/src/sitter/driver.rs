@@ -9,7 +9,7 @@ use cluster::{Action, Event, Machine, MachineConfig, Monotonic, Now, Snapshot};
 use jiff::Timestamp;
 use std::{sync::Arc, time::Duration};
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, oneshot},
     time::{Instant, sleep_until},
 };
 
@@ -35,6 +35,13 @@ pub enum Control {
     Reload(Box<Reloaded>),
     /// PostgreSQL's part of it was taken.
     Reloaded(Box<MachineConfig>),
+    /// Rebuild the database.
+    Rebuild {
+        /// Whether everything is to be copied.
+        full: bool,
+        /// Is told why not; `None`: it will be.
+        answer: oneshot::Sender<Option<String>>,
+    },
 }
 
 pub(super) struct Driver {
@@ -89,10 +96,29 @@ impl Driver {
                         tracing::info!("the file was read again and taken");
                         Event::Wake
                     }
+                    Control::Rebuild { full, answer } => {
+                        self.rebuild(full, answer);
+                        continue;
+                    }
                 },
                 Some(event) = self.queue.recv() => event,
             };
             self.handle(event);
+        }
+    }
+
+    /// The machine takes the request or refuses it; what it says is published before it is answered.
+    fn rebuild(&mut self, full: bool, answer: oneshot::Sender<Option<String>>) {
+        let refusal = self.machine.rebuild_refusal();
+        match &refusal {
+            None => {
+                tracing::info!(full, "an operator asks to rebuild the database");
+                self.handle(Event::RebuildAsked { full });
+            }
+            Some(why) => tracing::warn!("a request to rebuild the database was refused: {why}"),
+        }
+        if answer.send(refusal).is_err() {
+            tracing::debug!("nobody waits for the answer any more");
         }
     }
 

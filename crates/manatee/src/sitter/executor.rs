@@ -33,7 +33,7 @@ use tokio::{
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How PostgreSQL is to be run, from the sitter's file.
-pub(super) fn settings(config: &Config, me: &PeerIdent) -> Result<Settings> {
+pub(crate) fn settings(config: &Config, me: &PeerIdent) -> Result<Settings> {
     let postgres = &config.postgres;
     let password = config.replication.password.clone().context("replication has no password")?;
     Ok(Settings {
@@ -284,7 +284,7 @@ impl World {
         let _busy = self.busy.lock().await;
         let postgres = self.postgres.borrow().clone().expect("looked at before it is commanded");
         let result = match &command {
-            PgCommand::Seed(_) | PgCommand::Rebuild(_) => tokio::select! {
+            PgCommand::Seed(_) | PgCommand::Rebuild(..) => tokio::select! {
                 result = self.perform(&postgres, &command) => result,
                 () = self.cancel.notified() => Err(anyhow::anyhow!("given up: {command}")),
             },
@@ -315,8 +315,8 @@ impl World {
                 self.seed(postgres, sources).await?;
                 PgOutcome::Copied
             }
-            PgCommand::Rebuild(sources) => {
-                self.rebuild(postgres, sources).await?;
+            PgCommand::Rebuild(sources, way) => {
+                self.rebuild(postgres, sources, *way).await?;
                 PgOutcome::Copied
             }
         })

@@ -6,8 +6,9 @@
 
 pub mod config;
 mod driver;
-mod executor;
+pub(crate) mod executor;
 mod probe;
+mod rebuild;
 mod refill;
 mod server;
 mod snapshotter;
@@ -109,7 +110,9 @@ async fn serve(path: &Path, config: Config) -> Result<ExitCode> {
     let server = server::start(&config, shared.clone()).await?;
     let legacy = config.backup.original_protocol.then_some(outlet as Arc<dyn LegacyOutlet>);
     let tls = config.tls.clone().map(TlsFiles::from);
-    let service = Service { jobs, secret: config.secret(), tls, legacy };
+    let (control, controls) = mpsc::channel(4);
+    let more = rebuild::router(control.clone());
+    let service = Service { jobs, secret: config.secret(), tls, legacy, more };
     let _backups = backup::serve(config.backup_address(), service).await?;
     let snapshotter = snapshotter::run(storage.clone(), config.snapshots.clone());
     let snapshotter = tokio::spawn(snapshotter);
@@ -124,7 +127,6 @@ async fn serve(path: &Path, config: Config) -> Result<ExitCode> {
     );
     tracing::info!(peer = %me.id, shard = config.shard, "sitter {} starts", crate::VERSION);
     let trace = trace::Trace::open(&config, &machine_config)?;
-    let (control, controls) = mpsc::channel(4);
     let channel = (control.clone(), controls);
     let driver = Driver::new(machine, executor, queue, channel, trace, shared);
     let driver = tokio::spawn(driver.run(first));

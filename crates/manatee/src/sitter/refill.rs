@@ -17,7 +17,7 @@ use adapters::{
     storage::{Expected, KEPT, SeedPhase, SeedProgress, SeedSource, Volume},
 };
 use anyhow::{Context, Result};
-use cluster::PeerIdent;
+use cluster::{PeerIdent, Way};
 use std::{sync::atomic::Ordering, time::Duration};
 use tokio::{
     net::TcpStream,
@@ -60,6 +60,8 @@ enum Leftover {
     Resume,
     /// It is removed: only what is of now will do.
     Discard,
+    /// As well, and no snapshot that is here counts: everything comes.
+    Ignore,
 }
 
 impl World {
@@ -81,14 +83,19 @@ impl World {
     }
 
     /// Makes what is there, if anything, a copy of the first source's database, and keeps what was.
-    pub(super) async fn rebuild(&self, postgres: &Postgres, sources: &[PeerIdent]) -> Result<()> {
+    pub(super) async fn rebuild(
+        &self,
+        postgres: &Postgres,
+        sources: &[PeerIdent],
+        way: Way,
+    ) -> Result<()> {
         let (progress, watched) = watch::channel(SeedProgress::default());
         let _shown = self.shared.show_copy(watched);
         let addresses = addresses(sources)?;
         wait_for_any(&addresses).await;
         // One that streamed since would have had the chance to go its own way again.
         let again = self.shared.rewound.swap(false, Ordering::Relaxed);
-        if postgres.data().exists() && !again {
+        if postgres.data().exists() && !again && way == Way::Cheapest {
             let (source, address) =
                 sources.first().zip(addresses.first()).context("there is nobody to copy from")?;
             match self.repair(postgres, address, &progress).await {
@@ -101,7 +108,8 @@ impl World {
             }
         }
         if let (Some(volume), Some(source)) = (self.storage.volume(), sources.first()) {
-            match self.receive(postgres, volume, source, &progress, Leftover::Discard).await {
+            let leftover = if way == Way::Whole { Leftover::Ignore } else { Leftover::Discard };
+            match self.receive(postgres, volume, source, &progress, leftover).await {
                 Ok(()) => {
                     self.prune().await;
                     return Ok(());
@@ -170,6 +178,7 @@ impl World {
             receiver: self.backups.receiver.clone(),
             rate: None,
             resume: leftover == Leftover::Resume,
+            whole: leftover == Leftover::Ignore,
             expected: Expected { system_identifier: postgres.identity()?, newest_timeline: None },
             pg_controldata: postgres.bin_dir().join("pg_controldata"),
             os_user: postgres.os_user().cloned(),

@@ -11,7 +11,7 @@ use adapters::{
 };
 use anyhow::{Context, Result};
 use axum::{Json, Router, extract::State, http::StatusCode, routing::get};
-use cluster::{Gate, Machine, Monotonic, PeerIdent, PgConfig, Reason, Role, Snapshot};
+use cluster::{Gate, Machine, Millis, Monotonic, PeerIdent, PgConfig, Reason, Role, Snapshot};
 use jiff::Timestamp;
 use serde_json::json;
 use std::{
@@ -36,7 +36,7 @@ pub(super) struct Shared {
     peer: PeerIdent,
     snapshot: watch::Sender<Snapshot>,
     postgres: Mutex<Option<PgSeen>>,
-    copying: Mutex<Option<watch::Receiver<SeedProgress>>>,
+    copying: Mutex<Option<(Monotonic, watch::Receiver<SeedProgress>)>>,
     jobs: Arc<Jobs>,
     /// Whether the database was repaired by a rewind, and has not streamed since: if that did not
     /// help, another will not.
@@ -90,15 +90,17 @@ impl Shared {
     }
 
     pub(super) fn show_copy(&self, progress: watch::Receiver<SeedProgress>) -> CopyShown<'_> {
-        *self.copying.lock().expect("no holder panics") = Some(progress);
+        *self.copying.lock().expect("no holder panics") = Some((clock::now(), progress));
         CopyShown(self)
     }
 
     fn status(&self) -> PeerStatus {
         let snapshot = self.snapshot.borrow().clone();
         let seen = self.postgres.lock().expect("no holder panics").clone();
-        let copying = self.copying.lock().expect("no holder panics").as_ref().map(copying);
         let now = clock::now();
+        let copying = self.copying.lock().expect("no holder panics");
+        let copying =
+            copying.as_ref().map(|(begun, progress)| self::copying(progress, now - *begun));
         let primary = snapshot.applied.as_ref().is_some_and(|applied| applied.config.is_primary());
         PeerStatus {
             version: crate::VERSION.to_owned(),
@@ -111,6 +113,7 @@ impl Shared {
             database: snapshot.database,
             pending: snapshot.pending.clone(),
             fenced: snapshot.fenced,
+            rebuild_asked: snapshot.rebuild_asked,
             may_serve_ms: snapshot.serve_until.filter(|_| primary).map(|until| (until - now).0),
             failure: snapshot.failure.clone(),
             copying,
@@ -141,8 +144,11 @@ fn reason_text(reason: &Reason) -> ReasonText {
     ReasonText { kind, rule: reason.rule().to_owned(), text: reason.to_string() }
 }
 
-fn copying(progress: &watch::Receiver<SeedProgress>) -> Copying {
+fn copying(progress: &watch::Receiver<SeedProgress>, elapsed: Millis) -> Copying {
     let progress = progress.borrow().clone();
+    let rate = progress.bytes_done.saturating_mul(1000) / elapsed.0.max(1);
+    let rate = (progress.phase == SeedPhase::Receiving && rate > 0).then_some(rate);
+    let left = progress.bytes_total.map(|total| total.saturating_sub(progress.bytes_done));
     Copying {
         source: progress.source.map(|source| source.to_string()),
         phase: match progress.phase {
@@ -154,6 +160,8 @@ fn copying(progress: &watch::Receiver<SeedProgress>) -> Copying {
         .to_owned(),
         bytes_done: progress.bytes_done,
         bytes_total: progress.bytes_total,
+        rate,
+        remaining: left.zip(rate).map(|(left, rate)| left / rate),
     }
 }
 

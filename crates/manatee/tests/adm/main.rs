@@ -1,6 +1,8 @@
 //! `manatee adm` as an operator runs it.
 
 mod first_version;
+mod own;
+mod reap;
 mod shard;
 mod topology;
 

@@ -173,6 +173,7 @@ fn status(n: usize, peer: &PeerIdent) -> PeerStatus {
         database: None,
         pending: Vec::new(),
         fenced: false,
+        rebuild_asked: false,
         may_serve_ms: None,
         failure: None,
         copying: None,

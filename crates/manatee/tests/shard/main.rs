@@ -7,11 +7,13 @@ mod bench;
 mod deaths;
 mod ensemble;
 mod etcd;
+mod files;
 #[path = "../../../adapters/tests/filesystems/mod.rs"]
 mod filesystems;
 mod network;
 mod original_client;
 mod outages;
+mod rebuild;
 mod service;
 mod slow_disks;
 mod still;

@@ -6,12 +6,12 @@ use super::{
 };
 use adapters::{
     clock,
-    storage::{Btrfs, Dataset, DatasetName, KEPT, Purpose, Snapshots, Zfs},
+    storage::{Btrfs, Dataset, DatasetName, KEPT, Purpose, SnapshotName, Snapshots, Zfs},
 };
 use anyhow::{Result, ensure};
 use cluster::Role;
 use manatee::shard::{ShardView, Volumes};
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Command};
 
 /// Runs a test in namespaces of its own when it is its turn.
 fn alone(test: &str, body: impl FnOnce(&Path) -> Result<()>) {
@@ -91,7 +91,55 @@ fn life(volumes: Volumes, snapshots: &dyn Snapshots) -> Result<()> {
         ensure!(mounted == 3, "one is mounted for each peer: {found:?}");
     }
     rebuilt_from_a_snapshot(&world, snapshots)?;
+    by_an_operator(&world, snapshots)?;
     world.finish()
+}
+
+/// An operator makes a snapshot, holds it, and can destroy it only when nobody needs it any more.
+fn by_an_operator(world: &World, snapshots: &dyn Snapshots) -> Result<()> {
+    let peer = world.in_role(Role::Primary)?;
+    let run = |arguments: &[&str]| -> Result<(bool, String)> {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_manatee"));
+        program.args(["adm", "snapshot", "-c"]).arg(peer.config_file()).args(arguments);
+        let output = program.output()?;
+        let said = if output.status.success() { output.stdout } else { output.stderr };
+        Ok((output.status.success(), String::from_utf8(said)?))
+    };
+    let done = |arguments: &[&str]| -> Result<String> {
+        let (good, said) = run(arguments)?;
+        ensure!(good, "{arguments:?}: {said}");
+        Ok(said)
+    };
+    let refused = |arguments: &[&str], expected: &str| -> Result<()> {
+        let (good, said) = run(arguments)?;
+        ensure!(!good && said.contains(expected), "{arguments:?}: {said:?}, not {expected:?}");
+        Ok(())
+    };
+    let name = done(&["create", "--hold", "audit"])?;
+    let name = name.trim_end();
+    let list = || -> Result<serde_json::Value> {
+        let all: Vec<serde_json::Value> = serde_json::from_str(&done(&["list", "-m", "--json"])?)?;
+        Ok(all.into_iter().find(|one| one["name"] == name).unwrap_or_default())
+    };
+    let one = list()?;
+    ensure!(one["purpose"] == "manual" && one["holds"][0] == "audit", "{one}");
+    ensure!(one["referenced"].as_u64().is_some_and(|bytes| bytes > 1 << 20), "measured: {one}");
+    ensure!(done(&["list"])?.contains(name), "it is listed");
+    done(&["hold", name])?;
+    refused(&["destroy", name], "is held (")?;
+    refused(&["release", name, "-t", "x"], "is not held under the tag x")?;
+    ensure!(done(&["release", name])?.contains("is held (audit)"), "one hold is left");
+    done(&["release", name, "-t", "audit"])?;
+    let (dataset, clone) = (DatasetName::new(peer.zone())?, DatasetName::new("clone")?);
+    block_on(snapshots.clone_snapshot(&dataset, &SnapshotName::new(name)?, &clone))?;
+    refused(&["destroy", name], "cloned from")?;
+    ensure!(list()?["clones"][0] == "clone", "{}", list()?);
+    block_on(snapshots.destroy(&clone))?;
+    refused(&["destroy", name, "1-x"], "has no snapshot 1-x")?;
+    ensure!(list()? != serde_json::Value::Null, "all or nothing, as far as that is known before");
+    done(&["destroy", name])?;
+    ensure!(list()? == serde_json::Value::Null, "it is gone");
+    Ok(())
 }
 
 /// A host dies with the primary's database damaged, so that nothing can be rewound: the difference to the

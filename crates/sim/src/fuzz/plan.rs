@@ -79,13 +79,14 @@ enum Kind {
     HealAll,
     LoseDisk,
     Recycle,
+    Rebuild,
     Configure,
     LeaveAlone,
 }
 
 /// How many of a thousand steps are replaced by these, drawn beside the others: a kind that is added
 /// here changes nothing of what else a seed holds.
-const RARE: &[(u64, Kind)] = &[(6, Kind::Recycle), (3, Kind::Configure)];
+const RARE: &[(u64, Kind)] = &[(6, Kind::Recycle), (3, Kind::Configure), (8, Kind::Rebuild)];
 /// The same in a shard with a peer that is configured to serve alone.
 const RARE_ALONE: &[(u64, Kind)] =
     &[(6, Kind::Recycle), (15, Kind::LeaveAlone), (15, Kind::Unfreeze), (8, Kind::Configure)];
@@ -236,6 +237,7 @@ impl Dice {
             Kind::CancelWaits => Fault::CancelWaits(self.who()),
             Kind::HealAll => Fault::HealAll,
             Kind::Recycle => Fault::Recycle(self.who()),
+            Kind::Rebuild => Fault::Rebuild(self.peer()),
             Kind::Configure => Fault::Configure(self.peer(), self.below(2) == 0),
             Kind::LeaveAlone => Fault::Configure(Who::Primary, false),
             Kind::LoseDisk if self.disk_lost => Fault::Nothing,

@@ -177,7 +177,7 @@ impl World {
         match command {
             PgCommand::Prepare => self.schedule(0, done(PgOutcome::Prepared)),
             PgCommand::Seed(_) => self.schedule(0, done(PgOutcome::Copied)),
-            PgCommand::Rebuild(_) => unreachable!("deposed peers of vectors stay so"),
+            PgCommand::Rebuild(..) => unreachable!("deposed peers of vectors stay so"),
             PgCommand::Stop => {
                 self.schedule(1000, Completion::Stopped(Event::PgDone(PgOutcome::Stopped)));
             }

@@ -88,7 +88,7 @@ impl World {
                 self.stop_server(peer);
                 self.finish(peer, PgOutcome::Stopped);
             }
-            PgCommand::Seed(sources) | PgCommand::Rebuild(sources) => {
+            PgCommand::Seed(sources) | PgCommand::Rebuild(sources, _) => {
                 self.copy(peer, life, id, phase, &sources);
             }
             PgCommand::Apply(config) => {

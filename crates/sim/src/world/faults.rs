@@ -80,6 +80,8 @@ pub enum Fault {
     Configure(Who, bool),
     /// A server lets go of all WAL but the newest, whoever still needs it.
     Recycle(Who),
+    /// An operator asks the sitter of a peer to rebuild its database.
+    Rebuild(Who),
     /// Everything is well again, and frozen no more.
     HealAll,
 }
@@ -160,6 +162,11 @@ impl World {
                 self.with(who, |world, peer| world.configure(peer, alone));
             }
             Fault::Recycle(who) => self.with(who, Self::recycle),
+            Fault::Rebuild(who) => self.with(who, |world, peer| {
+                if !world.peers[peer].is_stopped(Part::Sitter) {
+                    world.tell(peer, cluster::Event::RebuildAsked { full: false });
+                }
+            }),
             Fault::HealAll => self.heal_all(),
         }
     }

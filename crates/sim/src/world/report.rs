@@ -117,6 +117,7 @@ impl World {
             Fault::Configure(who, false) => {
                 format!("{} is configured not to serve alone", whom(who))
             }
+            Fault::Rebuild(who) => format!("an operator asks to rebuild {}", whom(who)),
             Fault::Recycle(who) => format!("{} keeps only its newest WAL", whom(who)),
             Fault::HealAll => "everything is well again".to_owned(),
         }

@@ -1,0 +1,211 @@
+//! `adm backup`: the database of this peer in one file.
+//!
+//! PostgreSQL's own base backup, taken of the server that runs here, so that it is consistent whatever
+//! the storage is.
+
+use super::command::Json;
+use crate::VERSION;
+use crate::archive::{Manifest, Writer};
+use crate::sitter::{config::Config, executor};
+use adapters::{clock, exec::Exec, postgres::Postgres};
+use anyhow::{Context, Result, bail};
+use cluster::{Lsn, Millis, Monotonic, PeerIdent};
+use jiff::Timestamp;
+use std::{
+    fs::{self, File},
+    io::{self, BufWriter, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+use tokio::io::AsyncReadExt;
+
+/// Between two lines of progress.
+const PERIOD: Millis = Millis(5_000);
+/// What is read at once.
+const CHUNK: usize = 1 << 18;
+/// How much of the beginning is looked through for `backup_label`, which comes first.
+const HEAD: usize = 64 << 10;
+
+/// Writes a backup of the peer whose sitter has this file; what is to be printed.
+///
+/// # Errors
+/// When there is no database, its server does not run, or the file cannot be written. No file is left
+/// then.
+pub async fn backup(file: &Path, to: &Path, json: Json) -> Result<String> {
+    let config = Config::load(file)?;
+    let me = config.ident()?;
+    let postgres = Postgres::open(executor::settings(&config, &me)?)?;
+    let Some(identifier) = postgres.identity()? else {
+        bail!("there is no database in {}", postgres.data().display());
+    };
+    let major = fs::read_to_string(postgres.data().join("PG_VERSION")).context("PG_VERSION")?;
+    let begun = Timestamp::now();
+    let target = target(to, &config, &me, begun)?;
+    let unfinished = Unfinished::create(&target)?;
+    let mut writer = Writer::new(BufWriter::new(unfinished.file.try_clone()?))?;
+    let head = copy(base_backup(&config, &postgres)?, &mut writer).await?;
+    let (timeline, lsn) = label(&head).context("the base backup does not say where it begins")?;
+    let (mut buffer, manifest) = writer.finish(|contents| Manifest {
+        format: 1,
+        made_by: format!("manatee {VERSION}"),
+        shard: config.shard.clone(),
+        peer: me.id.to_string(),
+        zone: me.zone_id.clone(),
+        system_identifier: identifier.to_string(),
+        timeline,
+        lsn,
+        postgres_version: major.trim().to_owned(),
+        begun,
+        finished: Timestamp::now(),
+        bytes: contents.bytes,
+        compressed_bytes: contents.compressed_bytes,
+        checksum: contents.checksum,
+    })?;
+    buffer.flush()?;
+    drop(buffer);
+    unfinished.keep(&target)?;
+    if json.json {
+        return Ok(format!("{}\n", serde_json::json!({ "file": target, "manifest": manifest })));
+    }
+    Ok(format!(
+        "{}: {} MiB in {} MiB, timeline {timeline} from {lsn}\n",
+        target.display(),
+        manifest.bytes >> 20,
+        manifest.compressed_bytes >> 20
+    ))
+}
+
+/// The file that is meant, which must not exist.
+fn target(to: &Path, config: &Config, me: &PeerIdent, begun: Timestamp) -> Result<PathBuf> {
+    let target = if to.is_dir() {
+        let plain = |c: char| if c.is_alphanumeric() || "._-".contains(c) { c } else { '_' };
+        let name: String = format!("{}-{}", config.shard, me.zone_id).chars().map(plain).collect();
+        to.join(format!("{name}-{}.tar.zst", begun.strftime("%Y%m%dT%H%M%SZ")))
+    } else {
+        to.to_owned()
+    };
+    if target.symlink_metadata().is_ok() {
+        bail!("{} exists and is not replaced: give another name", target.display());
+    }
+    Ok(target)
+}
+
+/// A file that has another name until it is complete; removed when it does not become so.
+struct Unfinished {
+    path: PathBuf,
+    file: File,
+}
+
+impl Unfinished {
+    fn create(target: &Path) -> Result<Unfinished> {
+        let name = target.file_name().context("give a file or a directory")?.to_string_lossy();
+        let path = target.with_file_name(format!(".{name}.unfinished-{}", std::process::id()));
+        let file = File::options().write(true).create_new(true).mode(0o600).open(&path);
+        let file = file.with_context(|| format!("cannot make {}", path.display()))?;
+        Ok(Unfinished { path, file })
+    }
+
+    /// Gives it its name, if nobody has taken that meanwhile.
+    fn keep(self, target: &Path) -> Result<()> {
+        self.file.sync_all().with_context(|| format!("cannot write {}", self.path.display()))?;
+        fs::hard_link(&self.path, target).map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => {
+                anyhow::anyhow!("{} has appeared meanwhile and is not replaced", target.display())
+            }
+            _ => anyhow::Error::from(error).context(format!("cannot make {}", target.display())),
+        })?;
+        // What a cut of power leaves is under both names or under one: never half of it under the last.
+        let directory = target.parent().filter(|parent| !parent.as_os_str().is_empty());
+        File::open(directory.unwrap_or(Path::new(".")))?.sync_all()?;
+        Ok(())
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.path) {
+            eprintln!("{} could not be removed: {error}", self.path.display());
+        }
+    }
+}
+
+/// `pg_basebackup` of the server that runs here, as one tar archive with the WAL that it needs.
+fn base_backup(config: &Config, postgres: &Postgres) -> Result<adapters::exec::Reader> {
+    let settings = postgres.settings();
+    let host = match settings.listen.split(',').next().unwrap_or_default().trim() {
+        "" | "*" | "0.0.0.0" | "::" => config.ip.to_string(),
+        host => host.to_owned(),
+    };
+    let command = Exec::new(postgres.bin_dir().join("pg_basebackup"))
+        .env("PGPASSWORD", &settings.replication_password)
+        .env("PGCONNECT_TIMEOUT", "10")
+        .env("PGAPPNAME", "manatee backup")
+        .redact(&settings.replication_password)
+        .args(["--no-password", "--format=tar", "--pgdata=-", "--wal-method=fetch"])
+        .args(["--checkpoint=fast", "--host", &host])
+        .args(["--port", &settings.port.to_string(), "--username", &settings.replication_user]);
+    Ok(command.reader()?)
+}
+
+/// Copies all of it and says how far it is; its beginning.
+async fn copy(
+    mut input: adapters::exec::Reader,
+    writer: &mut Writer<BufWriter<File>>,
+) -> Result<Vec<u8>> {
+    let (mut chunk, mut head) = (vec![0; CHUNK], Vec::new());
+    let begun = clock::now();
+    let mut told = begun;
+    loop {
+        let read = input.read(&mut chunk).await.context("the base backup failed")?;
+        if read == 0 {
+            return Ok(head);
+        }
+        writer.write(&chunk[..read]).context("the backup cannot be written")?;
+        if head.len() < HEAD {
+            head.extend_from_slice(&chunk[..read.min(HEAD - head.len())]);
+        }
+        let now = clock::now();
+        if now - told >= PERIOD {
+            told = now;
+            eprintln!("{}", progress(writer.progress(), begun, now));
+        }
+    }
+}
+
+fn progress((bytes, written): (u64, u64), begun: Monotonic, now: Monotonic) -> String {
+    let rate = bytes * 1000 / (now - begun).0.max(1);
+    let mib = |bytes: u64| bytes >> 20;
+    format!("{} MiB read, {} MiB written, {} MiB/s", mib(bytes), mib(written), mib(rate))
+}
+
+/// Timeline and position from the `backup_label` at the beginning of a tar archive.
+fn label(head: &[u8]) -> Option<(u32, Lsn)> {
+    let name = head.get(..100)?;
+    let name = std::str::from_utf8(name).ok()?.trim_end_matches('\0');
+    let size = std::str::from_utf8(head.get(124..136)?).ok()?;
+    let size = usize::from_str_radix(size.trim_matches(['\0', ' ']), 8).ok()?;
+    let text = std::str::from_utf8(head.get(512..512 + size)?).ok()?;
+    let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name));
+    let lsn = field("START WAL LOCATION: ")?.split_whitespace().next()?;
+    let timeline = field("START TIMELINE: ")?.trim().parse().ok()?;
+    (name == "backup_label").then_some((timeline, lsn.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_a_base_backup_begins() {
+        let text = "START WAL LOCATION: 0/3000028 (file 000000020000000000000003)\n\
+                    CHECKPOINT LOCATION: 0/3000060\nSTART TIMELINE: 2\n";
+        let mut head = vec![0; 2048];
+        head[..12].copy_from_slice(b"backup_label");
+        head[124..135].copy_from_slice(format!("{:011o}", text.len()).as_bytes());
+        head[512..512 + text.len()].copy_from_slice(text.as_bytes());
+        assert_eq!(label(&head), Some((2, Lsn::new(0x300_0028))));
+        head[0] = b'x';
+        assert_eq!(label(&head), None);
+        assert_eq!(label(&head[..600]), None);
+    }
+}

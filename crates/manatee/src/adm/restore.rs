@@ -1,0 +1,201 @@
+//! `adm restore`: what is in a backup, in a directory of its own.
+
+use super::command::Json;
+use crate::archive::{self, Broken, Manifest};
+use adapters::{
+    exec::{Exec, OsUser},
+    postgres::programs,
+};
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use std::{
+    fs::{self, File, Permissions},
+    os::unix::fs::{PermissionsExt, chown},
+    path::{Path, PathBuf},
+};
+use tokio::io::AsyncWriteExt;
+
+/// What is to be restored, and where.
+#[derive(Debug, Args)]
+pub struct Restore {
+    /// The backup
+    #[arg(long, value_name = "FILE")]
+    from: PathBuf,
+    /// An empty directory, or one that does not exist: it becomes the data directory
+    #[arg(long, value_name = "DIRECTORY")]
+    at: PathBuf,
+    /// The port that it is to have, which is part of the name of its socket
+    #[arg(long, default_value_t = 5432)]
+    port: u16,
+    /// Where the programs of PostgreSQL are; looked for where it is not given
+    #[arg(long, value_name = "DIRECTORY")]
+    bin_dir: Option<PathBuf>,
+    /// Who is to own it when root restores
+    #[arg(long, value_name = "USER", default_value = "postgres")]
+    os_user: String,
+    #[command(flatten)]
+    json: Json,
+}
+
+/// Restores it; what is to be printed.
+///
+/// # Errors
+/// When the file is not what it was, the directory is not empty, or what was restored is not whole. What
+/// was written is removed then.
+pub async fn restore(options: &Restore) -> Result<String> {
+    let from = options.from.display();
+    let mut file = File::open(&options.from).with_context(|| format!("cannot open {from}"))?;
+    let whole = |error: Broken| anyhow::Error::from(error).context(format!("backup {from}"));
+    let manifest = archive::manifest(&mut file).map_err(whole)?;
+    let (bin, major) = programs(options.bin_dir.as_deref())?;
+    if major.to_string() != manifest.postgres_version {
+        bail!(
+            "the backup is of PostgreSQL {}, the programs in {} are of version {major}: give those \
+             with --bin-dir",
+            manifest.postgres_version,
+            bin.display()
+        );
+    }
+    let at = std::path::absolute(&options.at)?;
+    if fs::read_dir(&at).is_ok_and(|mut entries| entries.next().is_some()) {
+        bail!(
+            "{} is not empty: give a directory that is, or one that does not exist",
+            at.display()
+        );
+    }
+    eprintln!("verifying {} MiB", manifest.compressed_bytes >> 20);
+    archive::unpack(&mut file, &manifest, |_| Ok(())).map_err(whole)?;
+    let root = rustix::process::geteuid().is_root();
+    let user = root.then(|| OsUser::find(&options.os_user)).transpose()?;
+    let place = Place { at: &at, bin: &bin, user: user.as_ref() };
+    fs::create_dir_all(&at).with_context(|| format!("cannot make {}", at.display()))?;
+    if let Err(error) = place.fill(&mut file, &manifest, options.port).await {
+        let left = place
+            .empty()
+            .err()
+            .map(|error| format!(" (and {} is not empty: {error})", at.display()));
+        return Err(error.context(format!("not restored{}", left.unwrap_or_default())));
+    }
+    let start = place.start();
+    if options.json.json {
+        let json = serde_json::json!({ "at": at, "manifest": manifest, "start": start });
+        return Ok(format!("{json}\n"));
+    }
+    Ok(format!(
+        "shard {} as {} had it at {}, timeline {} from {}, is in {}\nstart: {start}\nlook: psql -h {} -p {} -U postgres\n",
+        manifest.shard,
+        manifest.zone,
+        manifest.finished,
+        manifest.timeline,
+        manifest.lsn,
+        at.display(),
+        at.display(),
+        options.port
+    ))
+}
+
+/// The directory that is filled.
+struct Place<'a> {
+    at: &'a Path,
+    bin: &'a Path,
+    user: Option<&'a OsUser>,
+}
+
+impl Place<'_> {
+    async fn fill(&self, file: &mut File, manifest: &Manifest, port: u16) -> Result<()> {
+        fs::set_permissions(self.at, Permissions::from_mode(0o700))?;
+        self.give(self.at)?;
+        self.extract(file, manifest).await?;
+        let found = fs::read_to_string(self.at.join("PG_VERSION")).context("PG_VERSION")?;
+        if found.trim() != manifest.postgres_version {
+            bail!("it holds PostgreSQL {}, its manifest says otherwise", found.trim());
+        }
+        eprintln!("verifying what was restored");
+        let verify = Exec::new(self.bin.join("pg_verifybackup")).as_user(self.user);
+        verify.arg("--exit-on-error").arg(self.at).run().await?;
+        self.make_its_own(port)
+    }
+
+    async fn extract(&self, file: &mut File, manifest: &Manifest) -> Result<()> {
+        let tar = Exec::new("tar").as_user(self.user).args(["--extract", "--file=-"]);
+        let mut tar = tar.arg("--directory").arg(self.at).writer()?;
+        let (sender, mut parts) = tokio::sync::mpsc::channel::<Vec<u8>>(4);
+        let (mut file, manifest) = (file.try_clone()?, manifest.clone());
+        let reading = tokio::task::spawn_blocking(move || {
+            archive::unpack(&mut file, &manifest, |part| {
+                let taken = sender.blocking_send(part.to_vec());
+                taken.map_err(|_| Broken::Read(std::io::ErrorKind::BrokenPipe.into()))
+            })
+        });
+        while let Some(part) = parts.recv().await {
+            tar.write_all(&part).await.context("unpacking")?;
+        }
+        reading.await??;
+        tar.shutdown().await.context("unpacking")
+    }
+
+    /// Takes from it what made it a member of the shard: what it follows, who may connect, and the
+    /// sitter's settings, which stay beside for whoever wants to read them.
+    fn make_its_own(&self, port: u16) -> Result<()> {
+        for name in ["standby.signal", "recovery.signal", "postmaster.pid", "postmaster.opts"] {
+            match fs::remove_file(self.at.join(name)) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error.into());
+                }
+                _ => {}
+            }
+        }
+        for name in ["postgresql.conf", "postgresql.auto.conf", "pg_hba.conf"] {
+            let path = self.at.join(name);
+            if path.exists() {
+                fs::rename(&path, self.at.join(format!("{name}.of-the-peer")))?;
+            }
+        }
+        let at = self.at.to_str().context("the path of the directory is not UTF-8")?;
+        let at = at.replace('\'', "''");
+        let conf = format!(
+            "# A restored backup, to look inside: it follows nobody, and nobody follows it.\n\
+             port = {port}\nlisten_addresses = ''\nunix_socket_directories = '{at}'\n\
+             archive_mode = off\nmax_wal_senders = 0\nmax_prepared_transactions = 1000\n"
+        );
+        // Its directory lets in nobody but its owner, so the socket does neither.
+        let hba = "local all all trust\n";
+        for (name, text) in
+            [("postgresql.conf", conf.as_str()), ("postgresql.auto.conf", ""), ("pg_hba.conf", hba)]
+        {
+            let path = self.at.join(name);
+            fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+            self.give(&path)?;
+        }
+        Ok(())
+    }
+
+    fn give(&self, path: &Path) -> Result<()> {
+        let Some(user) = self.user else { return Ok(()) };
+        chown(path, Some(user.uid), Some(user.gid))
+            .with_context(|| format!("cannot give {} to {}", path.display(), user.name))
+    }
+
+    /// Removes what was written.
+    fn empty(&self) -> std::io::Result<()> {
+        for entry in fs::read_dir(self.at)? {
+            let path = entry?.path();
+            if path.is_dir() && !path.is_symlink() {
+                fs::remove_dir_all(path)?;
+            } else {
+                fs::remove_file(path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// How it is started.
+    fn start(&self) -> String {
+        let at = self.at.display();
+        let start = format!("{}/pg_ctl -D {at} -l {at}/log -w start", self.bin.display());
+        match self.user {
+            Some(user) => format!("runuser -u {} -- {start}", user.name),
+            None => start,
+        }
+    }
+}
