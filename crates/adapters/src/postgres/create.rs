@@ -10,6 +10,14 @@ use std::{fs, io, path::Path};
 
 /// How long one of the programs may take. They write some 40 MB.
 const LIMIT: Millis = Millis(300_000);
+/// The settings that primary and standby agree on by the WAL.
+const REPLICATED: [&str; 5] = [
+    "max_connections",
+    "max_worker_processes",
+    "max_wal_senders",
+    "max_prepared_transactions",
+    "max_locks_per_transaction",
+];
 /// The start of the name of a database that is not complete.
 const UNFINISHED: &str = "data.new-";
 
@@ -82,6 +90,15 @@ impl Inner {
         Ok(())
     }
 
+    /// What of the settings a standby may not have lower than its primary had. The database says from
+    /// its beginning what it will be served with: a standby that recovers from before the first start
+    /// would find those of `initdb`, and refuse to start where ours are lower.
+    fn replicated_settings(&self) -> Vec<String> {
+        let settings = &self.settings.user_settings;
+        let given = REPLICATED.iter().filter_map(|name| Some((name, settings.get(*name)?)));
+        given.flat_map(|(name, value)| ["-c".to_owned(), format!("{name}={value}")]).collect()
+    }
+
     /// Makes the roles in a server without a socket: passwords stand on no command line and no
     /// connection is possible.
     async fn make_roles(&self, directory: &Path) -> Result<(), PgCause> {
@@ -95,6 +112,7 @@ impl Inner {
             .args(["--single", "-c", "exit_on_error=on"])
             .args(["-c", "password_encryption=scram-sha-256"])
             .args(["-c", "log_statement=none", "-c", "log_min_error_statement=panic"])
+            .args(self.replicated_settings())
             .arg("-D")
             .arg(directory)
             .arg("postgres")

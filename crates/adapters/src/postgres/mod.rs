@@ -334,6 +334,11 @@ impl Postgres {
         self.inner.exits.subscribe()
     }
 
+    /// Whether that server lets the replication role in: it has started, and is not only going to.
+    pub async fn answers(&self, source: &SeedSource) -> bool {
+        self.inner.answers(source).await
+    }
+
     /// Which database is here, if it is one that has served.
     ///
     /// # Errors

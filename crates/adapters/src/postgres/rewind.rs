@@ -39,6 +39,11 @@ const FUNCTIONS: [&str; 4] = [
 ];
 
 impl Inner {
+    /// See [`super::Postgres::answers`].
+    pub async fn answers(&self, source: &SeedSource) -> bool {
+        self.client_of(source).await.is_ok()
+    }
+
     /// See [`super::Postgres::follow_if_ancestor`].
     pub async fn follow_if_ancestor(&self, source: &SeedSource) -> Result<bool, PgCause> {
         let ours = self.at_rest()?;

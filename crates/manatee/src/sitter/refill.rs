@@ -16,11 +16,10 @@ use adapters::{
     postgres::Postgres,
     storage::{Expected, KEPT, SeedPhase, SeedProgress, SeedSource, Volume},
 };
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use cluster::{PeerIdent, Way};
 use std::{sync::atomic::Ordering, time::Duration};
 use tokio::{
-    net::TcpStream,
     sync::watch,
     time::{sleep, timeout},
 };
@@ -69,7 +68,7 @@ impl World {
     pub(super) async fn seed(&self, postgres: &Postgres, sources: &[PeerIdent]) -> Result<()> {
         let (progress, watched) = watch::channel(SeedProgress::default());
         let _shown = self.shared.show_copy(watched);
-        wait_for_any(&addresses(sources)?).await;
+        wait_for_any(postgres, &addresses(sources)?).await;
         if let Some(volume) = self.storage.volume() {
             for source in sources {
                 match self.receive(postgres, volume, source, &progress, Leftover::Resume).await {
@@ -92,7 +91,7 @@ impl World {
         let (progress, watched) = watch::channel(SeedProgress::default());
         let _shown = self.shared.show_copy(watched);
         let addresses = addresses(sources)?;
-        wait_for_any(&addresses).await;
+        wait_for_any(postgres, &addresses).await;
         // One that streamed since would have had the chance to go its own way again.
         let again = self.shared.rewound.swap(false, Ordering::Relaxed);
         if postgres.data().exists() && !again && way == Way::Cheapest {
@@ -171,6 +170,10 @@ impl World {
             source: Some(source.id.clone()),
             ..SeedProgress::default()
         });
+        let (host, port) = source.pg_address()?;
+        let address = SeedSource { peer: source.id.clone(), host, port };
+        // What a snapshot holds of a server that is still starting is less than it needs.
+        ensure!(postgres.answers(&address).await, "its PostgreSQL does not answer yet");
         let remote = self.backups.remote(source)?;
         let reception = Reception {
             volume,
@@ -262,11 +265,11 @@ fn addresses(sources: &[PeerIdent]) -> Result<Vec<SeedSource>> {
 
 /// Waits a little until one of these takes connections: at setup all peers begin at once, and the one
 /// to copy from is often still starting. Whether one does is for the copy to find out.
-async fn wait_for_any(sources: &[SeedSource]) {
+async fn wait_for_any(postgres: &Postgres, sources: &[SeedSource]) {
     let connected = async {
         loop {
             for source in sources {
-                if TcpStream::connect((source.host.as_str(), source.port)).await.is_ok() {
+                if postgres.answers(source).await {
                     return;
                 }
             }
