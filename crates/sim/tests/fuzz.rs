@@ -75,6 +75,7 @@ const SEEN: &[(Mutation, u64, &[&str])] = &[
     (Mutation::AssumeStored, 0, &["commits", "writes", "deposed", "histories"]),
     (Mutation::FenceWaits, 0, &["one primary"]),
     (Mutation::RejoinUnrepaired, 0, &["deposed"]),
+    (Mutation::CopyAnybody, 5560, &["commits"]),
     (Mutation::NeverSettle, 0, &["commits", "writes"]),
     (Mutation::ReportUnflushed, 380, &["commits", "histories"]),
     (Mutation::StayAlone, 0, &["alone"]),

@@ -267,10 +267,14 @@ impl Machine {
         self.failure = None;
     }
 
-    /// What was known of the old data says nothing of a new copy.
     fn take_copy(&mut self) {
         self.stopped();
         self.database = Some(Database::Established);
+        self.forget_data();
+    }
+
+    /// What was known of data that is gone says nothing of what comes in its place.
+    fn forget_data(&mut self) {
         self.timeline = None;
         self.wal = None;
         self.diverged_from = None;
@@ -295,6 +299,9 @@ impl Machine {
             self.postgres.take().expect("a command was answered that was not in flight");
         if let Some(database) = error.database {
             self.database = Some(database);
+            if database == Database::None {
+                self.forget_data();
+            }
         }
         // Which configuration is in force after a failure is not known: it is applied anew.
         if error.running {
