@@ -17,7 +17,7 @@ pub trait Store: Send {
 }
 
 /// What a runner is given of the world.
-#[async_trait]
+#[async_trait(?Send)]
 pub trait Env: Send + Sync {
     /// The time.
     fn now(&self) -> Timestamp;

@@ -59,7 +59,7 @@ pub trait Tell: Send + Sync {
 
 /// One step. Each of these may be called again after any of them was interrupted anywhere: doing what is
 /// done and undoing what is undone change nothing.
-#[async_trait]
+#[async_trait(?Send)]
 pub trait Step: Send + Sync {
     /// Looks, and changes nothing.
     ///

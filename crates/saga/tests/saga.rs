@@ -96,7 +96,7 @@ impl Fake {
     }
 }
 
-#[async_trait]
+#[async_trait(?Send)]
 impl Step for Fake {
     async fn check(&self) -> Result<Check, StepError> {
         Ok(self.world.with(|world| match world.done.get(&self.id) {
@@ -127,7 +127,7 @@ impl Step for Fake {
     }
 }
 
-#[async_trait]
+#[async_trait(?Send)]
 impl Env for Shared {
     fn now(&self) -> Timestamp {
         Timestamp::UNIX_EPOCH

@@ -176,6 +176,11 @@ struct Inner {
     changing: tokio::sync::Mutex<()>,
 }
 
+/// The replication slot of a peer at its upstream.
+pub fn slot_of(peer: &PeerId) -> String {
+    render::slot_name(peer)
+}
+
 impl Postgres {
     /// Finds the server programs and checks all that can be checked without a database.
     ///

@@ -44,6 +44,21 @@ pub struct Expected {
 }
 
 impl DatabaseFacts {
+    /// What `pg_controldata` printed, in the C locale, of a database of this major version.
+    pub fn parse(text: &str, version: &str) -> Option<DatabaseFacts> {
+        let field = |name: &str| {
+            let mut lines = text.lines().filter_map(|line| line.split_once(':'));
+            lines.find(|(found, _)| *found == name).map(|(_, value)| value.trim())
+        };
+        Some(DatabaseFacts {
+            system_identifier: field("Database system identifier")?.parse().ok()?,
+            timeline: field("Latest checkpoint's TimeLineID")?.parse().ok()?,
+            checkpoint: field("Latest checkpoint's REDO location")?.parse().ok()?,
+            version: version.to_owned(),
+            state: field("Database cluster state")?.to_owned(),
+        })
+    }
+
     /// What is wrong with it.
     pub fn problem(&self, expected: &Expected) -> Option<String> {
         let found = self.system_identifier;
@@ -95,23 +110,9 @@ pub async fn examine(
         return Err(wrong(format!("its control file is damaged: {warned}")));
     }
     let version = files::read(&data.join("PG_VERSION"))?.unwrap_or_default();
-    parse(&text, version.trim()).ok_or_else(|| StorageCause::Answer {
+    DatabaseFacts::parse(&text, version.trim()).ok_or_else(|| StorageCause::Answer {
         command: format!("pg_controldata {}", data.display()),
         answer: text,
-    })
-}
-
-fn parse(text: &str, version: &str) -> Option<DatabaseFacts> {
-    let field = |name: &str| {
-        let mut lines = text.lines().filter_map(|line| line.split_once(':'));
-        lines.find(|(found, _)| *found == name).map(|(_, value)| value.trim())
-    };
-    Some(DatabaseFacts {
-        system_identifier: field("Database system identifier")?.parse().ok()?,
-        timeline: field("Latest checkpoint's TimeLineID")?.parse().ok()?,
-        checkpoint: field("Latest checkpoint's REDO location")?.parse().ok()?,
-        version: version.to_owned(),
-        state: field("Database cluster state")?.to_owned(),
     })
 }
 

@@ -201,7 +201,7 @@ fn machine_config(config: &Config) -> Result<MachineConfig> {
 }
 
 /// One sitter a dataset: two would run two servers over one database.
-fn lock_dataset(config: &Config) -> Result<File> {
+pub(crate) fn lock_dataset(config: &Config) -> Result<File> {
     let dataset = &config.dataset;
     let name = dataset.display();
     if !dataset.exists() {
