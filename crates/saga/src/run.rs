@@ -1,8 +1,8 @@
 //! Does what comes next, and writes it down.
 
 use crate::{
-    Check, Entry, Illegal, Journal, Mode, Next, Planned, Step, StepError, StepId, Tell, Undo, Way,
-    next,
+    Check, Entry, Illegal, Journal, Mode, Next, Planned, Step, StepError, StepId, StepState, Tell,
+    Undo, Way, next,
 };
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -244,7 +244,10 @@ impl<'a, S: Store> Runner<'a, S> {
                 Check::Blocked(why) => return Err(RunError::Blocked { step: id.clone(), why }),
             };
         }
-        self.write(Entry::Intent { step: id.clone(), way })?;
+        // Of one that was begun before, the intent is written already.
+        if self.journal.state(id) != StepState::Begun(way) {
+            self.write(Entry::Intent { step: id.clone(), way })?;
+        }
         let outcome = match way {
             Way::Apply => {
                 if ready {

@@ -1,6 +1,8 @@
 //! The journal as a file beside the inventory, and the lock by which one runner at a time has it.
 
+use adapters::clock;
 use anyhow::{Context, Result, bail};
+use cluster::Millis;
 use jiff::Timestamp;
 use rustix::fs::{FlockOperation, flock};
 use saga::{Journal, Plan, Store};
@@ -9,12 +11,16 @@ use std::{
     io::{self, Read, Seek, SeekFrom, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 /// Where the journal of this inventory is.
 pub fn journal_of(inventory: &Path) -> PathBuf {
     inventory.with_extension("journal")
 }
+
+/// How long the lock may outlive its runner.
+const PATIENCE: Millis = Millis(500);
 
 /// Held by the one runner of a journal; its file says who that is.
 #[derive(Debug)]
@@ -38,7 +44,13 @@ impl Locked {
             .mode(0o600)
             .open(&path)
             .with_context(|| format!("cannot open {name}"))?;
-        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        let begun = clock::now();
+        while flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            // A command that a killed runner was just starting has the lock for a moment longer.
+            if clock::now() - begun < PATIENCE {
+                std::thread::sleep(Duration::from_millis(10));
+                continue;
+            }
             let mut other = String::new();
             file.read_to_string(&mut other)?;
             bail!(

@@ -19,5 +19,5 @@ pub use inventory::{ClientCheck, DonorConfig, DonorKind, Inventory, Limits, Reci
 pub use journal_file::{JournalFile, Locked, journal_of};
 pub use plan::{Facts, ROLLED_BACK, plan};
 pub use preflight::{Problem, Seen, look, problems};
-pub use recipient::{PeerFacts, Progress};
+pub use recipient::{PeerFacts, Progress, REPLICATED};
 pub use world::{Screen, World, guard, written_since};

@@ -3,6 +3,7 @@
 use crate::{Inventory, PeerFacts, steps};
 use saga::{Notice, Plan, Planned, WayBack};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// A field of the cluster state of a shard that a transplant was rolled back from: another one may use it.
 pub const ROLLED_BACK: &str = "transplantRolledBack";
@@ -51,6 +52,8 @@ pub struct DonorFacts {
     pub checksums: bool,
     /// Prepared transactions.
     pub prepared_transactions: u32,
+    /// What it has of the settings of which a standby needs at least as much.
+    pub replicated: BTreeMap<String, u64>,
 }
 
 /// The steps in their order. Nothing of it has been begun.

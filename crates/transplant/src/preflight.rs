@@ -2,13 +2,14 @@
 
 use crate::{
     Donor, Facts, Inventory, PeerFacts,
+    donor::literal,
     plan::{DonorFacts, ROLLED_BACK},
-    recipient,
+    recipient::{self, REPLICATED},
 };
 use anyhow::{Context, Result};
 use cluster::Millis;
 use serde::Serialize;
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 /// What stands in the way.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -45,6 +46,12 @@ const DONOR: &str = "select current_setting('server_version_num'), \
     current_setting('hba_file'), current_setting('data_checksums'), \
     (select count(*) from pg_prepared_xacts)";
 
+/// What the server has of these settings, a line each.
+fn replicated() -> String {
+    let names: Vec<String> = REPLICATED.iter().map(|(name, _)| literal(name)).collect();
+    format!("select name, setting from pg_settings where name in ({})", names.join(", "))
+}
+
 /// Looks at everything that the inventory names.
 pub async fn look(inventory: &Inventory) -> Seen {
     let donor = look_at_donor(inventory).await.map_err(|error| format!("{error:#}"));
@@ -59,6 +66,12 @@ async fn look_at_donor(inventory: &Inventory) -> Result<DonorFacts> {
     let limit = Millis(inventory.limits.service_seconds * 1000);
     let donor = Donor { config: inventory.donor.clone(), limit };
     let answer = donor.sql(DONOR).await?;
+    let settings = donor.sql(&replicated()).await?;
+    let replicated = settings.lines().filter_map(|line| {
+        let (name, value) = line.split_once('|')?;
+        Some((name.to_owned(), value.parse().ok()?))
+    });
+    let replicated: BTreeMap<String, u64> = replicated.collect();
     let field: Vec<&str> = answer.split('|').collect();
     let unexpected = || format!("the donor answers something unexpected: {answer}");
     let parsed = || {
@@ -94,6 +107,7 @@ async fn look_at_donor(inventory: &Inventory) -> Result<DonorFacts> {
             hba_file: hba.to_owned(),
             checksums: sums == "on",
             prepared_transactions: xacts.parse().ok()?,
+            replicated,
         })
     };
     parsed().with_context(unexpected)
@@ -225,6 +239,14 @@ fn peer_doubts(facts: &PeerFacts, first: bool, donor: Option<&DonorFacts>) -> Ve
             ),
             "make room for it and a tenth more",
         ));
+        for (name, least) in &donor.replicated {
+            let has = facts.replicated.get(name).copied().unwrap_or_default();
+            doubts.push((
+                has < *least,
+                format!("its {name} is {has}, the donor's is {least}: it could not follow"),
+                "set at least as much in [postgres.settings] of its sitter's file",
+            ));
+        }
         doubts.push((
             first && facts.data_dir == donor.data_dir,
             "its data directory is the donor's".to_owned(),

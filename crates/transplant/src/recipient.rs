@@ -8,9 +8,19 @@ use anyhow::{Context, Result, bail};
 use cluster::{ClusterState, Lsn, Millis, PeerIdent};
 use saga::Tell;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::collections::BTreeMap;
 
 /// How long a question may take.
 const QUERY_LIMIT: Millis = Millis(60_000);
+
+/// Settings of which a standby needs at least as much as its primary, with PostgreSQL's defaults.
+pub const REPLICATED: [(&str, u64); 5] = [
+    ("max_connections", 100),
+    ("max_locks_per_transaction", 64),
+    ("max_prepared_transactions", 0),
+    ("max_wal_senders", 10),
+    ("max_worker_processes", 8),
+];
 
 /// What a peer is, by its sitter's file and by what lies on its host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +54,9 @@ pub struct PeerFacts {
     pub replication_user: String,
     /// Its replication slot at its upstream.
     pub slot: String,
+    /// What its server will have of each of the settings of which a standby needs at least as much as its
+    /// primary ([`REPLICATED`]).
+    pub replicated: BTreeMap<String, u64>,
     /// Free space where the database goes, in bytes.
     pub free_bytes: u64,
     /// The cluster state of the shard, if there is one.

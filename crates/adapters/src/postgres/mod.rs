@@ -176,6 +176,11 @@ struct Inner {
     changing: tokio::sync::Mutex<()>,
 }
 
+/// What this setting is where the operator has not set it, if that is not PostgreSQL's own default.
+pub fn default_of(name: &str) -> Option<&'static str> {
+    render::DEFAULTS.iter().find(|(found, _)| *found == name).map(|(_, value)| *value)
+}
+
 /// The replication slot of a peer at its upstream.
 pub fn slot_of(peer: &PeerId) -> String {
     render::slot_name(peer)

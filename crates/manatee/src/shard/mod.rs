@@ -14,6 +14,7 @@ mod gaps;
 mod ledger;
 mod peer;
 mod processes;
+mod stage;
 mod view;
 mod writer;
 
@@ -22,6 +23,7 @@ pub use gaps::Gap;
 pub use ledger::{Ledger, LedgerReport};
 pub use peer::Peer;
 pub use processes::Usage;
+pub use stage::Stage;
 pub use view::{PeerView, ShardView, SitterState};
 pub use writer::{Progress, Writer, WriterHandle};
 

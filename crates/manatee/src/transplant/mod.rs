@@ -281,13 +281,12 @@ async fn go(
     let mut runner = Runner::new(journal, file, &world, operator);
     first(&mut runner)?;
     let result = runner.run(goal).await;
-    let hint = show::status(runner.journal(), &which.inventory);
     println!();
     match result {
-        Ok(stopped) => told(&stopped, &hint),
-        // The screen and the status say why.
+        Ok(stopped) => told(&stopped, &show::status(runner.journal(), &which.inventory)),
+        // The screen has said why.
         Err(RunError::Step { .. } | RunError::Blocked { .. } | RunError::Changed { .. }) => {
-            print!("{hint}");
+            println!("{}", show::hint(runner.journal(), &which.inventory));
             return Ok(ExitCode::FAILURE);
         }
         Err(error) => return Err(error.into()),
@@ -295,14 +294,14 @@ async fn go(
     Ok(ExitCode::SUCCESS)
 }
 
-fn told(stopped: &Stopped, hint: &str) {
+fn told(stopped: &Stopped, status: &str) {
     match stopped {
         Stopped::RolledBack => println!("everything is undone: the donor serves, as before"),
         Stopped::Committed => println!(
             "committed: nothing is kept for a way back; the donor stays stopped and closed, remove it \
              when you like"
         ),
-        _ => print!("{hint}"),
+        _ => print!("{status}"),
     }
 }
 
@@ -363,8 +362,10 @@ fn confirm(question: &str, yes: bool) -> Result<()> {
 async fn rollback(which: &Which, discard_writes: bool, yes: bool) -> Result<ExitCode> {
     let operator = operator()?;
     let (_lock, journal, file) = open(which, &operator)?;
-    if has_ended(&journal) {
-        bail!("{}: there is nothing to undo", journal.mode());
+    match journal.mode() {
+        Mode::RolledBack => return print("it was undone: there is nothing left to undo\n"),
+        Mode::Committed => bail!("it was committed: there is no way back"),
+        _ => {}
     }
     if discard_writes {
         let lost = match transplant::written_since(&journal).await {
@@ -381,6 +382,9 @@ async fn rollback(which: &Which, discard_writes: bool, yes: bool) -> Result<Exit
 async fn commit(which: &Which, yes: bool) -> Result<ExitCode> {
     let operator = operator()?;
     let (_lock, journal, file) = open(which, &operator)?;
+    if journal.mode() == Mode::Committed {
+        return print("it was committed\n");
+    }
     confirm("after this there is no way back; commit", yes)?;
     go(which, journal, file, operator, &Goal::default(), |runner| runner.commit()).await
 }

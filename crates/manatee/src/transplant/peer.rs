@@ -27,7 +27,7 @@ use std::{
     time::Duration,
 };
 use tokio::sync::watch;
-use transplant::{Control, PeerFacts, Progress, ROLLED_BACK};
+use transplant::{Control, PeerFacts, Progress, REPLICATED, ROLLED_BACK};
 
 /// How long the verb of a runner that has ended may take to end, too.
 const LOCK_PATIENCE: Millis = Millis(60_000);
@@ -172,6 +172,13 @@ async fn facts(file: &Path) -> Result<Value> {
     let state = if nothing_yet { None } else { coordination(&config, file)?.read().await?.state };
     let state = state.map(|stored| serde_json::from_str(&stored.json)).transpose();
     let data_dir = settings.dataset.join("data");
+    // Ours before PostgreSQL's defaults, the operator's before ours.
+    let replicated = REPLICATED.iter().map(|&(name, default)| {
+        let ours = postgres::default_of(name).and_then(|value| value.parse().ok());
+        let own = settings.user_settings.get(name).and_then(|value| value.parse().ok());
+        (name.to_owned(), own.or(ours).unwrap_or(default))
+    });
+    let replicated = replicated.collect();
     let mut place = settings.dataset.as_path();
     while !place.exists() {
         place = place.parent().context("the dataset has no directory above it")?;
@@ -192,6 +199,7 @@ async fn facts(file: &Path) -> Result<Value> {
         os_user: settings.os_user,
         superuser: settings.superuser,
         replication_user: settings.replication_user,
+        replicated,
         free_bytes: space.f_bavail * space.f_frsize,
         state: state.context("the cluster state is no JSON")?,
     };

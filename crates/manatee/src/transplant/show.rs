@@ -53,7 +53,7 @@ fn word(state: StepState) -> &'static str {
 }
 
 /// What can be done now, as a command.
-fn hint(journal: &Journal, inventory: &Path) -> String {
+pub(super) fn hint(journal: &Journal, inventory: &Path) -> String {
     let file = inventory.display();
     match (next(journal), journal.mode()) {
         (Next::Pause(step, why), _) => format!(

@@ -3,7 +3,7 @@
 use super::{Scene, fence_donor, open_replication::Secret, position, until};
 use crate::{
     donor::{literal, value},
-    recipient::Recipient,
+    recipient::{REPLICATED, Recipient},
 };
 use anyhow::{Context, Result};
 use async_trait::async_trait;
@@ -13,10 +13,6 @@ use std::sync::Arc;
 
 /// The donor's slot at the shard's primary. A primary drops only slots whose names begin with its own word.
 const SLOT: &str = "transplant_donor";
-/// What a standby must have at least as much of as its primary.
-const REPLICATED: &str = "'max_connections', 'max_worker_processes', 'max_wal_senders', \
-    'max_prepared_transactions', 'max_locks_per_transaction'";
-
 pub(super) struct KeepWayBack(pub Arc<Scene>);
 
 async fn make_slot(primary: &Recipient) -> Result<()> {
@@ -43,8 +39,10 @@ pub(super) async fn follow_back(scene: &Scene, primary: &Recipient, tell: &dyn T
         word(&facts.replication_user),
         word(&password)
     );
+    let names: Vec<String> = REPLICATED.iter().map(|(name, _)| literal(name)).collect();
     let least = format!(
-        "select string_agg(name || ' = ' || setting, e'\\n') from pg_settings where name in ({REPLICATED})"
+        "select string_agg(name || ' = ' || setting, e'\\n') from pg_settings where name in ({})",
+        names.join(", ")
     );
     let settings = format!(
         "primary_conninfo = {}\nprimary_slot_name = {}\nrecovery_target_timeline = 'latest'\n{}",

@@ -1,0 +1,298 @@
+//! A real PostgreSQL under a writer is moved into a real shard and back out, whatever happens to whoever
+//! moves it. At the end the ledger is held against whoever serves.
+
+use anyhow::{Context, Result, ensure};
+use cluster::Millis;
+use manatee::shard::{Peer, ShardOptions, Stage, Writer};
+use saga::{Entry, Journal, Mode, Way};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tempfile::TempDir;
+
+/// How long anything may take that happens by itself.
+const LIMIT: Millis = Millis(60_000);
+
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// A donor under a writer, and the peers it can be moved to. Fields are dropped in this order.
+struct Move {
+    writer: Writer,
+    stage: Stage,
+    _directory: TempDir,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Move {
+    fn prepare() -> Result<Move> {
+        let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let directory = tempfile::Builder::new().prefix("manatee-test-").tempdir()?;
+        let binary = env!("CARGO_BIN_EXE_manatee");
+        let options = ShardOptions::new(binary, directory.path().join("move"));
+        let stage = Stage::set(&options)?;
+        let writer = stage.writer()?;
+        let prepared = Move { writer, stage, _directory: directory, _turn: turn };
+        prepared.wait_for_writes_to("donor")?;
+        Ok(prepared)
+    }
+
+    /// Waits until a row was acknowledged that was tried after this call, by one of this name.
+    fn wait_for_writes_to(&self, name: &str) -> Result<()> {
+        let before = self.writer.handle().ledger().tried();
+        wait("the writer to be acknowledged", || {
+            let progress = self.writer.handle().progress();
+            let there = progress.connected_to.as_deref() == Some(name);
+            let newest = progress.newest.is_some_and(|(number, _)| number > before);
+            if there && newest { Ok(()) } else { Err(format!("{progress:?}")) }
+        })
+    }
+
+    fn journal(&self) -> PathBuf {
+        self.stage.inventory().with_extension("journal")
+    }
+
+    fn read_journal(&self) -> Result<Journal> {
+        Ok(Journal::parse(&fs::read_to_string(self.journal())?)?.0)
+    }
+
+    fn primary(&self) -> &Peer {
+        &self.stage.peers()[0]
+    }
+
+    /// Nothing that was acknowledged is lost, as this peer has it.
+    fn check_peer(&self, peer: &Peer) -> Result<()> {
+        let ledger = self.writer.handle().ledger();
+        wait("the ledger to be there", || {
+            let report = ledger.check(peer).map_err(|error| format!("{error:#}"))?;
+            if report.is_good() { Ok(()) } else { Err(report.to_string()) }
+        })
+    }
+
+    fn check_donor(&self) -> Result<()> {
+        let report = self.stage.check_donor(&self.writer.handle().ledger())?;
+        ensure!(report.is_good(), "{report}");
+        Ok(())
+    }
+
+    /// What the last runner in the background printed.
+    fn told(&self) -> PathBuf {
+        self.stage.inventory().with_extension("told")
+    }
+
+    /// A runner in the background.
+    fn spawn(&self, args: &[&str]) -> Result<Child> {
+        let told = fs::File::create(self.told())?;
+        Command::new(env!("CARGO_BIN_EXE_manatee"))
+            .arg("transplant")
+            .arg(args[0])
+            .arg(self.stage.inventory())
+            .args(&args[1..])
+            .stdin(Stdio::null())
+            .stdout(told.try_clone()?)
+            .stderr(told)
+            .spawn()
+            .context("the runner cannot be started")
+    }
+
+    /// Runs it again and again, and kills it as soon as anything new is in its journal, until it has
+    /// ended well. What was done is done a second time, once: the line that says so is cut off, as if the
+    /// runner had ended before it was written.
+    fn run_through_kills(&self, args: &[&str]) -> Result<usize> {
+        let mut kills = 0;
+        let mut repeated = BTreeSet::new();
+        loop {
+            let length = fs::metadata(self.journal()).map_or(0, |file| file.len());
+            let mut runner = self.spawn(args)?;
+            let begun = adapters::clock::now();
+            let ended = loop {
+                if let Some(status) = runner.try_wait()? {
+                    break Some(status);
+                }
+                if fs::metadata(self.journal()).map_or(0, |file| file.len()) > length {
+                    runner.kill()?;
+                    runner.wait()?;
+                    break None;
+                }
+                ensure!(adapters::clock::now() - begun < LIMIT, "nothing new in the journal");
+                std::thread::sleep(Duration::from_millis(1));
+            };
+            if let Some(status) = ended {
+                let length_now = fs::metadata(self.journal())?.len();
+                ensure!(
+                    status.success(),
+                    "{args:?}: {status}: {}",
+                    self.stage.transplant(&["status"])?
+                );
+                if length_now == length || self.read_journal()?.mode() != Mode::Forward {
+                    return Ok(kills);
+                }
+                continue;
+            }
+            kills += 1;
+            let journal = self.read_journal()?;
+            if let Some(Entry::Done { step, way, .. }) =
+                journal.records().last().map(|record| &record.entry)
+                && repeated.insert((step.clone(), *way == Way::Apply))
+            {
+                let text = fs::read_to_string(self.journal())?;
+                let whole = text.trim_end().rfind('\n').context("more than a line")?;
+                fs::write(self.journal(), &text[..=whole])?;
+            }
+        }
+    }
+}
+
+/// Waits until `look` says nothing any more of what is missing.
+fn wait(what: &str, mut look: impl FnMut() -> Result<(), String>) -> Result<()> {
+    let begun = adapters::clock::now();
+    loop {
+        let Err(missing) = look() else { return Ok(()) };
+        ensure!(adapters::clock::now() - begun < LIMIT, "waited for {what}: {missing}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_server_moves_into_a_shard_for_good() -> Result<()> {
+    let moved = Move::prepare()?;
+    let begun = adapters::clock::now();
+    let told = moved.stage.transplant(&["run", "--yes"])?;
+    ensure!(told.contains("complete; the way back is kept"), "{told}");
+    moved.wait_for_writes_to("amber")?;
+    println!("cut-over: {} ms", moved.writer.longest_gap_since(begun).length().0);
+    for peer in moved.stage.peers() {
+        moved.check_peer(peer)?;
+    }
+    moved.stage.transplant(&["verify"])?;
+
+    // Started by mistake, the donor takes nothing, and says that it is one.
+    moved.stage.donor_service("start")?;
+    let refused = moved.stage.donor_sql("create table mistake ()").unwrap_err();
+    ensure!(format!("{refused:#}").contains("read-only"), "{refused:#}");
+    let told = moved.stage.transplant(&["verify"]).unwrap_err().to_string();
+    ensure!(told.contains("the donor was started"), "{told}");
+    moved.stage.donor_service("stop")?;
+    moved.stage.transplant(&["verify"])?;
+
+    let told = moved.stage.transplant(&["commit", "--yes"])?;
+    ensure!(told.contains("committed"), "{told}");
+    let told = moved.stage.transplant(&["rollback"]).unwrap_err().to_string();
+    ensure!(told.contains("it was committed"), "{told}");
+    let slots = "select count(*) from pg_replication_slots where slot_name = 'transplant_donor'";
+    ensure!(moved.primary().psql(slots)?[0][0].as_deref() == Some("0"), "the slot is still there");
+    moved.primary().kill_host()?;
+    moved.wait_for_writes_to("birch")?;
+    moved.check_peer(&moved.stage.peers()[1])
+}
+
+#[test]
+fn a_runner_that_ends_anywhere_is_gone_on_from_both_ways() -> Result<()> {
+    let moved = Move::prepare()?;
+    let kills = moved.run_through_kills(&["run", "--yes"])?;
+    moved.wait_for_writes_to("amber")?;
+    moved.check_peer(moved.primary())?;
+    let back = moved.run_through_kills(&["rollback"])?;
+    ensure!(moved.read_journal()?.mode() == Mode::RolledBack, "it was undone");
+    moved.wait_for_writes_to("donor")?;
+    println!("{kills} kills forward, {back} back");
+    ensure!(kills > 15 && back > 15, "{kills} kills forward, {back} back");
+    moved.check_donor()
+}
+
+#[test]
+fn everything_is_undone_from_every_step() -> Result<()> {
+    let moved = Move::prepare()?;
+    let plan = moved.stage.transplant(&["plan", "--json"])?;
+    let plan: saga::Plan = serde_json::from_str(&plan)?;
+    for step in &plan.steps {
+        moved.stage.transplant(&["run", "--yes", "--until", &step.id.0])?;
+        let serves = moved.read_journal()?.outcome(&"open-recipient".into()).is_some();
+        if serves {
+            moved.wait_for_writes_to("amber")?;
+        }
+        let told = moved.stage.transplant(&["rollback"])?;
+        ensure!(told.contains("everything is undone"), "{}: {told}", step.id);
+        moved.wait_for_writes_to("donor").with_context(|| step.id.clone())?;
+        moved.check_donor().with_context(|| step.id.clone())?;
+        let left = moved.stage.donor_sql(
+            "select (select count(*) from pg_replication_slots), \
+             (select count(*) from pg_roles where rolname = 'manatee_replication')",
+        )?;
+        ensure!(left == "0|0", "{}: slots and roles are left: {left}", step.id);
+    }
+    Ok(())
+}
+
+#[test]
+fn writes_are_given_up_only_when_that_is_asked_for() -> Result<()> {
+    let moved = Move::prepare()?;
+    moved.stage.transplant(&["run", "--yes", "--until", "keep-way-back"])?;
+    moved.wait_for_writes_to("amber")?;
+    let told = moved.stage.transplant(&["rollback", "--discard-writes"]).unwrap_err().to_string();
+    ensure!(told.contains("transactions that wrote since the shard opened"), "{told}");
+    moved.wait_for_writes_to("amber")?;
+    moved.stage.transplant(&["rollback", "--discard-writes", "--yes"])?;
+    moved.wait_for_writes_to("donor")?;
+    let report = moved.stage.check_donor(&moved.writer.handle().ledger())?;
+    ensure!(!report.missing.is_empty() && report.duplicate.is_empty(), "{report}");
+    Ok(())
+}
+
+#[test]
+fn a_second_runner_and_a_changed_donor_are_refused() -> Result<()> {
+    let moved = Move::prepare()?;
+    let mut first = moved.spawn(&["run", "--until", "catch-up"])?;
+    wait("the journal", || moved.read_journal().map(drop).map_err(|error| format!("{error:#}")))?;
+    let pid = rustix::process::Pid::from_child(&first);
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP)?;
+    let told = moved.stage.transplant(&["run"]).unwrap_err().to_string();
+    rustix::process::kill_process(pid, rustix::process::Signal::CONT)?;
+    let named = format!("process {}", first.id());
+    ensure!(told.contains("is being run already") && told.contains(&named), "{told}");
+    ensure!(first.wait()?.success(), "the first one goes on");
+
+    // As after a failover of the donor: another timeline.
+    moved.stage.donor_service("stop")?;
+    fs::write(moved.stage.data().join("standby.signal"), "")?;
+    moved.stage.donor_service("start")?;
+    moved.stage.donor_sql("select pg_promote(true, 60)")?;
+    moved.stage.donor_sql("checkpoint")?;
+    let told = moved.stage.transplant(&["run", "--yes"]).unwrap_err().to_string();
+    ensure!(told.contains("the donor is on timeline 2, it was on 1"), "{told}");
+    moved.stage.transplant(&["rollback"])?;
+    moved.wait_for_writes_to("donor")?;
+    moved.check_donor()
+}
+
+#[test]
+fn all_that_stands_in_the_way_is_said_at_once() -> Result<()> {
+    let moved = Move::prepare()?;
+    moved.stage.donor_service("stop")?;
+    let settings = moved.stage.data().join("postgresql.conf");
+    let text = fs::read_to_string(&settings)?;
+    fs::write(
+        &settings,
+        text + "wal_level = minimal\nmax_wal_senders = 0\nmax_connections = 200\n",
+    )?;
+    moved.stage.donor_service("start")?;
+    let data = moved.primary().data();
+    fs::create_dir_all(&data)?;
+    fs::write(data.join("PG_VERSION"), "15\n")?;
+    let told = moved.stage.transplant(&["run"]).unwrap_err().to_string();
+    for problem in [
+        "wal_level is minimal",
+        "free WAL senders",
+        "there is a database in",
+        "set wal_level = replica",
+        "its max_connections is 50, the donor's is 200",
+    ] {
+        ensure!(told.contains(problem), "{problem}: {told}");
+    }
+    ensure!(!moved.journal().exists(), "nothing was begun");
+    Ok(())
+}
