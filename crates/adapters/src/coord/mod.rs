@@ -2,6 +2,7 @@
 //!
 //! Every backend passes the same conformance suite (`tests/coord_conformance.rs`).
 
+mod access;
 pub mod etcd;
 mod follow;
 mod mailbox;
@@ -10,6 +11,7 @@ pub mod sqlite;
 mod url;
 pub mod zookeeper;
 
+pub use access::{Access, Credentials, TlsAccess};
 pub use url::{Options, open};
 
 use async_trait::async_trait;

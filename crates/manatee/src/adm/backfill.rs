@@ -123,7 +123,7 @@ mod tests {
             sessions.push(client.join(&peer(*n), Millis(60_000)).await.expect("joined"));
         }
         let target =
-            Target { url: "memory:".to_owned(), shard: "1.example".to_owned(), zookeeper: None };
+            Target { url: "memory:".to_owned(), shard: "1.example".to_owned(), access: None };
         World { service, shard: Shard { coord: Arc::new(client), target }, sessions }
     }
 

@@ -1,5 +1,6 @@
 //! Why a call failed.
 
+use crate::coord::access::TlsFileError;
 use std::path::PathBuf;
 use zookeeper_client::Error;
 
@@ -44,6 +45,8 @@ pub(super) enum Failure {
         #[source]
         source: std::io::Error,
     },
+    #[error(transparent)]
+    TlsFile(#[from] TlsFileError),
     #[error("{0}")]
     Tls(String),
     #[error("cannot write the peer as JSON")]
