@@ -9,7 +9,9 @@ use adapters::coord::{Access, CoordEvent, Coordination, PutOutcome};
 use adapters::testing::{Ensemble, Proxy, Way};
 use cluster::{ClusterState, Generation, Millis};
 use common::zookeeper::{SharedEnsemble, ensemble, open_zookeeper};
-use common::{LONG, ZK_CALL, fresh_root, join, peer, put, sequences, state, timed, watch, within};
+use common::{
+    LONG, ZK_CALL, fresh_root, join, peer, put, put_until_stored, sequences, state, timed, watch,
+};
 use std::path::PathBuf;
 use std::sync::Arc;
 use zookeeper_client::{Acl, Acls, AuthId, Client, CreateMode, Permission};
@@ -152,7 +154,7 @@ async fn nobody_sets_up_over_a_history() {
     let path = format!("{root}/1.example/history/{event}");
     make(&client, &path, "", CreateMode::PersistentSequential).await;
     let outcome = coord.put(None, &state(1)).await;
-    let PutOutcome::Unknown(error) = outcome else { panic!("{outcome:?}") };
+    let PutOutcome::Refused(error) = outcome else { panic!("{outcome:?}") };
     let said = error.cause.to_string();
     assert!(said.contains("state-backfill") && said.contains("history"), "{said}");
     assert_eq!(coord.read().await.expect("to read").state, None);
@@ -344,30 +346,6 @@ async fn a_session_outlives_leaders() {
     }
     assert_eq!(sequences(&coord.read().await.expect("to read").active), [own]);
     assert_eq!(coord.history().await.expect("to read").len(), 3);
-}
-
-/// As a peer does: after a lost answer it reads what is there.
-async fn put_until_stored(
-    coord: &Arc<dyn Coordination>,
-    expected: Option<adapters::coord::Version>,
-    generation: u64,
-) -> adapters::coord::Version {
-    let storing = async {
-        loop {
-            match coord.put(expected, &state(generation)).await {
-                PutOutcome::Committed(version) => return version,
-                PutOutcome::Unknown(_) | PutOutcome::Conflict => {
-                    if let Ok(view) = coord.read().await
-                        && let Some(stored) = view.state
-                        && Some(stored.version) != expected
-                    {
-                        return stored.version;
-                    }
-                }
-            }
-        }
-    };
-    within("a put", storing).await
 }
 
 /// What has changed and cannot be read again is not vouched for, though the session lives and every

@@ -281,6 +281,33 @@ pub async fn put(
     }
 }
 
+/// As a sitter does: after a failure it reads, and tries again on what is stored. Nobody else writes, so
+/// that what is stored instead is what it wrote.
+pub async fn put_until_stored(
+    coord: &Arc<dyn Coordination>,
+    expected: Option<Version>,
+    generation: u64,
+) -> Version {
+    let putting = async {
+        let mut lost = false;
+        loop {
+            match coord.put(expected, &state(generation)).await {
+                PutOutcome::Committed(version) => return version,
+                PutOutcome::Unknown(_) => lost = true,
+                PutOutcome::Conflict => assert!(lost, "a conflict with nobody"),
+                PutOutcome::Refused(error) => panic!("{error:?}"),
+            }
+            if let Ok(view) = coord.read().await
+                && let Some(version) = view.state.map(|state| state.version)
+                && Some(version) != expected
+            {
+                return version;
+            }
+        }
+    };
+    within("a put", putting).await
+}
+
 pub async fn stored(coord: &Arc<dyn Coordination>) -> Option<StoredState> {
     coord.read().await.expect("to read").state
 }

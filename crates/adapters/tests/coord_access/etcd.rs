@@ -4,7 +4,7 @@ use super::certificates::Certificates;
 use super::common::etcd::{CALL, open_etcd};
 use super::common::{LONG, Stream, join, peer, put, sequences, state, stored, timed, watch};
 use super::guarded::{Guarded, ROOT};
-use super::{as_user, over_tls};
+use super::{as_user, check, over_tls};
 use adapters::clock;
 use adapters::coord::{Access, CoordEvent, Coordination, PutOutcome};
 use cluster::{Millis, Monotonic};
@@ -24,12 +24,6 @@ impl Guarded {
     fn ours(&self) -> Arc<dyn Coordination> {
         self.open(&self.access("manatee", "manatee secret"))
     }
-}
-
-fn check(told: &str, parts: &[&str]) {
-    println!("{told}");
-    let missing: Vec<_> = parts.iter().filter(|part| !told.contains(**part)).collect();
-    assert!(missing.is_empty(), "{told:?} is without {missing:?}");
 }
 
 /// All that a sitter and an operator do, over TLS and as a user; and each of those who lack something is
@@ -89,7 +83,7 @@ async fn what_a_role_does_not_allow() {
     let mut watcher = watch(&reader).await;
     watcher.until_version(version).await;
     let refused = reader.put(Some(version), &state(2)).await;
-    let PutOutcome::Unknown(error) = refused else { panic!("{refused:?}") };
+    let PutOutcome::Refused(error) = refused else { panic!("{refused:?}") };
     check(&error.cause.to_string(), &["/guarded/1.example/state may not be written", &grant]);
     let error = reader.join(&peer(2), LONG).await.map(drop).expect_err("refused");
     check(&error.cause.to_string(), &["/guarded/1.example/election/", "be written", &grant]);

@@ -89,6 +89,13 @@ impl Guarded {
         self.raw(ConnectOptions::new().with_user("root", "root secret")).await
     }
 
+    /// Changes what the user may do with its keys.
+    pub async fn allow(&self, permission: fn(&str) -> Permission) {
+        let permission = permission(&format!("{ROOT}/")).with_prefix();
+        let granted = self.root().await.role_grant_permission("manatee", permission).await;
+        granted.expect("granted");
+    }
+
     pub async fn change_password(&self, password: &str) {
         let changed = self.root().await.user_change_password("manatee", password).await;
         changed.expect("changed");

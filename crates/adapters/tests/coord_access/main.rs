@@ -23,3 +23,10 @@ fn over_tls(trusted: &Certificates, own: Option<&Certificates>) -> Access {
     let tls = TlsAccess { ca_file: trusted.path("ca.pem"), identity };
     Access { credentials: None, tls: Some(tls) }
 }
+
+/// What somebody is told who was refused.
+fn check(told: &str, parts: &[&str]) {
+    println!("{told}");
+    let missing: Vec<_> = parts.iter().filter(|part| !told.contains(**part)).collect();
+    assert!(missing.is_empty(), "{told:?} is without {missing:?}");
+}

@@ -5,12 +5,13 @@ use super::common::zookeeper::{ensemble, open_zookeeper};
 use super::common::{
     LONG, Stream, ZK_CALL, fresh_root, join, peer, put, sequences, state, stored, timed,
 };
-use super::{as_user, over_tls};
+use super::{as_user, check, over_tls};
 use adapters::coord::{Access, Coordination, PutOutcome};
 use adapters::testing::{Ensemble, EnsembleOptions};
 use cluster::Millis;
 use futures_util::future::join_all;
 use std::sync::Arc;
+use zookeeper_client::{Acl, Acls, CreateMode, Permission};
 
 /// What is made with credentials can be read by everybody and written by their holder alone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -28,11 +29,11 @@ async fn credentials_keep_others_from_writing() {
         assert_eq!(sequences(&view.active), [sequence]);
         assert_eq!(stranger.history().await.expect("to read").len(), 1);
         let refused = stranger.put(Some(version), &state(2)).await;
-        let PutOutcome::Unknown(error) = refused else { panic!("{refused:?}") };
-        let cause = error.cause.to_string();
-        assert!(cause.contains("state may not be written with our credentials"), "{cause}");
+        let PutOutcome::Refused(error) = refused else { panic!("{refused:?}") };
+        let named = |name: &str| format!("{root}/1.example/{name} may not be");
+        check(&error.cause.to_string(), &[&named("state"), "[zookeeper]", "password_file", "ACL"]);
         let error = stranger.join(&peer(2), LONG).await.map(drop).expect_err("refused");
-        assert!(error.cause.to_string().contains("election"), "{}", error.cause);
+        check(&error.cause.to_string(), &[&named("election"), "[zookeeper]"]);
     }
     let version = put(&open(&as_user("manatee", "secret")), Some(version), 2).await;
     assert_eq!(stored(&ours).await.expect("a state").version, version);
@@ -42,6 +43,25 @@ async fn credentials_keep_others_from_writing() {
         client.delete(&path, None).await.expect_err("not ours to delete");
         assert!(client.set_data(&path, b"x", None).await.is_err(), "{path}");
     }
+}
+
+/// An entry of the history that may not be made keeps the state from being stored, and is what is named.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_history_that_is_closed_to_us() {
+    let (shared, root) = (ensemble(1), fresh_root());
+    let client = shared.raw().await;
+    let (shard, readable) =
+        (format!("{root}/1.example"), [Acl::new_const(Permission::READ, "world", "anyone")]);
+    let all = CreateMode::Persistent.with_acls(Acls::anyone_all());
+    client.mkdir(&shard, &all).await.expect("a node");
+    let closed = CreateMode::Persistent.with_acls(Acls::new(&readable));
+    client.create(&format!("{shard}/history"), b"", &closed).await.expect("a node");
+    let coord = open_zookeeper(&shared.servers(), &root, &as_user("manatee", "secret"));
+    let refused = coord.put(None, &state(1)).await;
+    let PutOutcome::Refused(error) = refused else { panic!("{refused:?}") };
+    let named = format!("{shard}/history may not be added to");
+    check(&error.cause.to_string(), &[&named, "[zookeeper]", "ACL"]);
+    assert_eq!(coord.read().await.expect("to read").state, None);
 }
 
 /// A server that takes TLS only from clients with a certificate: ours comes in with one, and not

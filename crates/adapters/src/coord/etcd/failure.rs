@@ -81,6 +81,12 @@ impl Failure {
         }
     }
 
+    /// Whether etcd did not do, for want of a permission, what it was asked. It looks at permissions
+    /// when it applies a request, before anything of it, and on all servers alike.
+    pub(super) fn is_refusal(&self) -> bool {
+        matches!(self, Failure::Login(_) | Failure::Nobody | Failure::Forbidden { .. })
+    }
+
     /// Whether the lease that was asked for is no more.
     pub(super) fn is_lease_gone(&self) -> bool {
         match self {

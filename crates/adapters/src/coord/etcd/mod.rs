@@ -258,6 +258,9 @@ impl Coordination for EtcdCoord {
         match self.try_put(expected, state).await {
             Ok(Some(version)) => PutOutcome::Committed(version),
             Ok(None) => PutOutcome::Conflict,
+            Err(failure) if failure.is_refusal() => {
+                PutOutcome::Refused(self.shard.error("put", failure))
+            }
             Err(failure) => PutOutcome::Unknown(self.shard.error("put", failure)),
         }
     }

@@ -16,7 +16,8 @@ pub(super) enum Failure {
     #[error("the servers refused the credentials")]
     Refused,
     #[error(
-        "{path} may not be {action} with our credentials: see the table [zookeeper] of the sitter's file"
+        "{path} may not be {action} by us: its ACL asks for somebody else; give user and password_file of \
+         who made it in the table [zookeeper] of the sitter's file, or let them change its ACL"
     )]
     Forbidden { action: &'static str, path: String },
     #[error(
@@ -74,6 +75,11 @@ impl Failure {
             | Error::Custom(_) => Failure::Lost(error),
             source => Failure::Node { path, source },
         }
+    }
+
+    /// Whether the service, or what stands in it, did not let us write: nothing was, and nothing will be.
+    pub(super) fn is_refusal(&self) -> bool {
+        matches!(self, Failure::Refused | Failure::Forbidden { .. } | Failure::HasHistory(_))
     }
 
     /// Whether another session may do what this one could not.

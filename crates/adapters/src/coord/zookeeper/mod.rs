@@ -247,6 +247,9 @@ impl Coordination for ZkCoord {
         match link.call("put", work).await {
             Ok(Some(version)) => PutOutcome::Committed(version),
             Ok(None) => PutOutcome::Conflict,
+            Err(error) if error.cause.downcast_ref().is_some_and(Failure::is_refusal) => {
+                PutOutcome::Refused(error)
+            }
             Err(error) => PutOutcome::Unknown(error),
         }
     }
