@@ -80,6 +80,9 @@ reasons! {
     /// The session is lost; a new one is being opened.
     NoSession { problem: String } = "M2",
         "holding everything as it is, without a coordination session: {problem}";
+    /// A write was refused, and is tried again.
+    Refused { problem: String } = "M4",
+        "the cluster state may not be stored; going on with what is stored, and trying again: {problem}";
     /// A write's outcome is not settled yet.
     Settling { generation: Generation } = "D5",
         "holding everything as it is until it is known whether the write of generation {generation} was stored";

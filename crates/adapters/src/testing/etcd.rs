@@ -47,13 +47,30 @@ pub enum EtcdError {
     },
 }
 
+/// What an etcd is to be like.
+#[derive(Debug, Clone)]
+pub struct EtcdOptions {
+    /// The address of this machine that it is at.
+    pub ip: IpAddr,
+    /// Whether it talks TLS to clients; the arguments say with which certificates.
+    pub secure: bool,
+    /// More arguments of each server.
+    pub arguments: Vec<String>,
+}
+
+impl Default for EtcdOptions {
+    fn default() -> Self {
+        EtcdOptions { ip: Ipv4Addr::LOCALHOST.into(), secure: false, arguments: Vec::new() }
+    }
+}
+
 /// A private etcd. Dropping it kills it; its directory stays.
 #[derive(Debug)]
 pub struct Etcd {
     directory: PathBuf,
-    ip: IpAddr,
-    /// Of each server for clients, then for the other servers.
-    ports: Vec<[u16; 2]>,
+    options: EtcdOptions,
+    /// Of each server for clients, for the other servers, and for whoever asks how it is.
+    ports: Vec<[u16; 3]>,
     processes: Vec<Mutex<Option<Child>>>,
 }
 
@@ -63,19 +80,23 @@ impl Etcd {
     /// # Errors
     /// When etcd is not installed, or does not serve in time.
     pub fn start(directory: &Path, count: usize) -> Result<Etcd, EtcdError> {
-        Etcd::start_at(directory, count, Ipv4Addr::LOCALHOST.into())
+        Etcd::start_with(directory, count, EtcdOptions::default())
     }
 
-    /// As [`Etcd::start`], at this address of the machine.
+    /// As [`Etcd::start`].
     ///
     /// # Errors
     /// As [`Etcd::start`].
-    pub fn start_at(directory: &Path, count: usize, ip: IpAddr) -> Result<Etcd, EtcdError> {
-        let ports = super::free_ports(2 * count).map_err(EtcdError::Ports)?;
+    pub fn start_with(
+        directory: &Path,
+        count: usize,
+        options: EtcdOptions,
+    ) -> Result<Etcd, EtcdError> {
+        let ports = super::free_ports(3 * count).map_err(EtcdError::Ports)?;
         let etcd = Etcd {
             directory: directory.to_owned(),
-            ip,
-            ports: ports.chunks(2).map(|pair| [pair[0], pair[1]]).collect(),
+            options,
+            ports: ports.chunks(3).map(|ports| [ports[0], ports[1], ports[2]]).collect(),
             processes: (0..count).map(|_| Mutex::default()).collect(),
         };
         for index in 0..count {
@@ -94,7 +115,7 @@ impl Etcd {
 
     /// Where a server takes clients.
     pub fn address(&self, index: usize) -> SocketAddr {
-        (self.ip, self.ports[index][0]).into()
+        (self.options.ip, self.ports[index][0]).into()
     }
 
     /// The address of all servers, with nothing about a root.
@@ -105,7 +126,28 @@ impl Etcd {
 
     /// Whether a server serves, with a leader.
     pub fn serves(&self, index: usize) -> bool {
-        health(self.address(index)).is_some_and(|health| health.contains(r#""true""#))
+        self.ask(index, "/health").is_some_and(|health| health.contains(r#""true""#))
+    }
+
+    /// How many calls of this kind a server has answered, well or not, since it was started.
+    pub fn answered(&self, index: usize, method: &str) -> u64 {
+        let metrics = self.ask(index, "/metrics").unwrap_or_default();
+        let kind = format!("grpc_method=\"{method}\"");
+        let counts = metrics
+            .lines()
+            .filter(|line| line.starts_with("grpc_server_handled_total{") && line.contains(&kind));
+        counts.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+    }
+
+    /// What a server says of itself, in plain text and to anybody.
+    fn ask(&self, index: usize, path: &str) -> Option<String> {
+        let address = (self.options.ip, self.ports[index][2]).into();
+        let mut stream = TcpStream::connect_timeout(&address, ANSWER_LIMIT).ok()?;
+        stream.set_read_timeout(Some(ANSWER_LIMIT)).ok()?;
+        stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        Some(answer)
     }
 
     /// Kills a server, if it runs, as a power failure would.
@@ -125,9 +167,12 @@ impl Etcd {
         let path = self.log(index);
         let log = OpenOptions::new().create(true).append(true).open(&path);
         let log = log.map_err(|source| EtcdError::Log { path, source })?;
-        let url = |port: u16| format!("http://{}", SocketAddr::from((self.ip, port)));
-        let [client, peer] = self.ports[index].map(url);
-        let member = |(number, ports): (usize, &[u16; 2])| format!("s{number}={}", url(ports[1]));
+        let url = |port: u16| format!("http://{}", SocketAddr::from((self.options.ip, port)));
+        let [mut client, peer, metrics] = self.ports[index].map(url);
+        if self.options.secure {
+            client = client.replace("http://", "https://");
+        }
+        let member = |(number, ports): (usize, &[u16; 3])| format!("s{number}={}", url(ports[1]));
         let members: Vec<_> = self.ports.iter().enumerate().map(member).collect();
         let child = Exec::new("etcd")
             .args(["--name", &format!("s{index}"), "--data-dir"])
@@ -135,9 +180,11 @@ impl Etcd {
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
             .args(["--initial-cluster", &members.join(",")])
+            .args(["--listen-metrics-urls", &metrics])
             // Leases of one second, and a new leader soon.
             .args(["--heartbeat-interval", "50", "--election-timeout", "500"])
             .args(["--logger", "zap", "--log-level", "warn"])
+            .args(&self.options.arguments)
             .child(&log)
             .map_err(EtcdError::Start)?;
         *self.process(index) = Some(child);
@@ -199,14 +246,4 @@ impl Drop for Etcd {
             self.kill(index);
         }
     }
-}
-
-/// What `/health` says.
-fn health(address: SocketAddr) -> Option<String> {
-    let mut stream = TcpStream::connect_timeout(&address, ANSWER_LIMIT).ok()?;
-    stream.set_read_timeout(Some(ANSWER_LIMIT)).ok()?;
-    stream.write_all(b"GET /health HTTP/1.0\r\n\r\n").ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).ok()?;
-    Some(answer)
 }

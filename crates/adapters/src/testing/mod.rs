@@ -8,7 +8,7 @@ mod etcd;
 mod proxy;
 mod zookeeper;
 
-pub use etcd::{Etcd, EtcdError};
+pub use etcd::{Etcd, EtcdError, EtcdOptions};
 pub use proxy::{Proxy, Way};
 pub use zookeeper::{Ensemble, EnsembleError, EnsembleOptions, Mode};
 

@@ -1,16 +1,16 @@
 //! A shard in a real etcd, and a way to each server that can be cut.
 
 use super::{Backend, Heal, fresh_root};
-use adapters::coord::Coordination;
 use adapters::coord::etcd::EtcdCoord;
 use adapters::coord::memory::LostPut;
+use adapters::coord::{Access, Coordination};
 use adapters::testing::{Etcd, Proxy, Way};
 use cluster::Millis;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// Bounds each call: a put waits for the disks of a majority, which others may keep busy.
-const CALL: Millis = Millis(10_000);
+pub const CALL: Millis = Millis(10_000);
 
 /// An etcd with its files.
 pub struct Servers {
@@ -62,8 +62,12 @@ impl<const N: usize> EtcdOf<N> {
     }
 
     fn open(&self, servers: Vec<String>) -> Arc<dyn Coordination> {
-        Arc::new(EtcdCoord::new(&servers, &self.root, "1.example", CALL))
+        Arc::new(open_etcd(&servers, &self.root, &Access::default()))
     }
+}
+
+pub fn open_etcd(servers: &[String], root: &str, access: &Access) -> EtcdCoord {
+    EtcdCoord::open(servers, root, "1.example", access, CALL).expect("a client")
 }
 
 impl<const N: usize> Backend for EtcdOf<N> {

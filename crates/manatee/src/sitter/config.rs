@@ -24,7 +24,10 @@ pub struct Config {
     pub coordination: String,
     /// Who we are to a ZooKeeper ensemble.
     #[serde(default)]
-    pub zookeeper: ZooKeeperConfig,
+    pub zookeeper: AccessConfig,
+    /// Who we are to an etcd.
+    #[serde(default)]
+    pub etcd: AccessConfig,
     /// The directory of this peer: what belongs to it, and the database (in `data/`), unless
     /// [`Config::storage`] puts that on a file system of its own.
     pub dataset: PathBuf,
@@ -364,6 +367,15 @@ impl Config {
         Ok(peer)
     }
 
+    /// Who we are to the coordination. `file` is the one that this was read from, for messages.
+    ///
+    /// # Errors
+    /// As [`AccessTables::access`].
+    pub fn access(&self, file: &Path) -> Result<adapters::coord::Access> {
+        let (zookeeper, etcd) = (self.zookeeper.clone(), self.etcd.clone());
+        AccessTables { zookeeper, etcd, file: file.to_owned() }.access(&self.coordination)
+    }
+
     /// How the deposed come back, as the machine has it.
     pub fn deposed_policy(&self) -> DeposedPolicy {
         match self.deposed {
@@ -400,12 +412,12 @@ impl Config {
     }
 }
 
+mod access;
+pub use access::{AccessConfig, AccessTables};
 mod backup;
 pub use backup::{BackupConfig, SnapshotsConfig, TlsConfig};
 mod storage;
 pub use storage::{Backend, StorageConfig};
-mod zookeeper;
-pub use zookeeper::ZooKeeperConfig;
 
 #[cfg(test)]
 mod tests;

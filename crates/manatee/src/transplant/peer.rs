@@ -153,7 +153,7 @@ async fn lock(config: &Config) -> Result<File> {
 fn coordination(config: &Config, file: &Path) -> Result<Arc<dyn Coordination>> {
     let options = coord::Options {
         call_timeout: config.coordination_timeout.millis(),
-        zookeeper: config.zookeeper.access(file)?,
+        access: config.access(file)?,
         session_file: None,
     };
     Ok(coord::open(&config.coordination, &config.shard, &options)?)
@@ -331,6 +331,7 @@ async fn declare(file: &Path, id: &str, wal: Lsn, timeline: u32) -> Result<Value
         let expected = stored.map(|stored| stored.version);
         match coordination.put(expected, &state.without_words_of_registrations()).await {
             PutOutcome::Committed(_) => return Ok(json!({ "generation": generation })),
+            PutOutcome::Refused(error) => return Err(error.into()),
             PutOutcome::Conflict | PutOutcome::Unknown(_) => {}
         }
     }
@@ -348,8 +349,10 @@ async fn retract(file: &Path, id: &str) -> Result<Value> {
             return Ok(json!({}));
         }
         state.extra.insert(ROLLED_BACK.to_owned(), Timestamp::now().to_string().into());
-        if let PutOutcome::Committed(_) = coordination.put(Some(stored.version), &state).await {
-            return Ok(json!({}));
+        match coordination.put(Some(stored.version), &state).await {
+            PutOutcome::Committed(_) => return Ok(json!({})),
+            PutOutcome::Refused(error) => return Err(error.into()),
+            PutOutcome::Conflict | PutOutcome::Unknown(_) => {}
         }
     }
     bail!("the cluster state of shard {:?} could not be written", config.shard)

@@ -4,12 +4,16 @@
 
 mod apart;
 mod bench;
+#[path = "../../../adapters/tests/coord_access/certificates.rs"]
+mod certificates;
 mod deaths;
 mod ensemble;
 mod etcd;
 mod files;
 #[path = "../../../adapters/tests/filesystems/mod.rs"]
 mod filesystems;
+#[path = "../../../adapters/tests/coord_access/guarded.rs"]
+mod guarded;
 mod network;
 mod original_client;
 mod outages;

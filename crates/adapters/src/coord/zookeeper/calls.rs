@@ -193,9 +193,8 @@ pub(super) async fn put(
         let entry = format!("{}/{generation}-", layout.history);
         let options = CreateMode::PersistentSequential.with_acls(acls);
         writer.add_create(&entry, json.as_bytes(), &options)?;
-        let path = &layout.state;
         match writer.commit().await {
-            Ok(results) => return committed(path, &results).map(Some),
+            Ok(results) => return committed(&layout.state, &results).map(Some),
             Err(MultiWriteError::OperationFailed {
                 index: 0,
                 source: Error::NodeExists | Error::BadVersion,
@@ -210,7 +209,12 @@ pub(super) async fn put(
                 made = true;
                 make_path(client, &layout.history, acls).await?;
             }
-            Err(error) => return Err(put_failure(path, error.into())),
+            Err(MultiWriteError::OperationFailed { index, source }) => {
+                let paths = [(&layout.state, "written"), (&layout.history, "added to")];
+                let (path, action) = paths[index.min(1)];
+                return Err(put_failure(action, path, source));
+            }
+            Err(error) => return Err(put_failure("written", &layout.state, error.into())),
         }
     }
 }
@@ -237,10 +241,12 @@ fn committed(path: &str, results: &[MultiWriteResult]) -> Result<Version, Failur
     }
 }
 
-fn put_failure(path: &str, error: Error) -> Failure {
+fn put_failure(action: &'static str, path: &str, error: Error) -> Failure {
     match error {
         Error::MarshallingError | Error::Unimplemented => Failure::TooOld,
-        error => Failure::node("written", path, error),
+        // On a new connection, while the answer was waited for: what was asked may have been done.
+        Error::AuthFailed => Failure::Lost(error),
+        error => Failure::node(action, path, error),
     }
 }
 

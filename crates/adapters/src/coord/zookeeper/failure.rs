@@ -1,5 +1,6 @@
 //! Why a call failed.
 
+use crate::coord::access::TlsFileError;
 use std::path::PathBuf;
 use zookeeper_client::Error;
 
@@ -15,7 +16,8 @@ pub(super) enum Failure {
     #[error("the servers refused the credentials")]
     Refused,
     #[error(
-        "{path} may not be {action} with our credentials: see the table [zookeeper] of the sitter's file"
+        "{path} may not be {action} by us: its ACL asks for somebody else; give user and password_file of \
+         who made it in the table [zookeeper] of the sitter's file, or let them change its ACL"
     )]
     Forbidden { action: &'static str, path: String },
     #[error(
@@ -44,6 +46,8 @@ pub(super) enum Failure {
         #[source]
         source: std::io::Error,
     },
+    #[error(transparent)]
+    TlsFile(#[from] TlsFileError),
     #[error("{0}")]
     Tls(String),
     #[error("cannot write the peer as JSON")]
@@ -71,6 +75,11 @@ impl Failure {
             | Error::Custom(_) => Failure::Lost(error),
             source => Failure::Node { path, source },
         }
+    }
+
+    /// Whether the service, or what stands in it, did not let us write: nothing was, and nothing will be.
+    pub(super) fn is_refusal(&self) -> bool {
+        matches!(self, Failure::Refused | Failure::Forbidden { .. } | Failure::HasHistory(_))
     }
 
     /// Whether another session may do what this one could not.

@@ -1,9 +1,8 @@
 //! How to get a session: which servers, with which credentials, within which time.
 
 use super::failure::Failure;
-use super::{TlsAccess, ZkAccess};
 use crate::clock;
-use crate::coord::CoordError;
+use crate::coord::{Access, CoordError, TlsAccess};
 use cluster::Millis;
 use std::future::Future;
 use std::path::Path;
@@ -56,7 +55,7 @@ impl Link {
     pub(super) fn new(
         target: String,
         servers: Vec<String>,
-        access: &ZkAccess,
+        access: &Access,
         limit: Millis,
     ) -> Result<Self, Failure> {
         let secret = access
@@ -187,23 +186,16 @@ impl Link {
 }
 
 fn tls_options(access: &TlsAccess) -> Result<TlsOptions, Failure> {
-    let read = |path: &Path| {
-        std::fs::read_to_string(path).map_err(|source| Failure::Io {
-            action: "read",
-            path: path.to_owned(),
-            source,
-        })
+    let wrong = |path: &Path, error: Error| {
+        Failure::Tls(format!("{} cannot be used for TLS: {error}", path.display()))
     };
-    let wrong = |what: &str, path: &Path, error: Error| {
-        Failure::Tls(format!("{} holds no usable {what}: {error}", path.display()))
-    };
-    let ca = read(&access.ca_file)?;
-    let options = TlsOptions::new().with_pem_ca(&ca);
-    let options = options.map_err(|error| wrong("certificates", &access.ca_file, error))?;
-    match &access.identity {
-        None => Ok(options),
-        Some((certificate, key)) => options
-            .with_pem_identity(&read(certificate)?, &read(key)?)
-            .map_err(|error| wrong("certificate of ours with its key", certificate, error)),
+    let pem = access.read()?;
+    let options = TlsOptions::new().with_pem_ca(&pem.ca);
+    let options = options.map_err(|error| wrong(&access.ca_file, error))?;
+    match (&access.identity, &pem.identity) {
+        (Some((path, _)), Some((certificate, key))) => {
+            options.with_pem_identity(certificate, key).map_err(|error| wrong(path, error))
+        }
+        _ => Ok(options),
     }
 }
