@@ -8,6 +8,10 @@
 //! The source is asked first whether its control file knows the timeline that it writes: until the
 //! first checkpoint after a promotion it does not, and `pg_rewind` would find that nothing has to be
 //! done.
+//!
+//! A standby's database is refused. Where a primary's ends, its last checkpoint or the WAL after it
+//! tells; of a standby's, `pg_rewind` looks at what was replayed alone. WAL that was received beyond that,
+//! on a branch that the source is not on, would be overlooked: nothing would seem to have diverged.
 
 use super::{
     Inner, POLL, PgCause,
@@ -90,7 +94,8 @@ impl Inner {
             .map_err(PgCause::file(&self.data))
     }
 
-    /// The identity of the database here, whose server must not run.
+    /// The identity of the database here, which must have been a primary's, and whose server must not
+    /// run.
     fn at_rest(&self) -> Result<u64, PgCause> {
         if files::read(&self.data.join("PG_VERSION"))?.is_none() {
             return Err(PgCause::NoDatabase);
@@ -98,6 +103,7 @@ impl Inner {
         let running = process::of_server(&self.data).map_err(PgCause::file(&self.data))?;
         match running.first() {
             Some(&pid) => Err(PgCause::StillRunning { pid }),
+            None if self.data.join(STANDBY_SIGNAL).exists() => Err(PgCause::Standby),
             None => files::system_identifier(&self.data),
         }
     }
