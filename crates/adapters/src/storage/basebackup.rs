@@ -199,7 +199,8 @@ fn shortage(dataset: &Path, needed: u64) -> Option<StorageCause> {
     (needed > free).then_some(StorageCause::NoSpace { needed, free })
 }
 
-fn full_or_failed(error: ExecError) -> StorageCause {
+/// Knows a command that failed because nothing was left to write on.
+pub(super) fn full_or_failed(error: ExecError) -> StorageCause {
     match &error.cause {
         ExecCause::Failed { output, .. } if output.contains("No space left on device") => {
             StorageCause::Full(error)
