@@ -31,6 +31,7 @@ pub use guard::{RefusedSetting, check_names};
 pub use history::Divergence;
 pub use probe::{Probe, Receiver, Sender};
 pub use server::fence_dataset;
+pub use timelines::drop_reservations;
 
 use crate::exec::OsUser;
 use crate::storage::{SeedRequest, SeedSource};

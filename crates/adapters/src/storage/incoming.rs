@@ -32,6 +32,8 @@ pub struct DatabaseFacts {
     pub version: String,
     /// In which state it was left, in PostgreSQL's words.
     pub state: String,
+    /// How long the files of its WAL are, in bytes.
+    pub wal_segment: u64,
 }
 
 /// What a database has to be, to be taken.
@@ -112,6 +114,7 @@ fn parse(text: &str, version: &str) -> Option<DatabaseFacts> {
         checkpoint: field("Latest checkpoint's REDO location")?.parse().ok()?,
         version: version.to_owned(),
         state: field("Database cluster state")?.to_owned(),
+        wal_segment: field("Bytes per WAL segment")?.parse().ok()?,
     })
 }
 
@@ -203,7 +206,8 @@ mod tests {
         Database cluster state:               in production\n\
         Latest checkpoint location:           0/3000060\n\
         Latest checkpoint's REDO location:    0/3000028\n\
-        Latest checkpoint's TimeLineID:       3\n";
+        Latest checkpoint's TimeLineID:       3\n\
+        Bytes per WAL segment:                16777216\n";
 
     #[test]
     fn the_control_file_is_read() {
@@ -211,7 +215,7 @@ mod tests {
         assert_eq!(facts.system_identifier, 7_445_212_345_678_901_234);
         assert_eq!((facts.timeline, facts.version.as_str()), (3, "15"));
         assert_eq!(facts.checkpoint, "0/3000028".parse().expect("a position"));
-        assert_eq!(facts.state, "in production");
+        assert_eq!((facts.state.as_str(), facts.wal_segment), ("in production", 16 << 20));
         assert_eq!(parse("nothing", "15"), None);
         let check = |system_identifier, newest_timeline, fits: bool| {
             let expected = Expected { system_identifier, newest_timeline };

@@ -1,6 +1,7 @@
 //! Shards whose databases lie on real file systems with snapshots.
 
 use super::{
+    files,
     filesystems::{BtrfsFile, ZfsFile, isolated, own_place},
     world::{LIMIT, World, turn},
 };
@@ -72,6 +73,8 @@ fn life(volumes: Volumes, snapshots: &dyn Snapshots) -> Result<()> {
             view.primary().is_some_and(|primary| primary.zone != old.zone())
         })?;
         world.wait_for_writes()?;
+        // The last checkpoint that the new sync has replayed was on the timeline before.
+        archived(&world, snapshots, Role::Sync)?;
         let mark = clock::now();
         old.start_sitter()?;
         world.wait("the old primary to come back as async", |view| {
@@ -90,9 +93,29 @@ fn life(volumes: Volumes, snapshots: &dyn Snapshots) -> Result<()> {
         let mounted = found.iter().filter(|one| one.mounted.is_some()).count();
         ensure!(mounted == 3, "one is mounted for each peer: {found:?}");
     }
+    let failed = world.failed_writes();
+    for role in [Role::Primary, Role::Async] {
+        archived(&world, snapshots, role)?;
+    }
+    world.ensure_unnoticed(failed)?;
     rebuilt_from_a_snapshot(&world, snapshots)?;
     by_an_operator(&world, snapshots)?;
     world.finish()
+}
+
+/// A backup of this peer is one of a snapshot, of which nothing is left, and is restored on another file
+/// system.
+fn archived(world: &World, snapshots: &dyn Snapshots, role: Role) -> Result<()> {
+    files::restored(world, role, "snapshot")?;
+    let peer = world.in_role(role)?;
+    let left = block_on(snapshots.list(&DatasetName::new(peer.zone())?))?;
+    ensure!(left.iter().all(|one| one.name.purpose() != Purpose::For("backup")), "{left:?}");
+    let clones = block_on(snapshots.datasets())?;
+    ensure!(clones.iter().all(|one| one.origin.is_none()), "no clone is left: {clones:?}");
+    let beside = fs::read_dir(peer.dataset())?.flatten().map(|entry| entry.file_name());
+    let beside: Vec<_> = beside.filter(|name| name == ".store.backup").collect();
+    ensure!(beside.is_empty(), "nor where it was mounted");
+    Ok(())
 }
 
 /// An operator makes a snapshot, holds it, and can destroy it only when nobody needs it any more.
@@ -115,6 +138,7 @@ fn by_an_operator(world: &World, snapshots: &dyn Snapshots) -> Result<()> {
         ensure!(!good && said.contains(expected), "{arguments:?}: {said:?}, not {expected:?}");
         Ok(())
     };
+    refused(&["create", "-p", "backup"], "is our own")?;
     let name = done(&["create", "--hold", "audit"])?;
     let name = name.trim_end();
     let list = || -> Result<serde_json::Value> {
