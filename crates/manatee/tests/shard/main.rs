@@ -4,6 +4,8 @@
 
 mod apart;
 mod bench;
+#[path = "../certificates/mod.rs"]
+mod certificates;
 mod deaths;
 mod ensemble;
 mod etcd;

@@ -15,7 +15,8 @@ fn rebuild(peer: &Peer, more: &[&str]) -> Result<Output> {
     Ok(program.output()?)
 }
 
-fn rebuilt(peer: &Peer, more: &[&str]) -> Result<String> {
+/// Rebuilds this peer; what is said.
+pub fn rebuilt(peer: &Peer, more: &[&str]) -> Result<String> {
     let output = rebuild(peer, more)?;
     let said = String::from_utf8(output.stdout)?;
     let errors = String::from_utf8_lossy(&output.stderr);
