@@ -82,6 +82,27 @@ async fn one_that_did_not_diverge_only_follows() {
     follows(&old, &new).await;
 }
 
+/// Whoever was superseded may hear of it before the other has been promoted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_is_being_promoted_is_waited_for() {
+    let (old, new) = pair().await;
+    old.session().await.batch_execute("create table t (n int)").await.expect("a table");
+    new.wait("exists (select from pg_stat_wal_receiver where status = 'streaming')").await;
+    old.postgres.stop(StopMode::Fast).await.expect("a stop");
+    new.apply(&standby(None, &[])).await;
+    let source = new.source();
+    let promotion = async {
+        // Asked once, in vain.
+        let asked =
+            "exists (select from pg_stat_activity where application_name = 'manatee rewind')";
+        new.wait(asked).await;
+        new.wait(&format!("not {asked}")).await;
+        new.apply(&promoted(&[])).await;
+    };
+    let (is_ancestor, ()) = tokio::join!(old.postgres.follow_if_ancestor(&source), promotion);
+    assert!(is_ancestor.expect("a comparison"), "all that it has, the other has");
+}
+
 /// A standby received what the new primary never had, and did not replay it. Its control file looks like
 /// that of one which did not diverge: `pg_rewind` itself sees nothing wrong.
 #[tokio::test(flavor = "multi_thread")]
