@@ -12,12 +12,12 @@ use adapters::{
     exec::OsUser,
     storage::{
         BadName, Base, DatabaseFacts, DatasetName, Expected, Guid, Incoming, Mark, Receivable,
-        SendConflict, SendPlan, Sendable, SnapshotName, Snapshots, Storage, StorageCause,
+        SendConflict, SendPlan, Sendable, Snapshot, SnapshotName, Snapshots, Storage, StorageCause,
         StorageError, Unfinished, Volume, plan_send,
     },
 };
 use axum::http::StatusCode;
-use std::{path::PathBuf, sync::Arc};
+use std::{io, path::PathBuf, sync::Arc};
 use tokio::sync::watch;
 
 /// What new snapshots at the sender are made for.
@@ -129,7 +129,8 @@ impl Reception<'_> {
         if let Some(estimate) = started.estimate {
             estimated(estimate);
         }
-        let (snapshot, bytes) = self.take(&*snapshots, &into, &started, progress).await?;
+        let taken = take(self.remote, &*snapshots, &into, &started, progress).await?;
+        let (snapshot, Progress { bytes, .. }) = taken;
         if snapshot.guid != wanted {
             return Err(ReceiveError::Another { wanted, came: snapshot.guid.clone() });
         }
@@ -264,21 +265,30 @@ impl Reception<'_> {
         }
         Ok(())
     }
+}
 
-    async fn take(
-        &self,
-        snapshots: &dyn Snapshots,
-        into: &DatasetName,
-        started: &StreamStarted,
-        progress: &watch::Sender<Progress>,
-    ) -> Result<(adapters::storage::Snapshot, u64), ReceiveError> {
-        let mut stream = snapshots.receive(into).await?;
-        match self.remote.pull(started, &mut stream, progress).await {
-            Ok(done) => Ok((snapshots.finish(stream).await?, done.bytes)),
-            Err(error) => {
-                stream.abort().await;
-                Err(error.into())
-            }
+/// Takes a stream that the sender has begun into a dataset; what came, and bytes of the stream.
+///
+/// # Errors
+/// When it does not come, or the file system does not take it.
+pub async fn take(
+    remote: &Remote,
+    snapshots: &dyn Snapshots,
+    into: &DatasetName,
+    started: &StreamStarted,
+    progress: &watch::Sender<Progress>,
+) -> Result<(Snapshot, Progress), ReceiveError> {
+    let mut stream = snapshots.receive(into).await?;
+    match remote.pull(started, &mut stream, progress).await {
+        Ok(done) => Ok((snapshots.finish(stream).await?, done)),
+        // The file system takes no more, and says why at its end.
+        Err(FetchError::Write(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+            snapshots.finish(stream).await?;
+            Err(FetchError::Write(error).into())
+        }
+        Err(error) => {
+            stream.abort().await;
+            Err(error.into())
         }
     }
 }
