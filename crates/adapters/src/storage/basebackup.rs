@@ -1,7 +1,7 @@
 //! A base backup of a running PostgreSQL: what every backend can be filled with, and the only way
 //! without snapshots.
 
-use super::{SeedPhase, SeedProgress, SeedRequest, SeedSource, Seeded, StorageCause};
+use super::{SeedPhase, SeedProgress, SeedRequest, SeedSource, Seeded, StorageCause, error::at};
 use crate::{
     exec::{Exec, ExecCause, ExecError, OsUser},
     postgres::files::{self, MARKER, Marker, STANDBY_SIGNAL, Served},
@@ -166,11 +166,6 @@ pub(super) fn entries(dataset: &Path, prefix: &str) -> Result<Vec<PathBuf>, Stor
         }
     }
     Ok(found)
-}
-
-pub(super) fn at(path: &Path) -> impl FnOnce(io::Error) -> StorageCause {
-    let path = path.to_owned();
-    move |source| StorageCause::File { path, source }
 }
 
 /// Deletes a whole database, which takes a while.

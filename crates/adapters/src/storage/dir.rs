@@ -3,7 +3,8 @@
 
 use super::{
     Capabilities, SeedProgress, SeedRequest, Seeded, Storage, StorageCause, StorageError, aside,
-    basebackup::{self, at, delete, entries, full_or_failed},
+    basebackup::{self, delete, entries, full_or_failed},
+    error::at,
 };
 use crate::{exec::Exec, postgres::files};
 use async_trait::async_trait;

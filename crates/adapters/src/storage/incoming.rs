@@ -5,14 +5,14 @@
 //! A snapshot of a running primary holds what belongs to that server alone: its process id, its
 //! replication slots, which would hold back WAL here for ever, its postmaster's options. They go.
 
-use super::{DatasetName, Snapshots, StorageCause, StorageError};
+use super::{DatasetName, Snapshots, StorageCause, StorageError, error::at};
 use crate::{
     exec::{Exec, OsUser},
     postgres::files::{self, MARKER, Marker, STANDBY_SIGNAL, Served},
 };
 use cluster::{Lsn, Millis};
 use std::{
-    fs, io,
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -190,11 +190,6 @@ impl Incoming {
         files::give(&self.beside, owner).map_err(at(&self.beside))?;
         Ok(facts)
     }
-}
-
-fn at(path: &Path) -> impl FnOnce(io::Error) -> StorageCause {
-    let path = path.to_owned();
-    move |source| StorageCause::File { path, source }
 }
 
 #[cfg(test)]

@@ -53,12 +53,7 @@ fn peers_are_rebuilt_when_an_operator_asks() -> Result<()> {
     world.ensure_unnoticed(failed)?;
     world.shard.wait_whole(LIMIT)?;
 
-    let old = world.in_role(Role::Primary)?;
-    old.kill_host()?;
-    world.wait("a takeover", |view| {
-        view.primary().is_some_and(|primary| primary.zone != old.zone())
-    })?;
-    world.wait_for_writes()?;
+    let old = world.lose_primary()?;
     refused(old, "the sitter of this peer does not answer")?;
     old.start_sitter()?;
     world.wait("the old primary to wait for an operator", |view| {

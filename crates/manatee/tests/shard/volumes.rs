@@ -72,19 +72,12 @@ fn life(volumes: Volumes, snapshots: &dyn Snapshots) -> Result<()> {
         ensure!(seeded || created, "{} was seeded otherwise: {log}", peer.zone());
     }
     for _ in 0..2 {
-        let old = world.in_role(Role::Primary)?;
-        old.kill_host()?;
-        world.wait("a takeover", |view| {
-            view.primary().is_some_and(|primary| primary.zone != old.zone())
-        })?;
-        world.wait_for_writes()?;
+        let old = world.lose_primary()?;
         // The last checkpoint that the new sync has replayed was on the timeline before.
         archived(&world, snapshots, Role::Sync)?;
         let mark = clock::now();
         old.start_sitter()?;
-        world.wait("the old primary to come back as async", |view| {
-            view.peer(old.zone()).role() == Some(Role::Async)
-        })?;
+        world.wait_back(old)?;
         world.shard.wait_whole(LIMIT)?;
         println!("whole again {} ms after its host was back", (clock::now() - mark).0);
         let log = fs::read_to_string(old.log_file())?;
@@ -176,12 +169,7 @@ fn by_an_operator(world: &World, snapshots: &dyn Snapshots) -> Result<()> {
 /// A host dies with the primary's database damaged, so that nothing can be rewound: the difference to the
 /// snapshot that both have is fetched, or all of one, and the damaged one is kept as a dataset.
 fn rebuilt_from_a_snapshot(world: &World, snapshots: &dyn Snapshots) -> Result<()> {
-    let old = world.in_role(Role::Primary)?;
-    old.kill_host()?;
-    world.wait("a takeover", |view| {
-        view.primary().is_some_and(|primary| primary.zone != old.zone())
-    })?;
-    world.wait_for_writes()?;
+    let old = world.lose_primary()?;
     let wal = old.data().join("pg_wal");
     for entry in fs::read_dir(&wal)? {
         let path = entry?.path();
@@ -190,9 +178,7 @@ fn rebuilt_from_a_snapshot(world: &World, snapshots: &dyn Snapshots) -> Result<(
         }
     }
     old.start_sitter()?;
-    world.wait("the old primary to come back as async", |view| {
-        view.peer(old.zone()).role() == Some(Role::Async)
-    })?;
+    world.wait_back(old)?;
     world.shard.wait_whole(LIMIT)?;
     let log = fs::read_to_string(old.log_file())?;
     let last = log.rsplit("cannot be rewound").next().unwrap_or_default();
