@@ -166,9 +166,7 @@ fn a_sync_without_a_database_does_not_take_over() {
     let database = Some(Database::None);
     one.tell(Event::PgFailed(ApplyError { problem, running: false, database }));
     one.tell(Event::Active(vec![peer(1), peer(3)]));
-    let wal = None;
-    let (primary, needed) = (peer(2).id, Lsn::new(100));
-    assert_eq!(one.machine.reason(), &Reason::TakeoverBehind { primary, wal, needed });
+    assert_eq!(one.machine.reason(), &Reason::TakeoverUnproven { primary: peer(2).id });
 }
 
 /// A proof ends when it is left (rule D2): on the way back to its sync, which may acknowledge at any

@@ -1,6 +1,7 @@
 //! The receiver of a stream.
 
 use super::auth::{HEADER, Secret};
+use super::pace::Pace;
 use super::segment::decompressed;
 use super::tls::{TlsFiles, provider};
 use super::wire::{
@@ -92,8 +93,8 @@ struct Arrived {
     bytes: Vec<u8>,
     transferred: u64,
     whole: Option<u128>,
-    /// Whether the network, and not the sender's reading, was what took long.
-    network_bound: bool,
+    /// How long it took, but for the sender's reading.
+    took: Millis,
 }
 
 impl Remote {
@@ -203,14 +204,14 @@ impl Remote {
 
     /// Blocks. Hands over one segment after the other, and lets go of the stream at its end.
     fn pull_all(&self, id: uuid::Uuid, segments: &mpsc::Sender<Result<Arrived, FetchError>>) {
-        let mut smaller = false;
+        let mut pace = Pace::default();
         for index in 0.. {
+            let smaller = pace.compresses(segments.capacity() > 0);
             let arrived = self.pull_one(id, index, smaller, segments);
             let last = arrived.as_ref().map_or(true, |arrived| arrived.whole.is_some());
-            // Smaller segments help where the network is slow, and cost where the disk is.
-            let waits = segments.capacity() > 0;
-            smaller =
-                waits && arrived.as_ref().is_ok_and(|arrived| arrived.network_bound || smaller);
+            if let Ok(arrived) = &arrived {
+                pace.came(arrived.took);
+            }
             if segments.blocking_send(arrived).is_err() || last {
                 break;
             }
@@ -277,8 +278,8 @@ impl Remote {
         if bytes.len() != length || xxh3_64(&bytes) != checksum {
             return Err(self.corrupt(target, "the checksum of a segment"));
         }
-        let network_bound = (clock::now() - asked).0 > 2 * waited.0;
-        Ok(Arrived { bytes, transferred, whole, network_bound })
+        let took = Millis((clock::now() - asked).0.saturating_sub(waited.0));
+        Ok(Arrived { bytes, transferred, whole, took })
     }
 
     async fn get<T: DeserializeOwned + Send + 'static>(

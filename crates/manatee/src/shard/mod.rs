@@ -19,6 +19,7 @@ mod view;
 mod writer;
 
 pub use adapters::testing::Host;
+pub(crate) use files::SOCKET_PATH;
 pub use gaps::Gap;
 pub use ledger::{Ledger, LedgerReport};
 pub use peer::Peer;

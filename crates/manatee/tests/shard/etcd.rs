@@ -40,9 +40,7 @@ fn a_shard_over_etcd() -> Result<()> {
     println!("writes were out for {} ms", world.writer.longest_gap_since(mark).length().0);
     etcd.thaw(0);
     old.start_sitter()?;
-    world.wait("the old primary to come back as async", |view| {
-        view.peer(old.zone()).role() == Some(Role::Async)
-    })?;
+    world.wait_back(old)?;
     world.finish()
 }
 

@@ -3,6 +3,8 @@
 //! servers and is sensitive to how long things take.
 
 mod apart;
+#[path = "../certificates/mod.rs"]
+mod backup_certificates;
 mod bench;
 #[path = "../../../adapters/tests/coord_access/certificates.rs"]
 mod certificates;

@@ -89,6 +89,24 @@ impl World {
         Ok(self.shard.peer_of(&peer.with_context(|| format!("nobody is {role}"))?.zone))
     }
 
+    /// Kills the primary's host and waits until another peer takes writes; which it was.
+    pub fn lose_primary(&self) -> Result<&Peer> {
+        let old = self.in_role(Role::Primary)?;
+        old.kill_host()?;
+        self.wait("a takeover", |view| {
+            view.primary().is_some_and(|primary| primary.zone != old.zone())
+        })?;
+        self.wait_for_writes()?;
+        Ok(old)
+    }
+
+    /// Waits until this former primary is at the end of the chain.
+    pub fn wait_back(&self, old: &Peer) -> Result<()> {
+        self.wait("the old primary to come back as async", |view| {
+            view.peer(old.zone()).role() == Some(Role::Async)
+        })
+    }
+
     pub fn generation(&self) -> Result<Generation> {
         self.shard.view().generation().context("nobody knows a generation")
     }

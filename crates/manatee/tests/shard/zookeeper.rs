@@ -42,8 +42,6 @@ fn a_shard_over_an_ensemble() -> Result<()> {
     println!("writes were out for {} ms", world.writer.longest_gap_since(mark).length().0);
     ensure!(world.generation()? == generation.next(), "one takeover, one generation");
     old.start_sitter()?;
-    world.wait("the old primary to come back as async", |view| {
-        view.peer(old.zone()).role() == Some(Role::Async)
-    })?;
+    world.wait_back(old)?;
     world.finish()
 }
