@@ -53,8 +53,8 @@ enum Place {
 }
 
 /// The coordination of `shard` at the service that `url` names: `sqlite:/path`, for sitters of one
-/// machine, `zk://host:port,host:port/root` or `etcd://host:port,host:port/root`. Every call of it ends within the limit; so does this
-/// one, which may block as long.
+/// machine, `zk://host:port,host:port/root` or `etcd://host:port,host:port/root`. Every call of it ends
+/// within the limit; so does this one, which may block as long.
 ///
 /// # Errors
 /// When the address is none that this version supports, or the service cannot be used.

@@ -20,7 +20,8 @@ use toml::Spanned;
 pub struct Config {
     /// The name of the shard.
     pub shard: String,
-    /// Where the peers of the shard meet: `zk://host:port,host:port` or `sqlite:/path`.
+    /// Where the peers of the shard meet: `zk://host:port,host:port/root`,
+    /// `etcd://host:port,host:port/root` or `sqlite:/path`.
     pub coordination: String,
     /// Who we are to a ZooKeeper ensemble.
     #[serde(default)]

@@ -21,7 +21,8 @@ pub(super) enum Failure {
     )]
     Forbidden { action: &'static str, path: String },
     #[error(
-        "the server does not know this kind of transaction: it has to be ZooKeeper 3.5 or later"
+        "these servers do not know the transaction that a state is stored by: they have to be ZooKeeper 3.5 \
+         or later; what is stored in older ones can only be read"
     )]
     TooOld,
     #[error(
@@ -79,7 +80,8 @@ impl Failure {
 
     /// Whether the service, or what stands in it, did not let us write: nothing was, and nothing will be.
     pub(super) fn is_refusal(&self) -> bool {
-        matches!(self, Failure::Refused | Failure::Forbidden { .. } | Failure::HasHistory(_))
+        use Failure::{Forbidden, HasHistory, Refused, TooOld};
+        matches!(self, Refused | Forbidden { .. } | HasHistory(_) | TooOld)
     }
 
     /// Whether another session may do what this one could not.

@@ -4,8 +4,9 @@
 //! - A registration is an ephemeral node in a session of its own ([`follow`]); every other call has
 //!   a short session of its own ([`link`]), so that nothing waits behind a lost connection.
 //! - The state is written by test-and-set, with its history entry in the same transaction.
-//! - Only what ZooKeeper 3.4 knows is asked for, but for one thing: the client writes transactions
-//!   in the form of 3.5. An ensemble that is older can be read and followed, not written.
+//! - Only what ZooKeeper 3.4 knows is asked for, but for one thing: the client library creates nodes in
+//!   transactions in the form of 3.5 (`create2`), and offers no other. An ensemble that is older can be
+//!   joined, read and followed; a put is refused there.
 //!
 //! SPEC.md says what a heartbeat proves and what it does not.
 
