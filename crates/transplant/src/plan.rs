@@ -101,16 +101,6 @@ pub fn plan(facts: &Facts) -> Plan {
             "nothing to undo",
         ),
     ];
-    if !inventory.donor.standbys.is_empty() {
-        plan.push(step(
-            steps::STOP_STANDBYS,
-            "stop the donor's standbys".to_owned(),
-            &[&donor],
-            Notice::FewerStandbys,
-            10,
-            "start them",
-        ));
-    }
     plan.push(Planned {
         pause: Some(
             "from here on clients have no database until open-recipient is done".to_owned(),
@@ -156,6 +146,17 @@ pub fn plan(facts: &Facts) -> Plan {
         1,
         "bring the donor level with the shard, while that goes on",
     ));
+    // Not before: commits of the donor may wait for them.
+    if !inventory.donor.standbys.is_empty() {
+        plan.push(step(
+            steps::STOP_STANDBYS,
+            "stop the donor's standbys".to_owned(),
+            &[&donor],
+            Notice::FewerStandbys,
+            10,
+            "start them",
+        ));
+    }
     if !inventory.clients.is_empty() {
         plan.push(step(
             steps::CHECK_CLIENTS,
