@@ -27,7 +27,7 @@ ON_EACH := deaths::the_sync_takes_over_from_a_host_that_died \
 # Shards of `make bench-idle`.
 SHARDS ?= 1000
 
-.PHONY: help demo test test-coordination bench-idle build lint fuzz client coverage test-kills bench-rebuild
+.PHONY: help demo test test-coordination bench-idle build lint fuzz client coverage test-kills test-transplant bench-rebuild
 
 help: ## Say what there is to do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -86,6 +86,10 @@ client: ## Let the original's client read a shard of ours: make client NODE_CLIE
 test-kills: ## Kill either end of a seeding again and again; KILLS=50
 	@tools/need.sh build postgresql filesystems
 	MANATEE_TEST_KILLS=$(KILLS) cargo test --locked --package manatee --test shard -- --exact volumes::a_seeding_outlives_both_of_its_ends --nocapture
+
+test-transplant: ## Undo a move of a database from each of its steps; 3 minutes
+	@tools/need.sh build postgresql
+	cargo test --locked --package manatee --test transplant -- --ignored --nocapture
 
 bench-rebuild: ## Time how a deposed peer comes back, and how fast snapshots travel, on btrfs; MIB=2048
 	@tools/need.sh build postgresql filesystems
