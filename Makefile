@@ -32,7 +32,7 @@ SHARDS ?= 1000
 help: ## Say what there is to do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-demo: ## Run a real shard on this machine and kill its primary; ARGS=--once ends by itself
+demo: ## Run a real shard on this machine and kill its primary; ARGS=--once ends by itself, ARGS=transplant moves a server in and out
 	@tools/need.sh build postgresql
 	cargo build --locked --release --package manatee
 	@"$(TARGET)/release/manatee" demo $(ARGS)

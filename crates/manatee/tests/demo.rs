@@ -62,6 +62,30 @@ fn nothing_is_lost_and_nothing_is_left() {
     assert!(ledger.lines().count() >= 500, "{} rows", ledger.lines().count());
 }
 
+/// A server moves into a shard and, after that has lost its primary, back out; every acknowledged row is
+/// there each time, and nothing is left running.
+#[test]
+fn a_move_there_and_back_loses_nothing() {
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let directory = directory();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_manatee"));
+    command.args(["demo", "transplant", "--dir"]).arg(directory.path()).stdin(Stdio::null());
+    let output = command.output().expect("the demonstration");
+    let (text, errors) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{}\n{text}\n{errors}", output.status);
+    for told in
+        ["do stop-donor", "the cut-over: no write", "the takeover: no write", "undo stop-donor"]
+    {
+        assert!(text.contains(told), "it does not say {told:?}:\n{text}");
+    }
+    assert_eq!(text.matches("none is lost, none is there twice").count(), 5, "{text}");
+    let name = directory.path().to_string_lossy();
+    let wide = text.lines().find(|line| line.chars().count() > 80 && !line.contains(&*name));
+    assert_eq!(wide, None);
+    assert_eq!(left_in(directory.path()), [""; 0]);
+}
+
 fn terminate(child: &Child) {
     let pid = rustix::process::Pid::from_child(child);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it runs");

@@ -174,13 +174,25 @@ pub fn plan(facts: &Facts) -> Plan {
             pause: Some("look at the shard, as it is alone, before it grows".to_owned()),
             ..step(
                 steps::GROW,
-                format!("add {} and leave one-node-write mode", others.join(" and ")),
+                format!(
+                    "add {} and leave one-node-write mode; writes wait for moments",
+                    others.join(" and ")
+                ),
                 &others,
                 nothing,
                 copy + 10,
                 "freeze the shard, so that it does not change while it is undone",
             )
         });
+        let slots = "a slot on each peer";
+        plan.push(step(
+            steps::LEVEL_DONOR,
+            "give the donor what the shard wrote, so that it can follow any peer".to_owned(),
+            &[&donor, slots],
+            nothing,
+            10,
+            "nothing to undo",
+        ));
     }
     let title = format!("move {donor} into shard {shard}");
     let facts = serde_json::to_value(facts).expect("facts are JSON");

@@ -209,10 +209,15 @@ impl Recipient {
         told.with_context(|| self.told(&format!("its service cannot be told to {order:?}")))
     }
 
+    /// Whether its sitter runs.
+    pub async fn sitter_runs(&self) -> Result<bool> {
+        Ok(look(&self.config).await?.sitter_runs)
+    }
+
     /// Stops its sitter, and with it its server.
     pub async fn stop(&self) -> Result<()> {
         self.tell(Order::Stop).await?;
-        if look(&self.config).await?.sitter_runs {
+        if self.sitter_runs().await? {
             bail!(self.told("its service says that its sitter was stopped, and it runs"));
         }
         Ok(())

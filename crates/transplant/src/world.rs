@@ -85,8 +85,21 @@ pub async fn guard(journal: &Journal) -> Result<()> {
     if control.system_identifier != planned.system_identifier {
         bail!("the donor has another database: {}", control.system_identifier);
     }
-    if control.timeline != planned.timeline {
-        bail!("the donor is on timeline {}, it was on {}", control.timeline, planned.timeline);
+    let level = journal.state(&steps::LEVEL_DONOR.into());
+    if level == StepState::Begun(Way::Apply) {
+        // It may be following the shard just now.
+        return is_closed(&scene).await;
+    }
+    let left: Option<Control> = if level == StepState::Ended(Way::Apply) {
+        Some(scene.outcome(steps::LEVEL_DONOR)?)
+    } else if done(steps::STOP_DONOR) {
+        Some(scene.outcome(steps::STOP_DONOR)?)
+    } else {
+        None
+    };
+    let timeline = left.as_ref().map_or(planned.timeline, |left| left.timeline);
+    if control.timeline != timeline {
+        bail!("the donor is on timeline {}, it was on {timeline}", control.timeline);
     }
     if !begun(steps::STOP_DONOR) {
         if !runs {
@@ -96,8 +109,7 @@ pub async fn guard(journal: &Journal) -> Result<()> {
             bail!("the donor is a standby now: another server was promoted in its place");
         }
     }
-    if done(steps::STOP_DONOR) {
-        let stopped: Control = scene.outcome(steps::STOP_DONOR)?;
+    if let Some(stopped) = left {
         if runs {
             bail!("the donor was started: stop it, or undo the transplant with `rollback`");
         }
@@ -110,11 +122,14 @@ pub async fn guard(journal: &Journal) -> Result<()> {
         }
     }
     if done(steps::FENCE_DONOR) {
-        let signal = donor.path(crate::donor::STANDBY_SIGNAL);
-        donor
-            .read(&signal)
-            .await?
-            .with_context(|| format!("{signal} is gone: the donor would start open for writes"))?;
+        is_closed(&scene).await?;
     }
+    Ok(())
+}
+
+async fn is_closed(scene: &Scene) -> Result<()> {
+    let signal = scene.donor.path(crate::donor::STANDBY_SIGNAL);
+    let there = scene.donor.read(&signal).await?;
+    there.with_context(|| format!("{signal} is gone: the donor would start open for writes"))?;
     Ok(())
 }

@@ -157,6 +157,7 @@ fn wait(what: &str, mut look: impl FnMut() -> Result<(), String>) -> Result<()> 
     }
 }
 
+/// Rules T1, T2, T3, T4 and T9.
 #[test]
 fn a_server_moves_into_a_shard_for_good() -> Result<()> {
     let moved = Move::prepare()?;
@@ -190,6 +191,7 @@ fn a_server_moves_into_a_shard_for_good() -> Result<()> {
     moved.check_peer(&moved.stage.peers()[1])
 }
 
+/// Rule T5.
 #[test]
 fn a_runner_that_ends_anywhere_is_gone_on_from_both_ways() -> Result<()> {
     let moved = Move::prepare()?;
@@ -204,7 +206,7 @@ fn a_runner_that_ends_anywhere_is_gone_on_from_both_ways() -> Result<()> {
     moved.check_donor()
 }
 
-/// A move and its undoing for each step: minutes, so that only `make test-transplant` runs it.
+/// Rule T6. A move and its undoing for each step: minutes, so that only `make test-transplant` runs it.
 #[test]
 #[ignore = "takes minutes: make test-transplant"]
 fn everything_is_undone_from_every_step() -> Result<()> {
@@ -230,6 +232,45 @@ fn everything_is_undone_from_every_step() -> Result<()> {
     Ok(())
 }
 
+/// The donor is brought back by a peer that was seeded long after it was stopped (rule T7).
+#[test]
+fn the_way_back_outlives_the_primary() -> Result<()> {
+    let moved = Move::prepare()?;
+    moved.stage.transplant(&["run", "--yes", "--until", "keep-way-back"])?;
+    // What the others are seeded with begins in a later segment than the donor ended in.
+    for _ in 0..3 {
+        moved.wait_for_writes_to("amber")?;
+        moved.primary().psql("select pg_switch_wal()")?;
+        moved.primary().psql("checkpoint")?;
+    }
+    moved.stage.transplant(&["run", "--yes"])?;
+    moved.stage.transplant(&["verify"])?;
+    moved.primary().kill_host()?;
+    moved.wait_for_writes_to("birch")?;
+    let told = moved.stage.transplant(&["rollback"])?;
+    ensure!(told.contains("everything is undone"), "{told}");
+    moved.wait_for_writes_to("donor")?;
+    moved.check_donor()
+}
+
+/// A primary that died just after it was promoted has a control file of before; what it took is not given
+/// up for that (rule T6).
+#[test]
+fn a_primary_that_died_with_writes_is_waited_for() -> Result<()> {
+    let moved = Move::prepare()?;
+    moved.stage.transplant(&["run", "--yes", "--until", "open-recipient"])?;
+    moved.wait_for_writes_to("amber")?;
+    moved.primary().kill_host()?;
+    let told = moved.stage.transplant(&["rollback"]).unwrap_err().to_string();
+    ensure!(told.contains("was not shut down in an orderly way"), "{told}");
+    moved.stage.start_peer(moved.primary())?;
+    moved.wait_for_writes_to("amber")?;
+    moved.stage.transplant(&["rollback"])?;
+    moved.wait_for_writes_to("donor")?;
+    moved.check_donor()
+}
+
+/// Rule T8.
 #[test]
 fn writes_are_given_up_only_when_that_is_asked_for() -> Result<()> {
     let moved = Move::prepare()?;

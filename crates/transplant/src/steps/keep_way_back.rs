@@ -12,17 +12,29 @@ use serde_json::json;
 use std::sync::Arc;
 
 /// The donor's slot at the shard's primary. A primary drops only slots whose names begin with its own word.
-const SLOT: &str = "transplant_donor";
+pub(super) const SLOT: &str = "transplant_donor";
+
 pub(super) struct KeepWayBack(pub Arc<Scene>);
 
-async fn make_slot(primary: &Recipient) -> Result<()> {
+/// Makes a peer keep what it has from its last checkpoint on. A standby can, too.
+pub(super) async fn make_slot(peer: &Recipient) -> Result<()> {
     let slot = literal(SLOT);
     let sql = format!(
         "select pg_create_physical_replication_slot({slot}, true) where not exists \
          (select from pg_replication_slots where slot_name = {slot})"
     );
-    primary.sql(&sql).await?;
+    peer.sql(&sql).await?;
     Ok(())
+}
+
+/// Settings of which a standby of this primary needs at least as much.
+pub(super) async fn least(primary: &Recipient) -> Result<String> {
+    let names: Vec<String> = REPLICATED.iter().map(|(name, _)| literal(name)).collect();
+    let least = format!(
+        "select string_agg(name || ' = ' || setting, e'\\n') from pg_settings where name in ({})",
+        names.join(", ")
+    );
+    primary.sql(&least).await
 }
 
 /// Makes the donor follow the shard, and waits until it is level, while the shard goes on.
@@ -39,16 +51,11 @@ pub(super) async fn follow_back(scene: &Scene, primary: &Recipient, tell: &dyn T
         word(&facts.replication_user),
         word(&password)
     );
-    let names: Vec<String> = REPLICATED.iter().map(|(name, _)| literal(name)).collect();
-    let least = format!(
-        "select string_agg(name || ' = ' || setting, e'\\n') from pg_settings where name in ({})",
-        names.join(", ")
-    );
     let settings = format!(
         "primary_conninfo = {}\nprimary_slot_name = {}\nrecovery_target_timeline = 'latest'\n{}",
         value(&conninfo),
         value(SLOT),
-        primary.sql(&least).await?
+        least(primary).await?
     );
     fence_donor::close(donor, &settings).await?;
     // One that follows another peer already learns of this one.
@@ -81,8 +88,7 @@ impl Step for KeepWayBack {
     }
 
     async fn apply(&self, _: &dyn Tell) -> Result<(), StepError> {
-        let primary = self.0.primary().await?.ok_or("the shard has no cluster state")?;
-        Ok(make_slot(primary).await?)
+        Ok(make_slot(self.0.serving().await?).await?)
     }
 
     async fn verify(&self) -> Result<Outcome, StepError> {
@@ -102,7 +108,7 @@ impl Step for KeepWayBack {
         for peer in &self.0.peers {
             let sql = format!(
                 "select pg_drop_replication_slot(slot_name) from pg_replication_slots \
-                 where slot_name = {slot} and not pg_is_in_recovery()"
+                 where slot_name = {slot}"
             );
             peer.sql(&sql).await?;
         }

@@ -6,6 +6,7 @@ mod compare;
 mod fence_donor;
 mod grow;
 mod keep_way_back;
+mod level_donor;
 pub(crate) mod open_recipient;
 mod open_replication;
 mod receive;
@@ -15,7 +16,7 @@ mod stop_standbys;
 use crate::{Donor, Facts, recipient::Recipient};
 use adapters::clock;
 use anyhow::{Context, Result, bail};
-use cluster::{Lsn, Millis};
+use cluster::{ClusterState, Lsn, Millis};
 use saga::{Journal, Step, StepId, Tell};
 use serde::de::DeserializeOwned;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -31,6 +32,7 @@ pub(crate) const OPEN_RECIPIENT: &str = "open-recipient";
 pub(crate) const KEEP_WAY_BACK: &str = "keep-way-back";
 pub(crate) const CHECK_CLIENTS: &str = "check-clients";
 pub(crate) const GROW: &str = "grow";
+pub(crate) const LEVEL_DONOR: &str = "level-donor";
 
 /// Between two looks at what has no event.
 const POLL: Duration = Duration::from_millis(200);
@@ -78,9 +80,26 @@ impl Scene {
             .with_context(|| format!("the journal says something unexpected of {step}"))
     }
 
+    /// The cluster state of the shard, as the first peer has it whose host answers.
+    pub async fn state(&self) -> Result<Option<ClusterState>> {
+        let mut result = Ok(None);
+        for peer in &self.peers {
+            result = peer.state().await;
+            if result.is_ok() {
+                break;
+            }
+        }
+        result
+    }
+
+    /// The primary of a shard that has one.
+    pub async fn serving(&self) -> Result<&Recipient> {
+        self.primary().await?.context("the shard has no cluster state")
+    }
+
     /// The peer that is primary by the state of its shard; `None` when there is no state.
     pub async fn primary(&self) -> Result<Option<&Recipient>> {
-        let Some(state) = self.first().state().await? else { return Ok(None) };
+        let Some(state) = self.state().await? else { return Ok(None) };
         let primary = self.peers.iter().find(|peer| peer.facts.peer.id == state.primary.id);
         let primary = primary.with_context(|| {
             format!(
@@ -139,6 +158,7 @@ pub(crate) fn step(id: &StepId, journal: &Journal) -> Result<Box<dyn Step>> {
         KEEP_WAY_BACK => Box::new(keep_way_back::KeepWayBack(scene)),
         CHECK_CLIENTS => Box::new(check_clients::CheckClients(scene)),
         GROW => Box::new(grow::Grow(scene)),
+        LEVEL_DONOR => Box::new(level_donor::LevelDonor(scene)),
         other => bail!("this program knows no step {other:?}: another version made the plan"),
     })
 }

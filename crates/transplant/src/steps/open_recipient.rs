@@ -29,7 +29,7 @@ const NEXT_TRANSACTION: &str = "select txid_snapshot_xmax(txid_current_snapshot(
 /// When the shard's primary cannot be asked.
 pub(crate) async fn lost(scene: &Scene) -> Result<Option<u64>> {
     let Ok(opened): Result<Value> = scene.outcome(OPEN_RECIPIENT) else { return Ok(None) };
-    let primary = scene.primary().await?.context("the shard has no cluster state")?;
+    let primary = scene.serving().await?;
     let number = |text: &str| text.parse::<u64>().context("no number of a transaction");
     let now = number(&primary.sql(NEXT_TRANSACTION).await?)?;
     Ok(Some(now - number(opened["nextTransaction"].as_str().unwrap_or_default())?))
@@ -65,7 +65,7 @@ impl OpenRecipient {
             // It was never declared: nothing serves, and nothing will.
             return self.0.first().tell(Order::Disable).await;
         };
-        let state = primary.state().await?.context("the cluster state is gone")?;
+        let state = self.0.state().await?.context("the cluster state is gone")?;
         if !state.is_frozen() {
             primary.adm(&["freeze", "--reason", "a transplant is rolled back"]).await?;
         }
@@ -99,8 +99,11 @@ impl OpenRecipient {
             (donor.timeline, donor.checkpoint) == (shard.timeline, shard.checkpoint)
         };
         let promoted = donor.control().await?.timeline > shard.timeline;
-        // One that never served wrote nothing that the donor lacks.
-        if promoted || is_level(&donor.control().await?) {
+        // One that never served wrote nothing that the donor lacks. Where one has served, and ended without
+        // order, the control file may still be as it was before: only its state tells.
+        let never_served = ["shut down", "shut down in recovery", "in archive recovery"];
+        let never_served = never_served.contains(&shard.state.as_str());
+        if promoted || (never_served && is_level(&donor.control().await?)) {
             return Ok(());
         }
         if !shard.state.starts_with("shut down") {
