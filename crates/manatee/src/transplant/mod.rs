@@ -369,7 +369,9 @@ async fn rollback(which: &Which, discard_writes: bool, yes: bool) -> Result<Exit
     }
     if discard_writes {
         let lost = match transplant::written_since(&journal).await {
-            Ok(Some(lost)) => format!("{lost} transactions that wrote since the shard opened"),
+            Ok(Some(lost)) => {
+                format!("up to {lost} transactions that wrote since the shard opened")
+            }
             Ok(None) => "nothing: the shard has not opened".to_owned(),
             Err(error) => format!("writes that cannot be counted ({error:#})"),
         };
