@@ -402,14 +402,15 @@ impl Config {
             toml::Value::Float(number) => Some(number.to_string()),
             _ => None,
         };
-        self.postgres
-            .settings
-            .iter()
-            .map(|(name, value)| match text(value) {
-                Some(value) => Ok((name.clone(), value)),
-                None => bail!("postgres.settings.{name}: give a text, a number or a boolean"),
-            })
-            .collect()
+        let given = self.postgres.settings.iter().map(|(name, value)| match text(value) {
+            Some(value) => Ok((name.clone(), value)),
+            None => bail!("postgres.settings.{name}: give a text, a number or a boolean"),
+        });
+        let given = given.collect::<Result<BTreeMap<_, _>>>()?;
+        let mut settings = self.storage.settings();
+        settings.retain(|name, _| !given.keys().any(|given| given.eq_ignore_ascii_case(name)));
+        settings.extend(given);
+        Ok(settings)
     }
 }
 

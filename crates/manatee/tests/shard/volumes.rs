@@ -103,12 +103,20 @@ fn life(volumes: Volumes, snapshots: &dyn Snapshots) -> Result<()> {
     world.finish()
 }
 
-/// A backup of this peer is one of a snapshot, of which nothing is left, and is restored on another file
-/// system.
+/// A backup of this peer is one of a snapshot, of which nothing is left, nor of one that was killed, and is
+/// restored on another file system.
 fn archived(world: &World, snapshots: &dyn Snapshots, role: Role) -> Result<()> {
-    files::restored(world, role, "snapshot")?;
     let peer = world.in_role(role)?;
-    let left = block_on(snapshots.list(&DatasetName::new(peer.zone())?))?;
+    let dataset = DatasetName::new(peer.zone())?;
+    block_on(async {
+        let name = SnapshotName::now("backup")?;
+        let clone = DatasetName::new(&format!("{dataset}.backup"))?;
+        snapshots.snapshot(&dataset, &name).await?;
+        snapshots.clone_snapshot(&dataset, &name, &clone).await?;
+        anyhow::Ok(snapshots.mount(&clone, &peer.dataset().join(".store.backup")).await?)
+    })?;
+    files::restored(world, role, "snapshot")?;
+    let left = block_on(snapshots.list(&dataset))?;
     ensure!(left.iter().all(|one| one.name.purpose() != Purpose::For("backup")), "{left:?}");
     let clones = block_on(snapshots.datasets())?;
     ensure!(clones.iter().all(|one| one.origin.is_none()), "no clone is left: {clones:?}");
