@@ -5,6 +5,7 @@ use super::{
     network,
     service::{Away, Service},
 };
+use adapters::clock;
 use anyhow::{Context, Result, ensure};
 use cluster::{Generation, Millis, Role};
 use manatee::shard::{Peer, Shard, ShardOptions, ShardView, Writer};
@@ -75,6 +76,31 @@ impl World {
         let world = World { writer, shard, service, _directory: directory, _turn: turn };
         world.wait_for_writes()?;
         Ok(world)
+    }
+
+    /// Like [`World::start_with`], at this coordination, in sessions of four seconds.
+    pub fn start_at(coordination: String, overrides: &str) -> Result<World> {
+        World::start_as(overrides, |options| {
+            options.coordination = Some(coordination);
+            options.session_timeout = 4.0;
+        })
+    }
+
+    /// The primary's host is lost: the sync takes over, once, and the old one comes back as async.
+    pub fn lose_primary(&self) -> Result<()> {
+        let (old, generation) = (self.in_role(Role::Primary)?, self.generation()?);
+        let mark = clock::now();
+        old.kill_host()?;
+        self.wait("the sync to take over", |view| {
+            view.primary().is_some_and(|primary| primary.zone != old.zone())
+        })?;
+        self.wait_for_writes()?;
+        println!("writes were out for {} ms", self.writer.longest_gap_since(mark).length().0);
+        ensure!(self.generation()? == generation.next(), "one takeover, one generation");
+        old.start_sitter()?;
+        self.wait("the old primary to come back as async", |view| {
+            view.peer(old.zone()).role() == Some(Role::Async)
+        })
     }
 
     /// Takes the coordination away: every session runs out.
