@@ -104,7 +104,7 @@ async fn a_compaction_holds_no_watcher_up() {
     let mut version = put(&outside, None, 1).await;
     watcher.until_version(version).await;
     // Neither for one that is connected and slow to hear of it...
-    etcd.set(Way::Silent);
+    etcd.ways.set(Way::Silent);
     version = put(&outside, Some(version), 2).await;
     version = put(&outside, Some(version), 3).await;
     raw(&etcd).await.compact(version.0, None).await.expect("to compact");

@@ -6,11 +6,13 @@
 
 mod etcd;
 mod proxy;
+mod servers;
 mod zookeeper;
 
-pub use etcd::{Etcd, EtcdError, EtcdOptions};
+pub use etcd::{Etcd, EtcdOptions};
 pub use proxy::{Proxy, Way};
-pub use zookeeper::{Ensemble, EnsembleError, EnsembleOptions, Mode};
+pub use servers::StartError;
+pub use zookeeper::{Ensemble, EnsembleOptions, Mode};
 
 use std::ffi::OsString;
 use std::io;

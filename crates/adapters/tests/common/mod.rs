@@ -14,6 +14,7 @@ use adapters::coord::{
 use adapters::testing::{Proxy, Way};
 use cluster::{ClusterState, Millis, Monotonic, PeerIdent};
 use std::future::Future;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -137,12 +138,39 @@ pub fn fresh_root() -> String {
     format!("/test-{}/manatee", ROOTS.fetch_add(1, Ordering::Relaxed))
 }
 
-/// Opens the way again.
-pub struct Heal(Arc<Vec<Proxy>>);
+/// A way to each server of a service that can be cut.
+#[derive(Clone)]
+pub struct Ways(Arc<Vec<Proxy>>);
+
+impl Ways {
+    pub fn to(servers: impl Iterator<Item = SocketAddr>) -> Self {
+        Ways(Arc::new(servers.map(|server| Proxy::start(server).expect("a proxy")).collect()))
+    }
+
+    pub fn addresses(&self) -> Vec<String> {
+        self.0.iter().map(|proxy| proxy.address().to_string()).collect()
+    }
+
+    pub fn set(&self, way: Way) {
+        self.0.iter().for_each(|proxy| proxy.set(way));
+    }
+
+    /// The next put does not arrive, or whatever is a put has no answer, until what is returned is dropped.
+    pub fn lose_next_put(&self, fate: LostPut, is_put: fn(&[u8]) -> bool) -> Box<dyn Send> {
+        self.set(match fate {
+            LostPut::NotStored => Way::Closed,
+            LostPut::Stored => Way::NoAnswerTo(is_put),
+        });
+        Box::new(Heal(self.clone()))
+    }
+}
+
+/// Opens the ways again.
+struct Heal(Ways);
 
 impl Drop for Heal {
     fn drop(&mut self) {
-        self.0.iter().for_each(|proxy| proxy.set(Way::Open));
+        self.0.set(Way::Open);
     }
 }
 

@@ -1,10 +1,10 @@
 //! A shard in a real ZooKeeper ensemble, and a way to each server that can be cut.
 
-use super::{Backend, Heal, ZK_CALL, fresh_root};
+use super::{Backend, Ways, ZK_CALL, fresh_root};
 use adapters::coord::memory::LostPut;
 use adapters::coord::zookeeper::{Address, ZkCoord};
 use adapters::coord::{Access, Coordination};
-use adapters::testing::{Ensemble, Proxy, Way};
+use adapters::testing::{Ensemble, Way};
 use cluster::Millis;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -45,17 +45,14 @@ pub fn ensemble(servers: usize) -> Arc<SharedEnsemble> {
 
 /// A real ensemble; those inside go to each server through a proxy.
 pub struct ZooKeeper<const SERVERS: usize> {
-    pub shared: Arc<SharedEnsemble>,
-    proxies: Arc<Vec<Proxy>>,
+    shared: Arc<SharedEnsemble>,
+    ways: Ways,
     root: String,
 }
 
 impl<const SERVERS: usize> ZooKeeper<SERVERS> {
-    pub fn set(&self, way: Way) {
-        self.proxies.iter().for_each(|proxy| proxy.set(way));
-    }
-    fn open(&self, servers: Vec<String>) -> Arc<dyn Coordination> {
-        Arc::new(open_zookeeper(&servers, &self.root, &Access::default()))
+    fn open(&self, servers: &[String]) -> Arc<dyn Coordination> {
+        Arc::new(open_zookeeper(servers, &self.root, &Access::default()))
     }
 }
 
@@ -84,28 +81,22 @@ impl<const SERVERS: usize> Backend for ZooKeeper<SERVERS> {
     const STEADY: Millis = Millis(5000);
     fn new() -> Self {
         let shared = ensemble(SERVERS);
-        let addresses = (0..SERVERS).map(|index| shared.ensemble.address(index));
-        let proxies = addresses.map(|address| Proxy::start(address).expect("a proxy")).collect();
-        ZooKeeper { shared, proxies: Arc::new(proxies), root: fresh_root() }
+        let ways = Ways::to((0..SERVERS).map(|index| shared.ensemble.address(index)));
+        ZooKeeper { shared, ways, root: fresh_root() }
     }
     fn client(&self) -> Arc<dyn Coordination> {
-        self.open(self.proxies.iter().map(|proxy| proxy.address().to_string()).collect())
+        self.open(&self.ways.addresses())
     }
     fn outside(&self) -> Arc<dyn Coordination> {
-        let addresses = (0..SERVERS).map(|index| self.shared.ensemble.address(index));
-        self.open(addresses.map(|address| address.to_string()).collect())
+        self.open(&self.shared.servers())
     }
     fn cut(&self) {
-        self.set(Way::Closed);
+        self.ways.set(Way::Closed);
     }
     fn heal(&self) {
-        self.set(Way::Open);
+        self.ways.set(Way::Open);
     }
     fn lose_next_put(&self, fate: LostPut) -> Option<Box<dyn Send>> {
-        self.set(match fate {
-            LostPut::NotStored => Way::Closed,
-            LostPut::Stored => Way::NoAnswerTo(is_transaction),
-        });
-        Some(Box::new(Heal(self.proxies.clone())))
+        Some(self.ways.lose_next_put(fate, is_transaction))
     }
 }

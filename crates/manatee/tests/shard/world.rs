@@ -5,6 +5,7 @@ use super::{
     network,
     service::{Away, Service},
 };
+use adapters::clock;
 use anyhow::{Context, Result, ensure};
 use cluster::{Generation, Millis, Role};
 use manatee::shard::{Peer, Shard, ShardOptions, ShardView, Writer};
@@ -75,6 +76,24 @@ impl World {
         let world = World { writer, shard, service, _directory: directory, _turn: turn };
         world.wait_for_writes()?;
         Ok(world)
+    }
+
+    /// Like [`World::start_with`], at this coordination, in sessions of four seconds.
+    pub fn start_at(coordination: String, overrides: &str) -> Result<World> {
+        World::start_as(overrides, |options| {
+            options.coordination = Some(coordination);
+            options.session_timeout = 4.0;
+        })
+    }
+
+    /// The primary's host is lost: the sync takes over, once, and the old one comes back as async.
+    pub fn survive_the_primary(&self) -> Result<()> {
+        let (generation, mark) = (self.generation()?, clock::now());
+        let old = self.lose_primary()?;
+        println!("writes were out for {} ms", self.writer.longest_gap_since(mark).length().0);
+        ensure!(self.generation()? == generation.next(), "one takeover, one generation");
+        old.start_sitter()?;
+        self.wait_back(old)
     }
 
     /// Takes the coordination away: every session runs out.

@@ -97,6 +97,15 @@ impl Failure {
         }
     }
 
+    /// Whether the connection failed, or could not be made; no server has said so.
+    pub(super) fn is_of_the_connection(&self) -> bool {
+        match self {
+            Failure::Etcd(Error::GRpcStatus(status)) => std::error::Error::source(status).is_some(),
+            Failure::Etcd(Error::TransportError(_)) => true,
+            _ => false,
+        }
+    }
+
     fn says(&self, part: &str) -> bool {
         matches!(self, Failure::Etcd(Error::GRpcStatus(status)) if status.message().contains(part))
     }

@@ -89,7 +89,14 @@ impl Servers {
         let patience = Duration::from_millis(limit.0 / (2 * count as u64));
         let ask = |turn: usize| {
             let (index, work) = ((first + turn) % count, &work);
-            async move { (index, self.ask(index, deadline - clock::now(), work).await) }
+            async move {
+                let mut answer = self.ask(index, deadline - clock::now(), work).await;
+                // A connection that ended since it was last used is known to have only when it is used.
+                if answer.as_ref().is_err_and(Failure::is_of_the_connection) {
+                    answer = self.ask(index, deadline - clock::now(), work).await;
+                }
+                (index, answer)
+            }
         };
         let mut asked = FuturesUnordered::from_iter([ask(0)]);
         let mut told = Vec::new();

@@ -285,3 +285,24 @@ fn time(path: &str, stat: &Stat) -> Result<Timestamp, Failure> {
         source: error.into(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Only what certainly was not stored counts as refused (rule M4).
+    #[test]
+    fn what_is_refused() {
+        let check = |error: Error, refused: bool, part: &str| {
+            let failure = put_failure("written", "/manatee/1.example/state", error);
+            assert_eq!(failure.is_refusal(), refused, "{failure}");
+            assert!(failure.to_string().contains(part), "{failure}");
+        };
+        check(Error::NoAuth, true, "/manatee/1.example/state may not be written");
+        // How a server of 3.4 answers.
+        check(Error::MarshallingError, true, "3.5 or later");
+        check(Error::AuthFailed, false, "connection was lost");
+        check(Error::ConnectionLoss, false, "connection was lost");
+        check(Error::RuntimeInconsistent, false, "/manatee/1.example/state");
+    }
+}
