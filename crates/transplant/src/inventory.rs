@@ -59,7 +59,7 @@ pub struct DonorConfig {
     pub superuser: String,
     /// How it is started and stopped.
     pub service: Service,
-    /// Its standbys, which are stopped before the cut-over.
+    /// Its standbys, which are stopped after the cut-over.
     #[serde(default)]
     pub standbys: Vec<DonorStandby>,
 }
