@@ -156,11 +156,16 @@ impl From<Error> for Failure {
     }
 }
 
-/// What to do about a connection that a server, or we, ended at its beginning.
+/// What to do about a connection that a server, or we, ended at its beginning. A server without TLS may
+/// break the handshake off, or answer it with what is none and reset the connection.
 pub(super) fn hint(failure: &str, secure: bool) -> &'static str {
     const IDENTITY: &str = "if it wants a certificate of us, or another one: see certificate_file and key_file in \
                             the table [etcd] of the sitter's file";
+    const IDENTITY_OR_PLAIN: &str =
+        "if it wants a certificate of us, or another one: see certificate_file and key_file in the table [etcd] of \
+         the sitter's file; if it does not talk TLS: give no ca_file there";
     let ended = ["connection closed", "connection reset", "broken pipe"];
+    let failure = failure.to_lowercase();
     let says = |part: &&str| failure.contains(*part);
     if says(&"invalid peer certificate") {
         "ca_file in the table [etcd] of the sitter's file has to hold who vouches for the servers, and \
@@ -171,7 +176,7 @@ pub(super) fn hint(failure: &str, secure: bool) -> &'static str {
         "if it does not talk TLS: give no ca_file in the table [etcd] of the sitter's file"
     } else if ended.iter().any(says) {
         if secure {
-            IDENTITY
+            IDENTITY_OR_PLAIN
         } else {
             "if it talks TLS: give ca_file in the table [etcd] of the sitter's file"
         }
