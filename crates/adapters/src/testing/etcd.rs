@@ -4,9 +4,6 @@ use super::servers::{Servers, StartError, exchange};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-/// Where Debian has the server.
-const PROGRAM: &str = "/usr/bin/etcd";
-
 /// What an etcd is to be like.
 #[derive(Debug, Clone)]
 pub struct EtcdOptions {
@@ -52,9 +49,6 @@ impl Etcd {
         count: usize,
         options: EtcdOptions,
     ) -> Result<Etcd, StartError> {
-        if !Path::new(PROGRAM).exists() {
-            return Err(StartError::Missing(PROGRAM, "etcd-server"));
-        }
         let ports = super::free_ports(3 * count);
         let ports = ports.map_err(|error| StartError::Ports("etcd", error))?;
         let logs = (0..count).map(|index| directory.join(format!("etcd-{index}.log")));
@@ -128,7 +122,7 @@ impl Etcd {
         let member = |(number, ports): (usize, &[u16; 3])| format!("s{number}={}", url(ports[1]));
         let members: Vec<_> = self.ports.iter().enumerate().map(member).collect();
         self.servers.launch(index, |exec| {
-            exec.arg(PROGRAM)
+            exec.arg("etcd")
                 .args(["--name", &format!("s{index}"), "--data-dir"])
                 .arg(self.directory.join(format!("etcd-{index}")))
                 .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])

@@ -42,7 +42,7 @@ pub enum StartError {
     #[error("cannot start {0}")]
     Start(&'static str, #[source] ExecError),
     /// It does not serve.
-    #[error("{what} does not serve after {limit} ms; the log of server {server} ends: {log}", limit = START_LIMIT.0)]
+    #[error("{what} has ended, or does not serve after {limit} ms (is its package installed?); the log of server {server} ends: {log}", limit = START_LIMIT.0)]
     NotServing {
         /// What it is.
         what: &'static str,
