@@ -34,6 +34,8 @@ const PATIENCE: Millis = Millis(60_000);
 const RETRY: Duration = Duration::from_millis(20);
 /// ...up to this.
 const LONGEST_RETRY: Duration = Duration::from_secs(1);
+/// How many segments may wait to be written here while the next ones come.
+const AHEAD: usize = 4;
 /// The longest answer that is no segment, in bytes.
 const ANSWER: u64 = 16 << 20;
 
@@ -174,7 +176,7 @@ impl Remote {
         mut sink: impl AsyncWrite + Unpin,
         progress: &watch::Sender<Progress>,
     ) -> Result<Progress, FetchError> {
-        let (sender, mut segments) = mpsc::channel::<Result<Arrived, FetchError>>(1);
+        let (sender, mut segments) = mpsc::channel::<Result<Arrived, FetchError>>(AHEAD);
         let (remote, id) = (self.clone(), started.id);
         // Ends when nobody takes its segments any more.
         let puller = spawn_blocking(move || remote.pull_all(id, &sender));

@@ -252,18 +252,29 @@ impl Reception<'_> {
         Ok(ours.iter().rev().find(|one| theirs(&one.guid)).map(|one| one.mark()))
     }
 
-    /// Removes what an earlier transfer left that came in completely and was never put in place.
+    /// Removes what an earlier transfer left: what came in completely and was never put in place, or the
+    /// branch that a difference was to come into. That has snapshots of what it was split off from, which
+    /// gets them back.
     async fn clear(
         &self,
         snapshots: &dyn Snapshots,
         into: &DatasetName,
     ) -> Result<(), StorageCause> {
         let known = snapshots.datasets().await?;
-        if known.iter().any(|dataset| dataset.name == *into) {
-            snapshots.unmount(into).await?;
-            snapshots.destroy(into).await?;
+        if !known.iter().any(|dataset| dataset.name == *into) {
+            return Ok(());
         }
-        Ok(())
+        snapshots.unmount(into).await?;
+        loop {
+            let list = snapshots.list(into).await?;
+            let mut clones = list.iter().flat_map(|one| &one.clones);
+            let first = clones.next();
+            let own = first.into_iter().chain(clones).find(|clone| *clone == self.volume.name());
+            // Each time it has fewer of them.
+            let Some(next) = own.or(first) else { break };
+            snapshots.promote(next).await?;
+        }
+        snapshots.destroy(into).await
     }
 }
 

@@ -10,7 +10,7 @@ use adapters::{
     clock,
     storage::{Btrfs, Dataset, DatasetName, KEPT, Purpose, SnapshotName, Snapshots, Zfs},
 };
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use cluster::Role;
 use manatee::{
     backup::Remote,
@@ -204,11 +204,19 @@ fn kept_once(snapshots: &dyn Snapshots, peer: &Peer) -> Result<()> {
 }
 
 /// An async is rebuilt from a whole snapshot of its upstream, and then from what has changed since that:
-/// it goes back to the snapshot that both have, and takes the difference.
+/// it goes back to the snapshot that both have, and takes the difference. What another try, which broke
+/// off, had begun there is in nobody's way.
 fn rebuilt_as_asked(world: &World, snapshots: &dyn Snapshots) -> Result<()> {
     let peer = world.in_role(Role::Async)?;
     let mark = peer.data().join("only-before");
-    for (more, incremental) in [(&["--full"][..], false), (&[], true)] {
+    for (more, incremental) in [(&["--full"][..], false), (&[], true), (&[], true)] {
+        if incremental {
+            let dataset = DatasetName::new(peer.zone())?;
+            let list = block_on(snapshots.list(&dataset))?;
+            let newest = &list.last().context("a snapshot")?.name;
+            let incoming = DatasetName::new(&format!("{dataset}.incoming"))?;
+            block_on(snapshots.branch(&dataset, newest, &incoming))?;
+        }
         fs::write(&mark, "")?;
         rebuilt(peer, more)?;
         ensure!(!mark.exists(), "the database is another one");
