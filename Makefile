@@ -24,6 +24,10 @@ ON_EACH := deaths::the_sync_takes_over_from_a_host_that_died \
 	deaths::a_sitter_that_died_is_not_noticed_by_clients \
 	outages::losing_coordination_alone_stops_nobody
 
+# Where tests keep what they make, unless told otherwise.
+TMPDIR ?= $(shell tools/place.sh)
+test test-coordination test-transplant test-kills: export TMPDIR := $(TMPDIR)
+
 # Shards of `make bench-idle`.
 SHARDS ?= 1000
 

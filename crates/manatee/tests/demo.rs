@@ -6,12 +6,8 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::Path,
     process::{Child, Command, Stdio},
-    sync::{Mutex, PoisonError},
 };
 use tempfile::TempDir;
-
-/// Each has servers of its own, and is sensitive to how long things take.
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// A directory that PostgreSQL's user can enter.
 fn directory() -> TempDir {
@@ -46,7 +42,6 @@ fn left_in(directory: &Path) -> Vec<String> {
 /// and nothing is left running.
 #[test]
 fn nothing_is_lost_and_nothing_is_left() {
-    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let directory = directory();
     let output = demo(directory.path()).output().expect("the demonstration");
     let (text, errors) =
@@ -66,7 +61,6 @@ fn nothing_is_lost_and_nothing_is_left() {
 /// there each time, and nothing is left running.
 #[test]
 fn a_move_there_and_back_loses_nothing() {
-    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let directory = directory();
     let mut command = Command::new(env!("CARGO_BIN_EXE_manatee"));
     command.args(["demo", "transplant", "--dir"]).arg(directory.path()).stdin(Stdio::null());
@@ -94,7 +88,6 @@ fn terminate(child: &Child) {
 /// Told to stop while PostgreSQL is being set up, it stops everything and says that it proved nothing.
 #[test]
 fn a_signal_stops_everything() {
-    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let directory = directory();
     let mut child = demo(directory.path()).spawn().expect("the demonstration");
     let mut stdout = BufReader::new(child.stdout.take().expect("piped"));

@@ -2,9 +2,9 @@
 
 use super::{
     backup_certificates, files,
-    filesystems::{BtrfsFile, ZfsFile, isolated, own_place},
+    filesystems::{BtrfsFile, ZfsFile, isolated},
     rebuild::rebuilt,
-    world::{LIMIT, World, turn},
+    world::{LIMIT, World},
 };
 use adapters::{
     clock,
@@ -19,12 +19,9 @@ use manatee::{
 };
 use std::{fs, path::Path, process::Command};
 
-/// Runs a test in namespaces of its own when it is its turn.
+/// Runs a test in namespaces of its own.
 fn alone(test: &str, body: impl FnOnce(&Path) -> Result<()>) {
-    // There, it takes its turn among the tests of that process, of which it is the only one.
-    let turn = own_place().is_none().then(turn);
     isolated(test, |place| body(place).expect(test));
-    drop(turn);
 }
 
 #[test]

@@ -12,20 +12,12 @@ use manatee::shard::{Peer, Shard, ShardOptions, ShardView, Writer};
 use std::{
     net::{IpAddr, Ipv4Addr},
     process::{Command, Output},
-    sync::{Mutex, MutexGuard, PoisonError},
 };
 use tempfile::TempDir;
 
 /// How long anything that the shard does by itself may take. Generous: what takes longer than this
 /// does not happen at all.
 pub const LIMIT: Millis = Millis(60_000);
-
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-
-/// Held by whoever has a shard: the others of this program wait.
-pub fn turn() -> MutexGuard<'static, ()> {
-    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 fn start_service(directory: &TempDir, ip: impl Into<IpAddr>) -> Result<Service> {
     let own = directory.path().join("service");
@@ -39,7 +31,6 @@ pub struct World {
     pub shard: Shard,
     service: Service,
     _directory: TempDir,
-    _turn: MutexGuard<'static, ()>,
 }
 
 impl World {
@@ -54,7 +45,6 @@ impl World {
 
     /// Like [`World::start_with`], with more that is other than usual.
     pub fn start_as(overrides: &str, change: impl FnOnce(&mut ShardOptions)) -> Result<World> {
-        let turn = turn();
         // Where file systems are mounted, nobody may walk through them to delete them.
         let (mut builder, own) = (tempfile::Builder::new(), own_place());
         builder.prefix("manatee-test-").disable_cleanup(own.is_some());
@@ -73,7 +63,7 @@ impl World {
         let shard = Shard::start(&options)?;
         shard.wait_whole(LIMIT)?;
         let writer = Writer::start(&shard)?;
-        let world = World { writer, shard, service, _directory: directory, _turn: turn };
+        let world = World { writer, shard, service, _directory: directory };
         world.wait_for_writes()?;
         Ok(world)
     }

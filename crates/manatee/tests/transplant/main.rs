@@ -10,7 +10,6 @@ use std::{
     fs,
     path::PathBuf,
     process::{Child, Command, Stdio},
-    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 use tempfile::TempDir;
@@ -18,25 +17,21 @@ use tempfile::TempDir;
 /// How long anything may take that happens by itself.
 const LIMIT: Millis = Millis(60_000);
 
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-
 /// A donor under a writer, and the peers it can be moved to. Fields are dropped in this order.
 struct Move {
     writer: Writer,
     stage: Stage,
     _directory: TempDir,
-    _turn: MutexGuard<'static, ()>,
 }
 
 impl Move {
     fn prepare() -> Result<Move> {
-        let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let directory = tempfile::Builder::new().prefix("manatee-test-").tempdir()?;
         let binary = env!("CARGO_BIN_EXE_manatee");
         let options = ShardOptions::new(binary, directory.path().join("move"));
         let stage = Stage::set(&options)?;
         let writer = stage.writer()?;
-        let prepared = Move { writer, stage, _directory: directory, _turn: turn };
+        let prepared = Move { writer, stage, _directory: directory };
         prepared.wait_for_writes_to("donor")?;
         Ok(prepared)
     }

@@ -161,8 +161,7 @@ impl From<Error> for Failure {
 pub(super) fn hint(failure: &str, secure: bool) -> &'static str {
     const IDENTITY: &str = "if it wants a certificate of us, or another one: see certificate_file and key_file in \
                             the table [etcd] of the sitter's file";
-    const IDENTITY_OR_PLAIN: &str =
-        "if it wants a certificate of us, or another one: see certificate_file and key_file in the table [etcd] of \
+    const IDENTITY_OR_PLAIN: &str = "if it wants a certificate of us, or another one: see certificate_file and key_file in the table [etcd] of \
          the sitter's file; if it does not talk TLS: give no ca_file there";
     let ended = ["connection closed", "connection reset", "broken pipe"];
     let failure = failure.to_lowercase();
