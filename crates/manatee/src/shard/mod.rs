@@ -24,7 +24,7 @@ pub use gaps::Gap;
 pub use ledger::{Ledger, LedgerReport};
 pub use peer::Peer;
 pub use processes::Usage;
-pub use stage::{DONOR, Stage};
+pub use stage::{DONOR, Donor, Stage, Standalone, commands};
 pub use view::{PeerView, ShardView, SitterState};
 pub use writer::{Progress, Writer, WriterHandle};
 

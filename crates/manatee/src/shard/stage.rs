@@ -1,5 +1,5 @@
-//! A PostgreSQL that stands by itself, and the peers of a shard that it can be moved into, all on this
-//! machine: what a transplant is shown and tested with.
+//! A donor, and the peers of a shard that it can be moved into, all on this machine: what a transplant is
+//! shown and tested with.
 //!
 //! Contract: as of [`super::Shard`]: whatever runs in its directory ends with it; only the directory stays.
 
@@ -24,69 +24,111 @@ use std::{
 /// What the writer calls the donor.
 pub const DONOR: &str = "donor";
 
+/// What a transplant moves away from.
+pub trait Donor {
+    /// The table `donor` of the inventory.
+    fn inventory(&self) -> Result<toml::Table>;
+
+    /// Where whoever writes finds its servers, by their names.
+    fn servers(&self) -> Vec<(String, (IpAddr, u16))>;
+
+    /// What these statements give at the server that takes writes, by its superuser.
+    ///
+    /// # Errors
+    /// When it does not run or refuses.
+    fn sql(&self, sql: &str) -> Result<String>;
+}
+
 /// The stage of a transplant.
 #[derive(Debug)]
-pub struct Stage {
+pub struct Stage<D = Standalone> {
     directory: PathBuf,
     binary: PathBuf,
-    bin_dir: PathBuf,
-    user: Option<OsUser>,
-    port: u16,
     password: String,
     peers: Vec<Peer>,
+    donor: D,
 }
 
 impl Stage {
-    /// Makes and starts the donor, writes the sitters' files of the peers, which it does not start, and
-    /// an inventory, `move.toml`, of both.
+    /// Makes and starts a donor that stands by itself, writes the sitters' files of the peers, which it does
+    /// not start, and an inventory, `move.toml`, of both.
     ///
     /// # Errors
     /// When the directory is no place for it, or the donor cannot be made.
     pub fn set(options: &ShardOptions) -> Result<Stage> {
-        let directory = files::make_directory(&options.directory)?;
-        let coordination = files::coordination(&directory);
-        let coordination = options.coordination.clone().unwrap_or(coordination);
-        let peers = files::make_peers(options, &directory, &coordination)?;
+        Stage::with(options, Standalone::make)
+    }
+
+    /// The donor's data directory.
+    pub fn data(&self) -> PathBuf {
+        self.donor.data()
+    }
+
+    /// Starts or stops the donor, behind the back of whoever moves it.
+    ///
+    /// # Errors
+    /// When it is not done.
+    pub fn donor_service(&self, verb: &str) -> Result<String> {
+        sh(&self.donor.command(verb))
+    }
+}
+
+/// Runs a script of the shell.
+fn sh(script: &str) -> Result<String> {
+    let output = Exec::new("sh").args(["-c", script]).run_briefly()?;
+    Ok(String::from_utf8_lossy(&output).into_owned())
+}
+
+/// A PostgreSQL that stands by itself.
+#[derive(Debug)]
+pub struct Standalone {
+    home: PathBuf,
+    bin_dir: PathBuf,
+    user: Option<OsUser>,
+    port: u16,
+}
+
+impl Standalone {
+    /// Makes and starts one below this directory, and executes the statements `setup`.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn make(directory: &Path, setup: &str) -> Result<Standalone> {
         let root = rustix::process::geteuid().is_root();
-        let stage = Stage {
-            binary: options.binary.clone(),
+        let donor = Standalone {
+            home: directory.join(DONOR),
             bin_dir: postgres::programs(None)?.0,
             user: root.then(|| OsUser::find("postgres")).transpose()?,
             port: free_ports(1)?[0],
-            password: uuid::Uuid::new_v4().simple().to_string(),
-            directory,
-            peers,
         };
-        stage.make_donor()?;
-        fs::write(stage.inventory(), stage.inventory_text()?)?;
-        Ok(stage)
-    }
-
-    fn make_donor(&self) -> Result<()> {
-        let home = self.directory.join(DONOR);
-        fs::create_dir(&home)?;
-        fs::set_permissions(&home, fs::Permissions::from_mode(0o755))?;
-        if let Some(user) = &self.user {
-            std::os::unix::fs::chown(&home, Some(user.uid), Some(user.gid))?;
+        let home = &donor.home;
+        fs::create_dir(home)?;
+        fs::set_permissions(home, fs::Permissions::from_mode(0o755))?;
+        if let Some(user) = &donor.user {
+            std::os::unix::fs::chown(home, Some(user.uid), Some(user.gid))?;
         }
-        let superuser = self.superuser()?;
-        Exec::new(self.bin_dir.join("initdb"))
-            .as_user(self.user.as_ref())
-            .args(["-k", "-U", &superuser, "--auth-local=peer", "--auth-host=scram-sha-256", "-D"])
-            .arg(self.data())
+        Exec::new(donor.bin_dir.join("initdb"))
+            .as_user(donor.user.as_ref())
+            .args(["-k", "-U", &donor.superuser()?])
+            .args(["--auth-local=peer", "--auth-host=scram-sha-256", "-D"])
+            .arg(donor.data())
             .run_briefly()
             .context("the donor's database cannot be made")?;
-        let settings = self.data().join("postgresql.conf");
+        let settings = donor.data().join("postgresql.conf");
         let mut text = fs::read_to_string(&settings)?;
         text += &format!(
             "max_connections = 50\nport = {}\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = '{}'\n",
-            self.port,
+            donor.port,
             home.display()
         );
         fs::write(&settings, text)?;
-        self.sh(&self.donor_command("start"))?;
-        self.donor_sql(&writer::setup((CLIENT, &self.password)))?;
-        Ok(())
+        sh(&donor.command("start"))?;
+        donor.sql(setup)?;
+        Ok(donor)
+    }
+
+    fn data(&self) -> PathBuf {
+        self.home.join("data")
     }
 
     fn superuser(&self) -> Result<String> {
@@ -96,15 +138,10 @@ impl Stage {
         }
     }
 
-    fn sh(&self, script: &str) -> Result<String> {
-        let output = Exec::new("sh").args(["-c", script]).run_briefly()?;
-        Ok(String::from_utf8_lossy(&output).into_owned())
-    }
-
-    /// What tells the donor's server to start or stop, for a shell.
-    fn donor_command(&self, verb: &str) -> String {
+    /// What tells its server to start or stop, for a shell.
+    fn command(&self, verb: &str) -> String {
         let pg_ctl = quote(&self.bin_dir.join("pg_ctl").display().to_string());
-        let log = quote(&self.directory.join("donor/log").display().to_string());
+        let log = quote(&self.home.join("log").display().to_string());
         let command = format!(
             "{pg_ctl} {verb} -w -m fast -D {} -l {log}",
             quote(&self.data().display().to_string())
@@ -114,6 +151,68 @@ impl Stage {
             None => command,
         }
     }
+}
+
+impl Donor for Standalone {
+    fn inventory(&self) -> Result<toml::Table> {
+        let mut donor = toml::Table::new();
+        let mut set = |name: &str, value: String| donor.insert(name.to_owned(), value.into());
+        set("kind", "postgres".to_owned());
+        set("address", Ipv4Addr::LOCALHOST.to_string());
+        set("data_dir", self.data().display().to_string());
+        set("bin_dir", self.bin_dir.display().to_string());
+        set("socket_dir", self.home.display().to_string());
+        set("superuser", self.superuser()?);
+        set("os_user", self.superuser()?);
+        donor.insert("port".to_owned(), i64::from(self.port).into());
+        let service = commands(self.command("start"), self.command("stop"));
+        donor.insert("service".to_owned(), service.into());
+        Ok(donor)
+    }
+
+    fn servers(&self) -> Vec<(String, (IpAddr, u16))> {
+        vec![(DONOR.to_owned(), (Ipv4Addr::LOCALHOST.into(), self.port))]
+    }
+
+    fn sql(&self, sql: &str) -> Result<String> {
+        let output = Exec::new(self.bin_dir.join("psql"))
+            .as_user(self.user.as_ref())
+            .args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-d", "postgres", "-p"])
+            .arg(self.port.to_string())
+            .arg("-h")
+            .arg(&self.home)
+            .args(["-U", &self.superuser()?, "-c", sql])
+            .run_briefly()?;
+        Ok(String::from_utf8_lossy(&output).trim_end().to_owned())
+    }
+}
+
+impl<D: Donor> Stage<D> {
+    /// Sets a stage with the donor that `make` makes and starts: in this directory, which is there, and
+    /// with these statements executed by its superuser, so that the writer can be its client.
+    ///
+    /// # Errors
+    /// When the directory is no place for it, or the donor cannot be made.
+    pub fn with(
+        options: &ShardOptions,
+        make: impl FnOnce(&Path, &str) -> Result<D>,
+    ) -> Result<Stage<D>> {
+        let directory = files::make_directory(&options.directory)?;
+        let coordination = files::coordination(&directory);
+        let coordination = options.coordination.clone().unwrap_or(coordination);
+        let peers = files::make_peers(options, &directory, &coordination)?;
+        let password = uuid::Uuid::new_v4().simple().to_string();
+        let donor = make(&directory, &writer::setup((CLIENT, &password)))?;
+        let binary = options.binary.clone();
+        let stage = Stage { directory, binary, password, peers, donor };
+        fs::write(stage.inventory(), stage.inventory_text()?)?;
+        Ok(stage)
+    }
+
+    /// The donor.
+    pub fn donor(&self) -> &D {
+        &self.donor
+    }
 
     /// The inventory of the move.
     pub fn inventory(&self) -> PathBuf {
@@ -121,20 +220,6 @@ impl Stage {
     }
 
     fn inventory_text(&self) -> Result<String> {
-        let mut donor = toml::Table::new();
-        let mut set = |name: &str, value: String| donor.insert(name.to_owned(), value.into());
-        set("kind", "postgres".to_owned());
-        set("address", Ipv4Addr::LOCALHOST.to_string());
-        set("data_dir", self.data().display().to_string());
-        set("bin_dir", self.bin_dir.display().to_string());
-        set("socket_dir", self.directory.join(DONOR).display().to_string());
-        set("superuser", self.superuser()?);
-        set("os_user", self.superuser()?);
-        donor.insert("port".to_owned(), i64::from(self.port).into());
-        donor.insert(
-            "service".to_owned(),
-            commands(self.donor_command("start"), self.donor_command("stop")).into(),
-        );
         let peers = self.peers.iter().map(|peer| {
             let (start, stop) = self.peer_commands(peer);
             let mut table = toml::Table::new();
@@ -145,7 +230,7 @@ impl Stage {
         });
         let mut inventory = toml::Table::new();
         inventory.insert("recipient".to_owned(), peers.collect::<Vec<_>>().into());
-        inventory.insert("donor".to_owned(), donor.into());
+        inventory.insert("donor".to_owned(), self.donor.inventory()?.into());
         Ok(toml::to_string(&inventory)?)
     }
 
@@ -171,12 +256,7 @@ impl Stage {
     /// # Errors
     /// When it cannot be started.
     pub fn start_peer(&self, peer: &Peer) -> Result<()> {
-        self.sh(&self.peer_commands(peer).0).map(drop)
-    }
-
-    /// The donor's data directory.
-    pub fn data(&self) -> PathBuf {
-        self.directory.join(DONOR).join("data")
+        sh(&self.peer_commands(peer).0).map(drop)
     }
 
     /// The peers, in the order of the inventory.
@@ -189,23 +269,7 @@ impl Stage {
     /// # Errors
     /// When it does not run or refuses.
     pub fn donor_sql(&self, sql: &str) -> Result<String> {
-        let output = Exec::new(self.bin_dir.join("psql"))
-            .as_user(self.user.as_ref())
-            .args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-d", "postgres", "-p"])
-            .arg(self.port.to_string())
-            .arg("-h")
-            .arg(self.directory.join(DONOR))
-            .args(["-U", &self.superuser()?, "-c", sql])
-            .run_briefly()?;
-        Ok(String::from_utf8_lossy(&output).trim_end().to_owned())
-    }
-
-    /// Starts or stops the donor, behind the back of whoever moves it.
-    ///
-    /// # Errors
-    /// When it is not done.
-    pub fn donor_service(&self, verb: &str) -> Result<String> {
-        self.sh(&self.donor_command(verb))
+        self.donor.sql(sql)
     }
 
     /// A client of whoever takes writes, the donor or the shard.
@@ -214,9 +278,10 @@ impl Stage {
     /// When its ledger cannot be written.
     pub fn writer(&self) -> Result<Writer> {
         let client = (CLIENT, self.password.as_str());
-        let donor = (IpAddr::from(Ipv4Addr::LOCALHOST), self.port);
+        let servers = self.donor.servers().into_iter();
+        let servers = servers.map(|(name, address)| route(&name, address, client));
         let peers = self.peers.iter().map(|peer| route(peer.zone(), peer.host(), client));
-        let routes = std::iter::once(route(DONOR, donor, client)).chain(peers).collect();
+        let routes = servers.chain(peers).collect();
         Writer::to(routes, &self.directory.join("ledger"))
     }
 
@@ -263,14 +328,15 @@ impl Stage {
     }
 }
 
-fn commands(start: String, stop: String) -> toml::Table {
+/// A service of these commands, for an inventory.
+pub fn commands(start: String, stop: String) -> toml::Table {
     let fields = [("kind", "commands".to_owned()), ("start", start), ("stop", stop)];
     fields.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect()
 }
 
-impl Drop for Stage {
+impl<D> Drop for Stage<D> {
     fn drop(&mut self) {
-        if let Err(error) = self.kill_all() {
+        if let Err(error) = processes::kill(&self.directory, &self.binary) {
             eprintln!("manatee: something of the stage may still be running: {error:#}");
         }
     }
