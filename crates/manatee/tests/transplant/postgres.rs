@@ -50,7 +50,8 @@ fn a_runner_that_ends_anywhere_is_gone_on_from_both_ways() -> Result<()> {
     ensure!(moved.read_journal()?.mode() == Mode::RolledBack, "it was undone");
     moved.wait_for_writes_to("donor")?;
     println!("{kills} kills forward, {back} back");
-    ensure!(kills > 15 && back > 15, "{kills} kills forward, {back} back");
+    // Where a step takes no time, its end and the beginning of the next one come before the kill.
+    ensure!(kills > 8 && back > 8, "{kills} kills forward, {back} back");
     moved.check_donor()
 }
 
