@@ -28,6 +28,9 @@ ON_EACH := deaths::the_sync_takes_over_from_a_host_that_died \
 TMPDIR ?= $(shell tools/place.sh)
 test test-coordination test-transplant test-kills: export TMPDIR := $(TMPDIR)
 
+# How many tests run at once that have no whole shards: they wait most of their time.
+WAITING := $(shell echo $$((2 * $$(nproc))))
+
 # Shards of `make bench-idle`.
 SHARDS ?= 1000
 
@@ -45,7 +48,8 @@ test: ## Check everything: format, lints, tests, recorded behaviour
 	@tools/need.sh build lint postgresql network zookeeper etcd filesystems
 	@$(MAKE) --no-print-directory lint
 	cargo build --locked --workspace
-	cargo test --locked --workspace
+	cargo test --locked --workspace --exclude manatee -- --test-threads=$(WAITING)
+	cargo test --locked --package manatee
 	for coordination in zookeeper etcd; do \
 		MANATEE_TEST_COORDINATION=$$coordination \
 			cargo test --locked --package manatee --test shard -- --exact $(ON_EACH); \
