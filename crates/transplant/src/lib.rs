@@ -5,6 +5,7 @@
 //! the recipient from when it is proven to have all that the donor had, and after a rollback the donor
 //! again, with all that the recipient took (SPEC.md, "The transplant").
 
+mod discover;
 mod donor;
 mod inventory;
 mod journal_file;
@@ -15,6 +16,7 @@ mod runbook;
 mod steps;
 mod world;
 
+pub use discover::{Draft, Server};
 pub use donor::{Control, Donor};
 pub use inventory::{ClientCheck, DonorConfig, DonorKind, Inventory, Limits, RecipientPeer};
 pub use journal_file::{JournalFile, Locked, journal_of};
