@@ -18,14 +18,15 @@ check() { # WHAT EXPECTED FOUND
     if [ "$2" = "$3" ]; then echo "ok: $1"; else echo "STOP: $1: \"$3\", not \"$2\"" >&2; exit 1; fi
 }
 # Waits until a command says what it has to say.
-await() { # WHAT EXPECTED COMMAND
-    seconds=0
-    while [ "$(eval "$3" 2>&1)" != "$2" ]; do
+await() { # WHAT EXPECTED COMMAND [ARGUMENT ...]
+    what=$1 expected=$2 seconds=0
+    shift 2
+    while found=$("$@" 2>&1) || true; [ "$found" != "$expected" ]; do
         seconds=$((seconds + 1))
-        [ "$seconds" -le "$patience" ] || { echo "STOP: $1: not within $patience s: $(eval "$3" 2>&1)" >&2; exit 1; }
+        [ "$seconds" -le "$patience" ] || { echo "STOP: $what: not within $patience s: $found" >&2; exit 1; }
         sleep 1
     done
-    echo "ok: $1"
+    echo "ok: $what"
 }
 "#;
 
@@ -105,7 +106,7 @@ impl Book<'_> {
     }
 
     fn wait_for(&mut self, what: &str, expected: &str, command: &str) {
-        self.line(&format!("await {} {} {}", quote(what), quote(expected), quote(command)));
+        self.line(&format!("await {} {} {command}", quote(what), quote(expected)));
     }
 
     fn donor(&self) -> &DonorConfig {
