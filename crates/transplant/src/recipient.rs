@@ -98,10 +98,15 @@ pub(crate) struct Recipient {
     pub limit: Millis,
 }
 
-/// Runs a verb of `manatee transplant peer` on a peer's host.
-fn verb(config: &RecipientPeer, verb: &str, args: &[&str]) -> Result<Exec> {
+/// A verb of `manatee transplant peer`, for a peer's host.
+fn command<'a>(config: &'a RecipientPeer, verb: &'a str, args: &[&'a str]) -> Vec<&'a str> {
     let command = [config.manatee.as_str(), "transplant", "peer", verb, "--config", &config.config];
-    Ok(config.host.exec(None, &[&command, args].concat())?)
+    [&command, args].concat()
+}
+
+/// Runs one there.
+fn verb(config: &RecipientPeer, verb: &str, args: &[&str]) -> Result<Exec> {
+    Ok(config.host.exec(None, &command(config, verb, args))?)
 }
 
 /// What a peer says of itself.
@@ -147,7 +152,8 @@ impl Recipient {
                 tell.tell(&progress.to_string());
             }
         };
-        let output = verb(&self.config, name, args)?.run_with(on_line).await.with_context(told)?;
+        let exec = self.config.host.exec_alone(None, &command(&self.config, name, args))?;
+        let output = exec.run_with(on_line).await.with_context(told)?;
         parse(&output.stdout).with_context(told)
     }
 

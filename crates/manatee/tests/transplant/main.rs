@@ -1,5 +1,9 @@
 //! A real donor under a writer is moved into a real shard and back out, whatever happens to whoever moves
 //! it. At the end the ledger is held against whoever serves.
 
+#[path = "../../../adapters/tests/filesystems/mod.rs"]
+#[allow(dead_code, reason = "a part of it is used")]
+mod filesystems;
 mod harness;
 mod postgres;
+mod ssh;
