@@ -2,4 +2,6 @@
 //! it. At the end the ledger is held against whoever serves.
 
 mod harness;
+mod manatee;
+mod ours;
 mod postgres;

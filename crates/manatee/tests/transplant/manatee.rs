@@ -1,0 +1,107 @@
+//! Donors that are shards of Manatee.
+
+use super::harness::{LIMIT, Move};
+use anyhow::{Context, Result, ensure};
+use manatee::shard::DONOR;
+use std::fs;
+
+/// Rules T1, T2, T3, T4, T9 and T10.
+#[test]
+fn a_shard_moves_into_another_for_good() -> Result<()> {
+    let moved = Move::of_ours(None)?;
+    let begun = adapters::clock::now();
+    let told = moved.stage.transplant(&["run", "--yes"])?;
+    ensure!(told.contains("complete; the way back is kept"), "{told}");
+    moved.wait_for_writes_to("amber")?;
+    println!("cut-over: {} ms", moved.writer.longest_gap_since(begun).length().0);
+    for peer in moved.stage.peers() {
+        moved.check_peer(peer)?;
+    }
+    moved.stage.transplant(&["verify"])?;
+
+    // Started by mistake, the donor's sitters say why they do not run, and nothing opens.
+    let donor = moved.stage.donor();
+    for peer in donor.shard().peers() {
+        let told = donor.start_by_mistake(peer)?;
+        ensure!(told.contains("moved away by manatee transplant"), "{told}");
+        ensure!(peer.psql("select 1").is_err(), "{} runs", peer.zone());
+    }
+    moved.stage.transplant(&["verify"])?;
+
+    // Somebody who puts the file back is told of.
+    let file = donor.primary().config_file();
+    let aside = format!("{}.fenced-by-transplant", file.display());
+    let notice = fs::read(&file)?;
+    fs::copy(&aside, &file)?;
+    let told = moved.stage.transplant(&["verify"]).unwrap_err().to_string();
+    ensure!(told.contains("somebody put back"), "{told}");
+    fs::write(&file, notice)?;
+
+    moved.stage.transplant(&["commit", "--yes"])?;
+    moved.primary().kill_host()?;
+    moved.wait_for_writes_to("birch")?;
+    moved.check_peer(&moved.stage.peers()[1])
+}
+
+/// What the recipient took is in the donor afterwards, on all of its peers, and it is a shard as before: it
+/// takes over when its primary is lost (rule T6).
+#[test]
+fn a_shard_that_was_moved_comes_back_whole() -> Result<()> {
+    let moved = Move::of_ours(None)?;
+    let before = moved.stage.donor().state()?;
+    moved.stage.transplant(&["run", "--yes"])?;
+    moved.wait_for_writes_to("amber")?;
+    let told = moved.stage.transplant(&["rollback"])?;
+    ensure!(told.contains("everything is undone"), "{told}");
+    moved.wait_for_writes_to(DONOR)?;
+    moved.check_donors()?;
+    let donor = moved.stage.donor();
+    let after = donor.state()?;
+    ensure!(!after.is_frozen(), "it is frozen yet: {after:?}");
+    ensure!(after.generation == before.generation, "{after:?}");
+    let slots = "select count(*) from pg_replication_slots where slot_name like 'transplant%'";
+    ensure!(donor.primary().psql(slots)?[0][0].as_deref() == Some("0"), "a slot is left");
+
+    donor.primary().kill_host()?;
+    let sync = after.sync.context("a sync")?;
+    moved.wait_for_writes_to(&format!("{DONOR}-{}", sync.zone_id))?;
+    moved.check_peer(donor.shard().peer_of(&sync.zone_id))
+}
+
+/// A donor that somebody had frozen stays frozen (rule T6).
+#[test]
+fn a_shard_comes_back_before_the_other_opened() -> Result<()> {
+    let moved = Move::of_ours(None)?;
+    moved.stage.donor().adm(&["freeze", "--reason", "a person's"])?;
+    moved.stage.transplant(&["run", "--yes", "--until", "compare"])?;
+    let told = moved.stage.transplant(&["rollback"])?;
+    ensure!(told.contains("everything is undone"), "{told}");
+    moved.wait_for_writes_to(DONOR)?;
+    moved.check_donors()?;
+    ensure!(moved.stage.donor().state()?.is_frozen(), "it was frozen before");
+    Ok(())
+}
+
+/// Rule T10.
+#[test]
+fn a_failover_of_the_shard_stops_the_move() -> Result<()> {
+    let moved = Move::of_ours(None)?;
+    let donor = moved.stage.donor();
+    moved.stage.transplant(&["run", "--yes", "--until", "catch-up"])?;
+    let state = donor.state()?;
+    ensure!(state.is_frozen(), "it is held");
+    donor.adm(&["unfreeze"])?;
+    let told = moved.stage.transplant(&["run", "--yes"]).unwrap_err().to_string();
+    ensure!(told.contains("the donor was unfrozen"), "{told}");
+
+    donor.primary().kill_host()?;
+    let sync = state.sync.context("a sync")?.zone_id;
+    moved.wait_for_writes_to(&format!("{DONOR}-{sync}"))?;
+    let told = moved.stage.transplant(&["run", "--yes"]).unwrap_err().to_string();
+    ensure!(told.contains("the donor has failed over: it has generation 2"), "{told}");
+    let told = moved.stage.transplant(&["rollback"])?;
+    ensure!(told.contains("everything is undone"), "{told}");
+    moved.wait_for_writes_to(&format!("{DONOR}-{sync}"))?;
+    donor.shard().wait_for(LIMIT, "the donor's new primary", |view| view.primary().is_some())?;
+    moved.check_peer(donor.shard().peer_of(&sync))
+}
