@@ -105,3 +105,60 @@ fn a_failover_of_the_shard_stops_the_move() -> Result<()> {
     donor.shard().wait_for(LIMIT, "the donor's new primary", |view| view.primary().is_some())?;
     moved.check_peer(donor.shard().peer_of(&sync))
 }
+
+/// Rules T1 and T10, where nothing holds a takeover back.
+#[test]
+fn a_shard_of_the_first_version_moves_for_good() -> Result<()> {
+    let moved = Move::of_first_version()?;
+    let begun = adapters::clock::now();
+    let told = moved.stage.transplant(&["run", "--yes"])?;
+    ensure!(told.contains("complete; the way back is kept"), "{told}");
+    moved.wait_for_writes_to("amber")?;
+    println!("cut-over: {} ms", moved.writer.longest_gap_since(begun).length().0);
+    for peer in moved.stage.peers() {
+        moved.check_peer(peer)?;
+    }
+    let donor = moved.stage.donor();
+    for told in donor.start_by_mistake()? {
+        ensure!(told.contains("moved away by manatee transplant"), "{told}");
+    }
+    ensure!(donor.order()?.is_empty(), "{:?}", donor.order()?);
+    moved.stage.transplant(&["verify"])?;
+    moved.stage.transplant(&["commit", "--yes"])?;
+    moved.primary().kill_host()?;
+    moved.wait_for_writes_to("birch")?;
+    moved.check_peer(&moved.stage.peers()[1])
+}
+
+/// Before the recipient opened, and with what it took (rule T6); the order of registrations is that of
+/// before.
+#[test]
+fn a_shard_of_the_first_version_comes_back() -> Result<()> {
+    let moved = Move::of_first_version()?;
+    for until in ["compare", "level-donor"] {
+        moved.stage.transplant(&["run", "--yes", "--until", until])?;
+        if until == "level-donor" {
+            moved.wait_for_writes_to("amber")?;
+        }
+        let told = moved.stage.transplant(&["rollback"])?;
+        ensure!(told.contains("everything is undone"), "{until}: {told}");
+        moved.wait_for_writes_to(DONOR).context(until)?;
+        moved.check_donors().context(until)?;
+        let slots = moved.stage.donor_sql("select count(*) from pg_replication_slots")?;
+        ensure!(slots == "0", "{until}: {slots} slots are left");
+    }
+    Ok(())
+}
+
+/// Rule T10.
+#[test]
+fn a_failover_of_the_first_version_stops_the_move() -> Result<()> {
+    let moved = Move::of_first_version()?;
+    moved.stage.transplant(&["run", "--yes", "--until", "catch-up"])?;
+    moved.stage.donor().kill(0)?;
+    let told = moved.stage.transplant(&["run", "--yes"]).unwrap_err().to_string();
+    ensure!(told.contains("the donor has failed over: its primary is v1-"), "{told}");
+    let told = moved.stage.transplant(&["rollback"])?;
+    ensure!(told.contains("everything is undone"), "{told}");
+    moved.wait_for_writes_to(&format!("{DONOR}-1"))
+}
