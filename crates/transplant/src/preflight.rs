@@ -164,7 +164,9 @@ pub fn problems(inventory: &Inventory, seen: &Seen) -> Vec<Problem> {
             }
             Ok(facts) => {
                 let at = format!("recipient {}", facts.peer.zone_id);
-                tell(&at, peer_doubts(facts, index == 0, seen.donor.as_ref().ok()));
+                let donor = seen.donor.as_ref().ok();
+                tell(&at, peer_doubts(facts, index == 0, donor));
+                tell(&at, manatee::preflight::peer_doubts(inventory, facts, donor));
             }
         }
     }

@@ -192,6 +192,7 @@ async fn facts(file: &Path) -> Result<Value> {
         slot: postgres::slot_of(&me.id),
         peer: me,
         shard: config.shard.clone(),
+        coordination: config.coordination.clone(),
         storage: format!("{:?}", config.storage.backend).to_lowercase(),
         version,
         has_database: data_dir.join("PG_VERSION").exists(),

@@ -14,7 +14,7 @@ use adapters::{
 };
 use anyhow::{Context, Result, ensure};
 use cluster::Millis;
-use manatee::shard::{DONOR, Donor, commands, sh};
+use manatee::shard::{DONOR, Donor, ShardOptions, commands, sh};
 use std::{
     fs,
     net::{IpAddr, Ipv4Addr},
@@ -33,7 +33,7 @@ pub struct FirstVersion {
 
 impl Move<FirstVersion> {
     pub fn of_first_version() -> Result<Move<FirstVersion>> {
-        let moved = Move::with(|_| {}, FirstVersion::make)?;
+        let moved = Move::with(as_the_donor, FirstVersion::make)?;
         moved.wait_for_writes_to(DONOR)?;
         Ok(moved)
     }
@@ -53,9 +53,19 @@ impl Move<FirstVersion> {
                 let report = ledger.compare(&rows.map_err(|error| error.to_string())?);
                 if report.is_good() { Ok(()) } else { Err(format!("{}: {report}", peer.port)) }
             })?;
+            ensure!(!peer.home.join("data-0").exists(), "{} was copied anew", peer.port);
         }
         Ok(())
     }
+}
+
+/// On the way back the donor's standbys replay what the recipient wrote, and that it had more of these.
+fn as_the_donor(options: &mut ShardOptions) {
+    let settings = toml::toml! {
+        [settings]
+        max_wal_senders = 10
+    };
+    options.overrides.insert("postgres".to_owned(), settings.into());
 }
 
 fn file(peer: &V1Config) -> PathBuf {
@@ -149,7 +159,7 @@ impl FirstVersion {
             wait("the peer to end", || {
                 if process.exists() { Err("it runs".to_owned()) } else { Ok(()) }
             })?;
-            ensure!(!peer.runs()?, "its server runs");
+            ensure!(!peer.runs(), "its server runs");
             told.push(fs::read_to_string(&log)?[before..].to_owned());
         }
         Ok(told)
@@ -173,7 +183,7 @@ fn kill(peer: &V1Config) -> Result<()> {
     if !pid.trim().is_empty() && String::from_utf8_lossy(&there).contains("v1_peer::process") {
         sh(&format!("kill -KILL {}", pid.trim()))?;
     }
-    if peer.runs()? {
+    if peer.runs() {
         peer.pg_ctl(&["stop", "-m", "immediate"])?;
     }
     Ok(())

@@ -162,3 +162,40 @@ fn a_failover_of_the_first_version_stops_the_move() -> Result<()> {
     ensure!(told.contains("everything is undone"), "{told}");
     moved.wait_for_writes_to(&format!("{DONOR}-1"))
 }
+
+/// All at once, each with what to do; nothing is changed.
+#[test]
+fn what_is_wrong_with_a_shard_is_said_at_once() -> Result<()> {
+    let moved = Move::of_first_version()?;
+    let inventory = fs::read_to_string(moved.stage.inventory())?;
+    let mut table: toml::Table = inventory.parse()?;
+    let donor = table["donor"].as_table_mut().context("a donor")?;
+    let standbys = donor["standbys"].as_array_mut().context("standbys")?;
+    standbys[0]["name"] = "nobody".into();
+    standbys[1]["sitter"] = "/nowhere/sitter.toml".into();
+    donor["address"] = "localhost".into();
+    fs::write(moved.stage.inventory(), toml::to_string(&table)?)?;
+    for peer in moved.stage.peers() {
+        let file = fs::read_to_string(peer.config_file())?;
+        let other = file.replace("max_wal_senders = 10", "max_wal_senders = 11");
+        ensure!(file != other, "{file}");
+        fs::write(peer.config_file(), other)?;
+    }
+    let told = moved.stage.transplant(&["run"]).unwrap_err().to_string();
+    for problem in [
+        "\"nobody\" is none of its standbys",
+        "is not in the inventory",
+        "there is no sitter's file /nowhere/sitter.toml",
+        "not localhost:",
+        "its max_wal_senders is 11, the donor's is 10",
+    ] {
+        ensure!(told.contains(problem), "{problem}: {told}");
+    }
+    let donor = table["donor"].as_table_mut().context("a donor")?;
+    donor.insert("kind".to_owned(), "manatee-v2".into());
+    fs::write(moved.stage.inventory(), toml::to_string(&table)?)?;
+    let told = moved.stage.transplant(&["run"]).unwrap_err().to_string();
+    ensure!(told.contains("it has no cluster state"), "{told}");
+    ensure!(!moved.journal().exists(), "nothing was begun");
+    Ok(())
+}

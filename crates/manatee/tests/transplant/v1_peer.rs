@@ -16,7 +16,12 @@ use adapters::{
 use anyhow::{Context, Result, bail};
 use cluster::{Millis, PeerIdent, v1};
 use serde::{Deserialize, Serialize};
-use std::{fs, os::unix::fs::chown, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    os::unix::fs::chown,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Names the file of the peer that this process is to be.
@@ -24,7 +29,7 @@ pub const FILE: &str = "MANATEE_V1_PEER";
 /// Between two looks.
 const PERIOD: Duration = Duration::from_millis(100);
 /// How many looks a standby may not stream before it is copied anew.
-const PATIENCE: u32 = 80;
+const PATIENCE: u32 = 200;
 
 /// What stands in its file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -77,8 +82,14 @@ impl V1Config {
         Ok(())
     }
 
-    pub fn runs(&self) -> Result<bool> {
-        Ok(self.data().join("postmaster.pid").exists() && self.pg_ctl(&["status"]).is_ok())
+    /// Whether its server runs. One that was killed may wait to be reaped, and its file is left.
+    pub fn runs(&self) -> bool {
+        let file = fs::read_to_string(self.data().join("postmaster.pid")).unwrap_or_default();
+        let pid = file.lines().next().unwrap_or_default().trim();
+        let process = Path::new("/proc").join(pid).join("cmdline");
+        let command = fs::read(process).unwrap_or_default();
+        let data = self.data();
+        !pid.is_empty() && String::from_utf8_lossy(&command).contains(&*data.to_string_lossy())
     }
 }
 
@@ -108,7 +119,7 @@ async fn serve(mut peer: V1Peer) -> Result<()> {
     loop {
         tokio::select! {
             _ = term.recv() => {
-                if peer.config.runs()? {
+                if peer.config.runs() {
                     peer.config.pg_ctl(&["stop", "-m", "fast"])?;
                 }
                 return Ok(member.leave().await?);
@@ -184,7 +195,7 @@ impl V1Peer {
             }
         }
         let config = &self.config;
-        if config.runs()? {
+        if config.runs() {
             config.pg_ctl(&["stop", "-m", "fast"])?;
         }
         let signal = data.join("standby.signal");
@@ -199,7 +210,7 @@ impl V1Peer {
         self.config.pg_ctl(&["start"])
     }
 
-    fn write(&self, path: &std::path::Path, text: &str) -> Result<()> {
+    fn write(&self, path: &Path, text: &str) -> Result<()> {
         fs::write(path, text)?;
         if let Some(user) = self.config.os_user.as_deref().map(OsUser::find).transpose()? {
             chown(path, Some(user.uid), Some(user.gid))?;
@@ -249,7 +260,7 @@ impl V1Peer {
     /// Copies the database of the upstream, and keeps what is there.
     fn copy(&self, upstream: &PeerIdent) -> Result<()> {
         let config = &self.config;
-        if config.runs()? {
+        if config.runs() {
             config.pg_ctl(&["stop", "-m", "fast"])?;
         }
         let data = config.data();

@@ -1,7 +1,10 @@
 //! What stands in the way of moving a shard of Manatee.
 
 use super::{ShardFacts, SitterFile, entry, file, is_named, look, named, sitters};
-use crate::{Donor, DonorKind, Inventory, PeerFacts, preflight::Doubt, recipient::Recipient};
+use crate::{
+    Donor, DonorKind, Inventory, PeerFacts, plan::DonorFacts, preflight::Doubt,
+    recipient::Recipient,
+};
 use anyhow::{Result, bail};
 use cluster::{Millis, PeerIdent};
 use serde_json::Value;
@@ -90,6 +93,33 @@ pub(crate) fn doubts(inventory: &Inventory, seen: &SeenShard) -> Vec<Doubt> {
             "compare [donor.manatee] of the inventory with its sitters' files",
         )),
         Ok(shard) => doubts.extend(shard_doubts(inventory, shard)),
+    }
+    doubts
+}
+
+/// What is wrong with a peer of the recipient, for a donor that is a shard.
+pub(crate) fn peer_doubts(
+    inventory: &Inventory,
+    peer: &PeerFacts,
+    donor: Option<&DonorFacts>,
+) -> Vec<Doubt> {
+    let Some(shard) = &inventory.donor.manatee else { return Vec::new() };
+    let mut doubts: Vec<Doubt> = vec![(
+        peer.shard == shard.shard && peer.coordination == shard.coordination,
+        "its shard is the donor's".to_owned(),
+        "give the shard another name in its sitters' files",
+    )];
+    let donor = donor.filter(|_| !inventory.donor.standbys.is_empty());
+    for (name, most) in donor.iter().flat_map(|donor| &donor.replicated) {
+        let has = peer.replicated.get(name).copied().unwrap_or_default();
+        doubts.push((
+            has > *most,
+            format!(
+                "its {name} is {has}, the donor's is {most}: on the way back the donor's other peers \
+                 could not follow what it writes"
+            ),
+            "set as much as the donor has in [postgres.settings] of its sitter's file",
+        ));
     }
     doubts
 }
