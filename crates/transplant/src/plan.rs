@@ -128,7 +128,7 @@ pub fn plan(facts: &Facts) -> Plan {
         let others = step(
             steps::STOP_STANDBYS,
             "stop the donor's other peers, and keep their sitters from being started".to_owned(),
-            &[&donor],
+            &inventory.donor.standbys.iter().map(|peer| peer.name.as_str()).collect::<Vec<_>>(),
             outage,
             5,
             "start them",

@@ -39,7 +39,7 @@ impl Move<FirstVersion> {
     }
 
     /// The donor's peers stand in the order of before, and each has all that was acknowledged.
-    pub fn check_donors(&self) -> Result<()> {
+    pub fn check_first_version(&self) -> Result<()> {
         let donor = self.stage.donor();
         let order: Vec<String> =
             donor.peers.iter().map(|peer| peer.ident().id.to_string()).collect();

@@ -1,8 +1,10 @@
 //! Donors that are shards of Manatee.
 
 use super::harness::{LIMIT, Move};
+use adapters::testing::Ensemble;
 use anyhow::{Context, Result, ensure};
-use manatee::shard::DONOR;
+use manatee::shard::{DONOR, Donor};
+use saga::Mode;
 use std::fs;
 
 /// Rules T1, T2, T3, T4, T9 and T10.
@@ -54,7 +56,7 @@ fn a_shard_that_was_moved_comes_back_whole() -> Result<()> {
     let told = moved.stage.transplant(&["rollback"])?;
     ensure!(told.contains("everything is undone"), "{told}");
     moved.wait_for_writes_to(DONOR)?;
-    moved.check_donors()?;
+    moved.check_ours()?;
     let donor = moved.stage.donor();
     let after = donor.state()?;
     ensure!(!after.is_frozen(), "it is frozen yet: {after:?}");
@@ -68,16 +70,18 @@ fn a_shard_that_was_moved_comes_back_whole() -> Result<()> {
     moved.check_peer(donor.shard().peer_of(&sync.zone_id))
 }
 
-/// A donor that somebody had frozen stays frozen (rule T6).
+/// A donor that somebody had frozen stays frozen (rule T6). It meets where the original's shards do.
 #[test]
-fn a_shard_comes_back_before_the_other_opened() -> Result<()> {
-    let moved = Move::of_ours(None)?;
+fn a_shard_in_zookeeper_comes_back_before_the_other_opened() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let ensemble = Ensemble::start(directory.path(), 1)?;
+    let moved = Move::of_ours(Some(ensemble.url()))?;
     moved.stage.donor().adm(&["freeze", "--reason", "a person's"])?;
     moved.stage.transplant(&["run", "--yes", "--until", "compare"])?;
     let told = moved.stage.transplant(&["rollback"])?;
     ensure!(told.contains("everything is undone"), "{told}");
     moved.wait_for_writes_to(DONOR)?;
-    moved.check_donors()?;
+    moved.check_ours()?;
     ensure!(moved.stage.donor().state()?.is_frozen(), "it was frozen before");
     Ok(())
 }
@@ -143,7 +147,7 @@ fn a_shard_of_the_first_version_comes_back() -> Result<()> {
         let told = moved.stage.transplant(&["rollback"])?;
         ensure!(told.contains("everything is undone"), "{until}: {told}");
         moved.wait_for_writes_to(DONOR).context(until)?;
-        moved.check_donors().context(until)?;
+        moved.check_first_version().context(until)?;
         let slots = moved.stage.donor_sql("select count(*) from pg_replication_slots")?;
         ensure!(slots == "0", "{until}: {slots} slots are left");
     }
@@ -161,6 +165,45 @@ fn a_failover_of_the_first_version_stops_the_move() -> Result<()> {
     let told = moved.stage.transplant(&["rollback"])?;
     ensure!(told.contains("everything is undone"), "{told}");
     moved.wait_for_writes_to(&format!("{DONOR}-1"))
+}
+
+/// Rules T5 and T6.
+fn undo_from_every_step<D: Donor>(
+    moved: &Move<D>,
+    check: fn(&Move<D>) -> Result<()>,
+) -> Result<()> {
+    let plan = moved.stage.transplant(&["plan", "--json"])?;
+    let plan: saga::Plan = serde_json::from_str(&plan)?;
+    for step in &plan.steps {
+        moved.stage.transplant(&["run", "--yes", "--until", &step.id.0])?;
+        if moved.read_journal()?.outcome(&"open-recipient".into()).is_some() {
+            moved.wait_for_writes_to("amber")?;
+        }
+        let told = moved.stage.transplant(&["rollback"])?;
+        ensure!(told.contains("everything is undone"), "{}: {told}", step.id);
+        moved.wait_for_writes_to(DONOR).with_context(|| step.id.clone())?;
+        check(moved).with_context(|| step.id.clone())?;
+    }
+    fs::remove_file(moved.journal())?;
+    let kills = moved.run_through_kills(&["run", "--yes"])?;
+    moved.wait_for_writes_to("amber")?;
+    let back = moved.run_through_kills(&["rollback"])?;
+    ensure!(moved.read_journal()?.mode() == Mode::RolledBack, "it was undone");
+    ensure!(kills > 15 && back > 15, "{kills} kills forward, {back} back");
+    moved.wait_for_writes_to(DONOR)?;
+    check(moved)
+}
+
+#[test]
+#[ignore = "takes minutes: make test-transplant"]
+fn a_shard_comes_back_from_every_step() -> Result<()> {
+    undo_from_every_step(&Move::of_ours(None)?, Move::check_ours)
+}
+
+#[test]
+#[ignore = "takes minutes: make test-transplant"]
+fn a_shard_of_the_first_version_comes_back_from_every_step() -> Result<()> {
+    undo_from_every_step(&Move::of_first_version()?, Move::check_first_version)
 }
 
 /// All at once, each with what to do; nothing is changed.

@@ -37,11 +37,15 @@ impl Move<Ours> {
     }
 
     /// The donor is whole, and each of its peers has all that was acknowledged.
-    pub fn check_donors(&self) -> Result<()> {
+    pub fn check_ours(&self) -> Result<()> {
         let donor = self.stage.donor();
         donor.shard.wait_whole(LIMIT)?;
         for peer in donor.shard.peers() {
             self.check_peer(peer).with_context(|| format!("the donor's {}", peer.zone()))?;
+            for entry in fs::read_dir(peer.dataset())? {
+                let name = entry?.file_name().into_string().unwrap_or_default();
+                ensure!(!name.starts_with("data."), "{} was copied anew: {name}", peer.zone());
+            }
         }
         Ok(())
     }
