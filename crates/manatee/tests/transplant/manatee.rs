@@ -7,7 +7,7 @@ use manatee::shard::{DONOR, Donor};
 use saga::Mode;
 use std::fs;
 
-/// Rules T1, T2, T3, T4, T9 and T10.
+/// Rules T1, T2, T3, T4, T9 and K1.
 #[test]
 fn a_shard_moves_into_another_for_good() -> Result<()> {
     let moved = Move::of_ours(None)?;
@@ -86,7 +86,7 @@ fn a_shard_in_zookeeper_comes_back_before_the_other_opened() -> Result<()> {
     Ok(())
 }
 
-/// Rule T10.
+/// Rule K1.
 #[test]
 fn a_failover_of_the_shard_stops_the_move() -> Result<()> {
     let moved = Move::of_ours(None)?;
@@ -110,7 +110,7 @@ fn a_failover_of_the_shard_stops_the_move() -> Result<()> {
     moved.check_peer(donor.shard().peer_of(&sync))
 }
 
-/// Rules T1 and T10, where nothing holds a takeover back.
+/// Rules T1 and K1, where nothing holds a takeover back.
 #[test]
 fn a_shard_of_the_first_version_moves_for_good() -> Result<()> {
     let moved = Move::of_first_version()?;
@@ -154,7 +154,7 @@ fn a_shard_of_the_first_version_comes_back() -> Result<()> {
     Ok(())
 }
 
-/// Rule T10.
+/// Rule K1.
 #[test]
 fn a_failover_of_the_first_version_stops_the_move() -> Result<()> {
     let moved = Move::of_first_version()?;
