@@ -4,7 +4,7 @@ pub(crate) mod preflight;
 
 use crate::{DonorConfig, DonorKind, Facts, Inventory, inventory::DonorStandby};
 use adapters::{
-    coord::{self, Coordination},
+    coord::{self, Coordination, Registration},
     service::Host,
 };
 use anyhow::{Context, Result, bail};
@@ -27,6 +27,9 @@ pub struct ShardFacts {
     pub generation: Option<Generation>,
     /// Who takes writes.
     pub primary: Option<PeerIdent>,
+    /// The number of its registration. In the first version another one was first, if it is not the same
+    /// any more.
+    pub registration: Option<u64>,
     /// The rest of the chain, in order, and whoever is registered beside it.
     pub others: Vec<PeerIdent>,
     /// Who has to be rebuilt.
@@ -45,12 +48,10 @@ impl ShardFacts {
     }
 
     /// What a shard is by these.
-    fn of(state: Option<ClusterState>, registered: Vec<PeerIdent>) -> ShardFacts {
-        let mut distinct: Vec<PeerIdent> = Vec::new();
-        for (_, peer) in v1::roles(&registered) {
-            distinct.push(peer.clone());
-        }
-        let registered = distinct;
+    fn of(state: Option<ClusterState>, active: Vec<Registration>) -> ShardFacts {
+        let all: Vec<PeerIdent> = active.iter().map(|one| one.peer.clone()).collect();
+        let registered: Vec<PeerIdent> =
+            v1::roles(&all).into_iter().map(|(_, peer)| peer.clone()).collect();
         let mut chain: Vec<PeerIdent> = match &state {
             Some(state) => state.chain().cloned().collect(),
             None => Vec::new(),
@@ -65,9 +66,13 @@ impl ShardFacts {
             }
         }
         let mut chain = chain.into_iter();
+        let primary = chain.next();
+        let of_primary =
+            |one: &&Registration| primary.as_ref().is_some_and(|primary| primary.id == one.peer.id);
         ShardFacts {
             generation: state.as_ref().map(|state| state.generation),
-            primary: chain.next(),
+            registration: active.iter().find(of_primary).map(|one| one.sequence),
+            primary,
             others: chain.collect(),
             deposed,
             registered,
@@ -99,7 +104,7 @@ pub(crate) fn open(donor: &DonorConfig) -> Result<Arc<dyn Coordination>> {
 pub(crate) async fn look(donor: &DonorConfig) -> Result<ShardFacts> {
     let view = open(donor)?.read().await?;
     let state = view.state.map(|stored| ClusterState::parse(&stored.json)).transpose()?;
-    Ok(ShardFacts::of(state, view.active.into_iter().map(|one| one.peer).collect()))
+    Ok(ShardFacts::of(state, view.active))
 }
 
 /// The entry of the inventory for this peer of the donor.
@@ -207,7 +212,15 @@ pub(crate) fn unchanged(
     now: &ShardFacts,
     serves: bool,
 ) -> Result<()> {
-    if let Some(what) = failover(kind, planned, now, serves) {
+    let mut what = failover(kind, planned, now, serves);
+    if kind == DonorKind::ManateeV1 && serves && now.registration != planned.registration {
+        what = what.or(Some(
+            "its primary has registered anew: another one was the first meanwhile, and may have \
+             taken writes"
+                .to_owned(),
+        ));
+    }
+    if let Some(what) = what {
         bail!(
             "the donor has failed over: {what}; undo the transplant with `rollback`, and begin again"
         );
@@ -253,7 +266,14 @@ mod tests {
     }
 
     fn first_version(numbers: &[u8]) -> ShardFacts {
-        ShardFacts::of(None, numbers.iter().map(|&number| peer(number)).collect())
+        registered(&(0..).zip(numbers.iter().copied()).collect::<Vec<_>>())
+    }
+
+    /// With these numbers of their registrations.
+    fn registered(peers: &[(u64, u8)]) -> ShardFacts {
+        let registration =
+            |&(sequence, number): &(u64, u8)| Registration { sequence, peer: peer(number) };
+        ShardFacts::of(None, peers.iter().map(registration).collect())
     }
 
     #[test]
@@ -290,6 +310,9 @@ mod tests {
         );
         refused(&[1, 2, 3], &[], true, "its primary is nobody");
         refused(&[1, 2, 3], &[], false, "");
+        let anew = registered(&[(7, 1), (8, 2)]);
+        let told = unchanged(DonorKind::ManateeV1, &first_version(&[1, 2]), &anew, true);
+        assert!(told.is_err_and(|told| told.to_string().contains("registered anew")));
         refused(&[1, 2, 3], &[1, 2, 3, 4], true, "zone4 (10.0.0.4:5432:12345) has joined");
     }
 }

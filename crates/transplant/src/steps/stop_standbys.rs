@@ -2,7 +2,7 @@
 //! a shard would promote themselves: their sitters' files are kept aside, too.
 
 use super::{Scene, until};
-use crate::{DonorKind, inventory::DonorStandby, manatee};
+use crate::{DonorKind, ShardFacts, inventory::DonorStandby, manatee};
 use adapters::service::Order;
 use anyhow::{Context, Result};
 use async_trait::async_trait;
@@ -38,6 +38,10 @@ impl StopStandbys {
         let shard = &self.0.first().facts.shard;
         // The tail of the chain first: whoever is before it notices nothing.
         for standby in self.standbys().into_iter().rev() {
+            if self.0.facts.shard.is_some() {
+                // Who took over meanwhile would be stopped with what it took.
+                self.look().await?;
+            }
             tell.tell(&format!("stopping {}", standby.name));
             self.tell(standby, [Order::Disable, Order::Stop]).await?;
             if let Some(file) = &standby.sitter {
@@ -50,12 +54,23 @@ impl StopStandbys {
         Ok(())
     }
 
+    /// The donor's shard, if it has not failed over. With a cluster state its primary is stopped already.
+    async fn look(&self) -> Result<ShardFacts> {
+        let donor = &self.0.donor.config;
+        let now = manatee::look(donor).await?;
+        if let Some(planned) = &self.0.facts.shard {
+            let serves = donor.kind == DonorKind::ManateeV1;
+            manatee::unchanged(donor.kind, planned, &now, serves)?;
+        }
+        Ok(now)
+    }
+
     /// Waits until none of them could take over any more, and until the donor has come to terms with it.
     async fn gone(&self, tell: &dyn Tell) -> Result<()> {
         let (donor, scene) = (&self.0.donor, &self.0);
         let seconds = scene.facts.inventory.limits.service_seconds;
         until(seconds, tell, async || {
-            let now = manatee::look(&donor.config).await?;
+            let now = self.look().await?;
             let there = now.registered.iter().find(|peer| !scene.is_donor(peer));
             Ok(there.map_or(Ok(()), |peer| {
                 Err(format!("{} is still registered", manatee::named(peer)))
@@ -106,7 +121,11 @@ impl StopStandbys {
             }
         }
         if donor.config.kind == DonorKind::ManateeV1 {
-            self.0.donor_open(tell).await?;
+            let now = manatee::look(&donor.config).await?;
+            if now.registered.first().is_some_and(|peer| self.0.is_donor(peer)) {
+                return self.0.donor_open(tell).await;
+            }
+            tell.tell("the donor has failed over: whether it takes writes is not looked at");
         }
         Ok(())
     }
