@@ -356,6 +356,23 @@ service = { kind = "smf", fmri = "manatee/sitter" }
     }
 
     #[test]
+    fn a_shard_has_sitters_and_others_have_none() {
+        let table =
+            "[donor.manatee]\ncoordination = \"sqlite:/x\"\nshard = \"x\"\nsitter = \"/x.toml\"\n";
+        let standby = "[[donor.standbys]]\nname = \"db2\"\n\
+                       service = { kind = \"smf\", fmri = \"x\" }\n";
+        let shard = LEAST.replace("\"postgres\"\n", "\"manatee-v2\"\n");
+        load(&format!("{shard}{table}")).expect("a shard of one");
+        check_refused(&shard, &["donor.manatee: give it for a donor of kind manatee-v1"]);
+        check_refused(&format!("{LEAST}{table}"), &["donor.manatee", "only then"]);
+        let two = format!("{shard}{table}{standby}");
+        check_refused(&two, &["donor.standbys[0].sitter: name the file of its sitter"]);
+        let relative = format!("{two}sitter = \"x.toml\"\n");
+        check_refused(&relative, &["donor.standbys[0].sitter", "\"x.toml\" is no absolute path"]);
+        load(&format!("{two}sitter = \"/x.toml\"\n")).expect("a shard of two");
+    }
+
+    #[test]
     fn a_file_that_is_not_there_is_named() {
         let error = Inventory::load(Path::new("/nowhere/move.toml")).expect_err("no file");
         assert!(format!("{error:#}").contains("cannot read /nowhere/move.toml"), "{error:#}");
