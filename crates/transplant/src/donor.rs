@@ -2,6 +2,7 @@
 
 use crate::DonorConfig;
 use adapters::{
+    clock,
     exec::{Exec, ExecCause, ExecError},
     service::Order,
     storage::DatabaseFacts,
@@ -9,9 +10,15 @@ use adapters::{
 use anyhow::{Context, Result, bail};
 use cluster::{Lsn, Millis};
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
 /// How long a question may take.
 const QUERY_LIMIT: Millis = Millis(60_000);
+
+/// Between two looks at what has no event.
+const POLL: Duration = Duration::from_millis(200);
+/// What a server that was started without its sitter says, in its data directory.
+const LOG: &str = "manatee-transplant.log";
 
 /// The beginning of every block of ours in somebody else's file.
 pub(crate) const BEGIN: &str = "# begin: manatee transplant";
@@ -172,27 +179,52 @@ impl Donor {
         Ok(facts.into())
     }
 
-    /// Starts it, or lets it be.
+    /// Starts it, or lets it be. One that is closed is started without its sitter, which would open it.
     ///
     /// # Errors
     /// When it does not run afterwards.
     pub async fn start(&self) -> Result<()> {
-        if !self.is_running().await? {
-            self.tell(Order::Start).await?;
-            if !self.is_running().await? {
+        if self.is_running().await? {
+            return Ok(());
+        }
+        let sitter = self.config.kind.has_sitter();
+        if sitter && self.is_closed().await? {
+            return self.by_hand(&["start", "-l", &self.path(LOG)]).await;
+        }
+        self.tell(Order::Start).await?;
+        let begun = clock::now();
+        while !self.is_running().await? {
+            // A sitter looks around first.
+            if !sitter || clock::now() - begun > self.limit {
                 bail!(self.told("its service says that it was started, and it does not run"));
             }
+            tokio::time::sleep(POLL).await;
         }
         Ok(())
     }
 
-    /// Stops it in an orderly way.
+    /// Whether it would start in recovery.
+    pub(crate) async fn is_closed(&self) -> Result<bool> {
+        Ok(self.read(&self.path(STANDBY_SIGNAL)).await?.is_some())
+    }
+
+    async fn by_hand(&self, order: &[&str]) -> Result<()> {
+        let args = [order, &["-w", "-D", &self.config.data_dir]].concat();
+        let done = self.exec("pg_ctl", &args)?.limit(self.limit).run().await;
+        done.map(drop).with_context(|| self.told(&format!("`pg_ctl {}` failed", order[0])))
+    }
+
+    /// Stops it in an orderly way, and before it the sitter that it may have.
     ///
     /// # Errors
     /// When it still runs afterwards, or was not shut down as it should be.
     pub async fn stop(&self) -> Result<Control> {
         if self.is_running().await? {
             self.tell(Order::Stop).await?;
+            if self.config.kind.has_sitter() && self.is_running().await? {
+                // It was started without its sitter, or that has left it behind.
+                self.by_hand(&["stop", "-m", "fast"]).await?;
+            }
             if self.is_running().await? {
                 bail!(self.told("its service says that it was stopped, and it runs"));
             }

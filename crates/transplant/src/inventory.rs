@@ -28,6 +28,29 @@ pub struct Inventory {
 pub enum DonorKind {
     /// A PostgreSQL by itself, or a primary with standbys.
     Postgres,
+    /// A shard of Manatee's first version: who serves follows from the order of registrations.
+    ManateeV1,
+    /// A shard of Manatee's second version, or of this one: who serves stands in its cluster state.
+    ManateeV2,
+}
+
+impl DonorKind {
+    /// Whether a sitter starts and stops its server, and would open it.
+    pub(crate) fn has_sitter(self) -> bool {
+        matches!(self, DonorKind::ManateeV1 | DonorKind::ManateeV2)
+    }
+}
+
+/// A donor that is a shard of Manatee.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DonorShard {
+    /// Where its peers meet, as in a sitter's file.
+    pub coordination: String,
+    /// Its name.
+    pub shard: String,
+    /// The file of its primary's sitter, on the primary's host.
+    pub sitter: String,
 }
 
 /// The donor's primary.
@@ -59,22 +82,28 @@ pub struct DonorConfig {
     pub superuser: String,
     /// How it is started and stopped.
     pub service: Service,
-    /// Its standbys, which are stopped after the cut-over.
+    /// Its standbys, which are stopped after the cut-over; of a shard of Manatee, its other peers.
     #[serde(default)]
     pub standbys: Vec<DonorStandby>,
+    /// What else is to be known of a shard of Manatee.
+    #[serde(default)]
+    pub manatee: Option<DonorShard>,
 }
 
 /// A standby of the donor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DonorStandby {
-    /// What it is called here.
+    /// What it is called here; of a peer of a shard of Manatee, its id or its zone.
     pub name: String,
     /// How its host is reached.
     #[serde(default)]
     pub host: Host,
     /// How it is started and stopped.
     pub service: Service,
+    /// Of a peer of a shard of Manatee, the file of its sitter.
+    #[serde(default)]
+    pub sitter: Option<String>,
 }
 
 /// A peer of the shard.
@@ -147,6 +176,35 @@ fn default_program() -> String {
     "manatee".to_owned()
 }
 
+impl DonorConfig {
+    /// That what belongs to a shard of Manatee is there, and only for one.
+    fn check_sitters(&self) -> Result<()> {
+        let of_shard = self.kind.has_sitter();
+        if self.manatee.is_some() != of_shard {
+            bail!(
+                "donor.manatee: give it for a donor of kind manatee-v1 or manatee-v2, and only then"
+            );
+        }
+        let primary =
+            self.manatee.iter().map(|shard| ("donor.manatee.sitter".to_owned(), &shard.sitter));
+        let mut files: Vec<(String, &String)> = primary.collect();
+        for (n, standby) in self.standbys.iter().enumerate() {
+            let field = format!("donor.standbys[{n}].sitter");
+            match &standby.sitter {
+                Some(file) => files.push((field, file)),
+                None if of_shard => bail!("{field}: name the file of its sitter"),
+                None => {}
+            }
+        }
+        for (field, file) in files {
+            if !file.starts_with('/') {
+                bail!("{field}: {file:?} is no absolute path");
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Inventory {
     /// Reads one.
     ///
@@ -175,7 +233,7 @@ impl Inventory {
                 bail!("{field}: {path:?} is no absolute path");
             }
         }
-        Ok(())
+        self.donor.check_sitters()
     }
 }
 
@@ -218,7 +276,7 @@ service = { kind = "smf", fmri = "manatee/sitter" }
     fn everything_set() -> String {
         let is_name = |name: &str| name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
         let set = |line: &str| match line.strip_prefix("# ") {
-            Some(table) if table.starts_with("[[") => table.to_owned(),
+            Some(table) if table.starts_with('[') => table.to_owned(),
             Some(field) if field.split_once(" = ").is_some_and(|(name, _)| is_name(name)) => {
                 field.to_owned()
             }
@@ -230,16 +288,21 @@ service = { kind = "smf", fmri = "manatee/sitter" }
     #[test]
     fn the_example_shows_every_field_with_its_default() {
         let plain = load(EXAMPLE).expect("the example");
-        let mut shown = load(&everything_set()).expect("the example with everything set");
+        // As no donor can have it: what belongs to other kinds is in it, too.
+        let mut shown: Inventory =
+            toml::from_str(&everything_set()).expect("the example with everything set");
         // Lists are empty by default, and shown with one in them.
         assert_eq!((shown.donor.standbys.len(), shown.clients.len()), (1, 1));
         let standbys = std::mem::take(&mut shown.donor.standbys);
+        let manatee = shown.donor.manatee.take();
+        assert!(manatee.is_some() && standbys[0].sitter.is_some());
         let clients = std::mem::take(&mut shown.clients);
         assert_eq!(shown, plain);
         assert_eq!(plain.limits, Limits::default());
 
         // Whatever there is, the example names.
         shown.donor.standbys = standbys;
+        shown.donor.manatee = manatee;
         shown.clients = clients;
         let mut names = Vec::new();
         field_names(&toml::Table::try_from(&shown).expect("TOML").into(), &mut names);
@@ -290,6 +353,23 @@ service = { kind = "smf", fmri = "manatee/sitter" }
         check_refused(donor, &["missing field `recipient`"]);
         let none = format!("recipient = []\n{donor}");
         check_refused(&none, &["recipient: give the peers of the shard"]);
+    }
+
+    #[test]
+    fn a_shard_has_sitters_and_others_have_none() {
+        let table =
+            "[donor.manatee]\ncoordination = \"sqlite:/x\"\nshard = \"x\"\nsitter = \"/x.toml\"\n";
+        let standby = "[[donor.standbys]]\nname = \"db2\"\n\
+                       service = { kind = \"smf\", fmri = \"x\" }\n";
+        let shard = LEAST.replace("\"postgres\"\n", "\"manatee-v2\"\n");
+        load(&format!("{shard}{table}")).expect("a shard of one");
+        check_refused(&shard, &["donor.manatee: give it for a donor of kind manatee-v1"]);
+        check_refused(&format!("{LEAST}{table}"), &["donor.manatee", "only then"]);
+        let two = format!("{shard}{table}{standby}");
+        check_refused(&two, &["donor.standbys[0].sitter: name the file of its sitter"]);
+        let relative = format!("{two}sitter = \"x.toml\"\n");
+        check_refused(&relative, &["donor.standbys[0].sitter", "\"x.toml\" is no absolute path"]);
+        load(&format!("{two}sitter = \"/x.toml\"\n")).expect("a shard of two");
     }
 
     #[test]

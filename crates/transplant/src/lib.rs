@@ -9,6 +9,7 @@ mod discover;
 mod donor;
 mod inventory;
 mod journal_file;
+mod manatee;
 mod plan;
 mod preflight;
 mod recipient;
@@ -18,8 +19,11 @@ mod world;
 
 pub use discover::{Draft, Server};
 pub use donor::{Control, Donor};
-pub use inventory::{ClientCheck, DonorConfig, DonorKind, Inventory, Limits, RecipientPeer};
+pub use inventory::{
+    ClientCheck, DonorConfig, DonorKind, DonorShard, Inventory, Limits, RecipientPeer,
+};
 pub use journal_file::{JournalFile, Locked, journal_of};
+pub use manatee::ShardFacts;
 pub use plan::{Facts, ROLLED_BACK, plan};
 pub use preflight::{Problem, Seen, look, problems};
 pub use recipient::{PeerFacts, Progress, REPLICATED};

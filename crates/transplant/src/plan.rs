@@ -1,6 +1,6 @@
 //! From what was asked for and what was found to the steps; nothing is looked at here.
 
-use crate::{Inventory, PeerFacts, steps};
+use crate::{DonorKind, Inventory, PeerFacts, ShardFacts, steps};
 use saga::{Notice, Plan, Planned, WayBack};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -18,6 +18,9 @@ pub struct Facts {
     pub inventory: Inventory,
     /// What the donor is.
     pub donor: DonorFacts,
+    /// What a donor is that is a shard of Manatee.
+    #[serde(default)]
+    pub shard: Option<ShardFacts>,
     /// What the peers are, in the order of the inventory.
     pub peers: Vec<PeerFacts>,
 }
@@ -75,7 +78,18 @@ pub fn plan(facts: &Facts) -> Plan {
         pause: None,
     };
     let (nothing, outage) = (Notice::Nothing, Notice::Outage);
-    let mut plan = vec![
+    let mut plan = Vec::new();
+    if inventory.donor.kind == DonorKind::ManateeV2 {
+        plan.push(step(
+            steps::HOLD_DONOR,
+            "freeze the donor, so that none of its peers takes over".to_owned(),
+            &["the donor's cluster state"],
+            nothing,
+            1,
+            "unfreeze it, if it was not frozen before",
+        ));
+    }
+    plan.extend([
         step(
             steps::OPEN_REPLICATION,
             format!("let {first} stream from the donor: role, slot, pg_hba.conf"),
@@ -100,20 +114,32 @@ pub fn plan(facts: &Facts) -> Plan {
             5,
             "nothing to undo",
         ),
-    ];
-    plan.push(Planned {
-        pause: Some(
-            "from here on clients have no database until open-recipient is done".to_owned(),
-        ),
-        ..step(
-            steps::STOP_DONOR,
-            "stop the donor, with all that it wrote sent".to_owned(),
-            &[&donor],
+    ]);
+    let mut stop = vec![step(
+        steps::STOP_DONOR,
+        "stop the donor, with all that it wrote sent".to_owned(),
+        &[&donor],
+        outage,
+        2,
+        "start it",
+    )];
+    // Those of a shard could take over.
+    if inventory.donor.kind.has_sitter() && !inventory.donor.standbys.is_empty() {
+        let others = step(
+            steps::STOP_STANDBYS,
+            "stop the donor's other peers, and keep their sitters from being started".to_owned(),
+            &inventory.donor.standbys.iter().map(|peer| peer.name.as_str()).collect::<Vec<_>>(),
             outage,
-            2,
-            "start it",
-        )
-    });
+            5,
+            "start them",
+        );
+        // Where nothing holds them, they take over as soon as the primary is gone.
+        let first = inventory.donor.kind == DonorKind::ManateeV1;
+        stop.insert(if first { 0 } else { 1 }, others);
+    }
+    stop[0].pause =
+        Some("from here on clients have no database until open-recipient is done".to_owned());
+    plan.extend(stop);
     plan.push(step(
         steps::FENCE_DONOR,
         "make sure that it takes no write even if somebody starts it".to_owned(),
@@ -147,7 +173,7 @@ pub fn plan(facts: &Facts) -> Plan {
         "bring the donor level with the shard, while that goes on",
     ));
     // Not before: commits of the donor may wait for them.
-    if !inventory.donor.standbys.is_empty() {
+    if !inventory.donor.kind.has_sitter() && !inventory.donor.standbys.is_empty() {
         plan.push(step(
             steps::STOP_STANDBYS,
             "stop the donor's standbys".to_owned(),

@@ -3,6 +3,7 @@
 use crate::{
     Donor, Facts, Inventory, PeerFacts,
     donor::literal,
+    manatee::{self, preflight::SeenShard},
     plan::{DonorFacts, ROLLED_BACK},
     recipient::{self, REPLICATED},
 };
@@ -32,6 +33,9 @@ impl fmt::Display for Problem {
 #[derive(Debug, Clone)]
 pub struct Seen {
     pub(crate) donor: Result<DonorFacts, String>,
+    pub(crate) shard: Option<SeenShard>,
+    /// Why the first peer cannot stream from it as things are, where that has to be so.
+    pub(crate) login: Result<(), String>,
     pub(crate) peers: Vec<Result<PeerFacts, String>>,
 }
 
@@ -59,7 +63,14 @@ pub async fn look(inventory: &Inventory) -> Seen {
     for peer in &inventory.recipient {
         peers.push(recipient::look(peer).await.map_err(|error| format!("{error:#}")));
     }
-    Seen { donor, peers }
+    let shard = manatee::preflight::see(inventory).await;
+    let login = match (&donor, peers.first()) {
+        (Ok(donor), Some(Ok(first))) if manatee::is_rendered(&donor.hba_file) => {
+            manatee::preflight::log_in(inventory, first).await
+        }
+        _ => Ok(()),
+    };
+    Seen { donor, shard, login, peers }
 }
 
 async fn look_at_donor(inventory: &Inventory) -> Result<DonorFacts> {
@@ -114,7 +125,7 @@ async fn look_at_donor(inventory: &Inventory) -> Result<DonorFacts> {
 }
 
 /// One thing that may be wrong: whether it is, what, and what to do.
-type Doubt = (bool, String, &'static str);
+pub(crate) type Doubt = (bool, String, &'static str);
 
 /// What is wrong, all of it; empty when a plan can be made.
 pub fn problems(inventory: &Inventory, seen: &Seen) -> Vec<Problem> {
@@ -132,6 +143,17 @@ pub fn problems(inventory: &Inventory, seen: &Seen) -> Vec<Problem> {
         }
         Ok(donor) => tell("donor", donor_doubts(inventory, donor)),
     }
+    if let Some(shard) = &seen.shard {
+        tell("donor", manatee::preflight::doubts(inventory, shard));
+    }
+    if let Err(problem) = &seen.login {
+        let remedy = "its sitter writes its own pg_hba.conf, which lets in the replication role of its \
+                      shard: give the recipient's sitters the same [replication] user and password";
+        tell(
+            "recipient",
+            vec![(true, format!("it cannot stream from the donor: {problem}"), remedy)],
+        );
+    }
     for (index, (peer, facts)) in inventory.recipient.iter().zip(&seen.peers).enumerate() {
         match facts {
             Err(problem) => {
@@ -142,7 +164,9 @@ pub fn problems(inventory: &Inventory, seen: &Seen) -> Vec<Problem> {
             }
             Ok(facts) => {
                 let at = format!("recipient {}", facts.peer.zone_id);
-                tell(&at, peer_doubts(facts, index == 0, seen.donor.as_ref().ok()));
+                let donor = seen.donor.as_ref().ok();
+                tell(&at, peer_doubts(facts, index == 0, donor));
+                tell(&at, manatee::preflight::peer_doubts(inventory, facts, donor));
             }
         }
     }
@@ -266,6 +290,7 @@ impl Seen {
         Ok(Facts {
             id,
             inventory,
+            shard: self.shard.map(|shard| shard.facts).transpose().map_err(anyhow::Error::msg)?,
             donor: self.donor.map_err(anyhow::Error::msg)?,
             peers: peers.map_err(anyhow::Error::msg)?,
         })

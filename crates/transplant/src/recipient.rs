@@ -30,6 +30,9 @@ pub struct PeerFacts {
     pub peer: PeerIdent,
     /// The shard.
     pub shard: String,
+    /// Where the shard's peers meet.
+    #[serde(default)]
+    pub coordination: String,
     /// What kind of storage it has.
     pub storage: String,
     /// The major version of its server programs.

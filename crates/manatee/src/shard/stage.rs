@@ -74,7 +74,10 @@ impl Stage {
 }
 
 /// Runs a script of the shell.
-fn sh(script: &str) -> Result<String> {
+///
+/// # Errors
+/// When it fails.
+pub fn sh(script: &str) -> Result<String> {
     let output = Exec::new("sh").args(["-c", script]).run_briefly()?;
     Ok(String::from_utf8_lossy(&output).into_owned())
 }
@@ -221,7 +224,7 @@ impl<D: Donor> Stage<D> {
 
     fn inventory_text(&self) -> Result<String> {
         let peers = self.peers.iter().map(|peer| {
-            let (start, stop) = self.peer_commands(peer);
+            let (start, stop) = peer.service();
             let mut table = toml::Table::new();
             table.insert("config".to_owned(), peer.config_file().display().to_string().into());
             table.insert("manatee".to_owned(), self.binary.display().to_string().into());
@@ -234,29 +237,12 @@ impl<D: Donor> Stage<D> {
         Ok(toml::to_string(&inventory)?)
     }
 
-    /// What starts and what stops the sitter of a peer, for a shell.
-    fn peer_commands(&self, peer: &Peer) -> (String, String) {
-        let word = |path: &Path| quote(&path.display().to_string());
-        let binary = word(&self.binary);
-        let file = word(&peer.config_file());
-        let (log, pid) = (word(&peer.log_file()), word(&peer.config_file().with_extension("pid")));
-        let runs = format!("[ -e {pid} ] && kill -0 \"$(cat {pid})\" 2>/dev/null");
-        let start = format!(
-            "{runs} || {{ setsid {binary} sitter --config {file} >>{log} 2>&1 </dev/null & echo $! >{pid}; }}"
-        );
-        let stop = format!(
-            "[ -e {pid} ] || exit 0; kill -TERM \"$(cat {pid})\" 2>/dev/null; n=0; \
-             while {runs}; do sleep 0.05; n=$((n+1)); [ $n -lt 1200 ] || exit 1; done; rm -f {pid}"
-        );
-        (start, stop)
-    }
-
     /// Starts the sitter of a peer, as its service does.
     ///
     /// # Errors
     /// When it cannot be started.
     pub fn start_peer(&self, peer: &Peer) -> Result<()> {
-        sh(&self.peer_commands(peer).0).map(drop)
+        sh(&peer.service().0).map(drop)
     }
 
     /// The peers, in the order of the inventory.

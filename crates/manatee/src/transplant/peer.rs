@@ -5,7 +5,7 @@ use crate::sitter::{config::Config, executor, lock_dataset};
 use adapters::{
     clock,
     coord::{self, Coordination, PutOutcome},
-    postgres::{self, Database, Postgres, StopMode},
+    postgres::{self, Database, Postgres, Settings, StopMode},
     storage::{SeedProgress, SeedSource, Storage, examine},
 };
 use anyhow::{Context, Result, bail};
@@ -70,6 +70,9 @@ pub enum PeerCommand {
         /// Which database it is.
         #[arg(long)]
         system_identifier: u64,
+        /// Its replication slot there, where that is not the one of its name.
+        #[arg(long)]
+        slot: Option<String>,
     },
     /// Say what the control file says.
     Control(Which),
@@ -114,8 +117,8 @@ pub(super) async fn run(command: PeerCommand) -> Result<Value> {
             let missing = || format!("{} has no password for replication", which.config.display());
             password.map(Value::String).with_context(missing)
         }
-        PeerCommand::Receive { which, host, port, system_identifier } => {
-            receive(&which.config, &host, port, system_identifier).await
+        PeerCommand::Receive { which, host, port, system_identifier, slot } => {
+            receive(&which.config, &host, port, system_identifier, slot).await
         }
         PeerCommand::Control(which) => {
             let config = Config::load(&which.config)?;
@@ -140,11 +143,12 @@ struct Peer {
 }
 
 impl Peer {
-    async fn open(config: &Config) -> Result<Peer> {
+    async fn open(config: &Config, upstream_slot: Option<String>) -> Result<Peer> {
         let lock = lock(config).await?;
         let storage = config.open_storage()?;
         storage.prepare().await?;
-        let postgres = Postgres::open(executor::settings(config, &config.ident()?)?)?;
+        let settings = executor::settings(config, &config.ident()?)?;
+        let postgres = Postgres::open(Settings { upstream_slot, ..settings })?;
         Ok(Peer { storage, postgres, _lock: lock })
     }
 }
@@ -198,6 +202,7 @@ async fn facts(file: &Path) -> Result<Value> {
         slot: postgres::slot_of(&me.id),
         peer: me,
         shard: config.shard.clone(),
+        coordination: config.coordination.clone(),
         storage: format!("{:?}", config.storage.backend).to_lowercase(),
         version,
         has_database: data_dir.join("PG_VERSION").exists(),
@@ -226,8 +231,14 @@ fn sitter_runs(config: &Config) -> Result<bool> {
     Ok(flock(&lock, FlockOperation::NonBlockingLockShared).is_err())
 }
 
-async fn receive(file: &Path, host: &str, port: u16, identifier: u64) -> Result<Value> {
-    let peer = Peer::open(&Config::load(file)?).await?;
+async fn receive(
+    file: &Path,
+    host: &str,
+    port: u16,
+    identifier: u64,
+    slot: Option<String>,
+) -> Result<Value> {
+    let peer = Peer::open(&Config::load(file)?, slot).await?;
     let donor = PeerIdent::new(host, port, 0, "donor");
     let found = peer.postgres.inspect().await?;
     if found.database == Database::None {
@@ -286,7 +297,7 @@ async fn discard(file: &Path) -> Result<Value> {
     if !config.dataset.exists() {
         return Ok(json!({ "kept": null }));
     }
-    let peer = Peer::open(&config).await?;
+    let peer = Peer::open(&config, None).await?;
     if !peer.postgres.data().exists() {
         return Ok(json!({ "kept": null }));
     }

@@ -4,6 +4,10 @@
 #[path = "../../../adapters/tests/filesystems/mod.rs"]
 #[allow(dead_code, reason = "a part of it is used")]
 mod filesystems;
+mod first_version;
 mod harness;
+mod manatee;
+mod ours;
 mod postgres;
 mod ssh;
+mod v1_peer;

@@ -6,6 +6,7 @@ use super::{STOP_DONOR, Scene};
 use crate::{
     Donor,
     donor::{AUTO_CONF, Control, STANDBY_SIGNAL, value, with_block, without_block},
+    manatee,
 };
 use anyhow::{Result, bail};
 use async_trait::async_trait;
@@ -40,11 +41,6 @@ pub(super) async fn close(donor: &Donor, more: &str) -> Result<()> {
     donor.write(&donor.path(AUTO_CONF), &changed).await
 }
 
-/// Whether it would start in recovery.
-pub(super) async fn is_closed(donor: &Donor) -> Result<bool> {
-    Ok(donor.read(&donor.path(STANDBY_SIGNAL)).await?.is_some())
-}
-
 impl FenceDonor {
     /// Opens it, with whatever it has taken from the recipient meanwhile.
     async fn open(&self, tell: &dyn Tell) -> Result<()> {
@@ -54,7 +50,7 @@ impl FenceDonor {
         // The whole of it: one that was started in recovery is left in another state, even where its last
         // checkpoint is the same.
         let followed = now != stopped;
-        if is_closed(donor).await? && followed {
+        if donor.is_closed().await? && followed {
             // It is on the recipient's timeline: what it writes from here on must not be.
             tell.tell("promoting the donor, with all that the shard took");
             donor.start().await?;
@@ -70,7 +66,11 @@ impl FenceDonor {
         let text = donor.read(&donor.path(AUTO_CONF)).await?.unwrap_or_default();
         donor.write(&donor.path(AUTO_CONF), &without_block(&text)).await?;
         donor.remove(&donor.path(HBA)).await?;
-        donor.remove(&donor.path(IDENT)).await
+        donor.remove(&donor.path(IDENT)).await?;
+        match &donor.config.manatee {
+            Some(shard) => manatee::unfence(&donor.config.host, &shard.sitter).await,
+            None => Ok(()),
+        }
     }
 }
 
@@ -85,13 +85,20 @@ impl Step for FenceDonor {
     }
 
     async fn apply(&self, _: &dyn Tell) -> Result<(), StepError> {
-        Ok(close(&self.0.donor, "").await?)
+        let donor = &self.0.donor;
+        if let Some(shard) = &donor.config.manatee {
+            // It would open what is closed here.
+            let to = &self.0.first().facts.shard;
+            manatee::fence(&donor.config.host, &shard.sitter, to).await?;
+        }
+        Ok(close(donor, "").await?)
     }
 
     async fn verify(&self) -> Result<Outcome, StepError> {
-        if self.0.donor.is_running().await? || !is_closed(&self.0.donor).await? {
+        if self.0.donor.is_running().await? || !self.0.donor.is_closed().await? {
             return Err("the donor runs, or would start open for writes".into());
         }
+        manatee::check_closed(&self.0.facts).await?;
         Ok(json!({}))
     }
 

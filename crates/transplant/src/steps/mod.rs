@@ -5,6 +5,7 @@ mod check_clients;
 mod compare;
 mod fence_donor;
 mod grow;
+mod hold_donor;
 mod keep_way_back;
 mod level_donor;
 pub(crate) mod open_recipient;
@@ -19,11 +20,12 @@ pub(crate) use keep_way_back::SLOT;
 use crate::{Donor, Facts, recipient::Recipient};
 use adapters::clock;
 use anyhow::{Context, Result, bail};
-use cluster::{ClusterState, Lsn, Millis};
+use cluster::{ClusterState, Lsn, Millis, PeerIdent};
 use saga::{Journal, Step, StepId, Tell};
 use serde::de::DeserializeOwned;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+pub(crate) const HOLD_DONOR: &str = "hold-donor";
 pub(crate) const OPEN_REPLICATION: &str = "open-replication";
 pub(crate) const RECEIVE: &str = "receive";
 pub(crate) const CATCH_UP: &str = "catch-up";
@@ -39,6 +41,9 @@ pub(crate) const LEVEL_DONOR: &str = "level-donor";
 
 /// Between two looks at what has no event.
 const POLL: Duration = Duration::from_millis(200);
+
+/// The recipient's slot at a donor that is a shard.
+const DONORS_SLOT: &str = "transplant_recipient";
 
 /// What the steps share.
 #[derive(Debug)]
@@ -73,6 +78,33 @@ impl Scene {
     /// The peer that receives the database from the donor.
     pub fn first(&self) -> &Recipient {
         &self.peers[0]
+    }
+
+    /// The recipient's slot at the donor. A sitter there drops those that begin with its own word.
+    pub fn slot(&self) -> &str {
+        if self.facts.shard.is_some() { DONORS_SLOT } else { &self.first().facts.slot }
+    }
+
+    /// Whether this is the donor's primary, as it was planned.
+    pub fn is_donor(&self, peer: &PeerIdent) -> bool {
+        let planned = self.facts.shard.as_ref().and_then(|shard| shard.primary.as_ref());
+        planned.is_some_and(|planned| planned.id == peer.id)
+    }
+
+    /// Waits until the donor takes writes. Its sync may have to be copied first.
+    pub async fn donor_open(&self, tell: &dyn Tell) -> Result<()> {
+        until(self.facts.inventory.limits.catch_up_seconds, tell, async || {
+            let asked =
+                "select pg_is_in_recovery(), current_setting('default_transaction_read_only')";
+            Ok(match self.donor.sql(asked).await.as_deref() {
+                Ok("f|off") => Ok(()),
+                Ok("f|on") => Err("the donor waits for its sync".to_owned()),
+                Ok(_) => Err("the donor is a standby yet".to_owned()),
+                // It is just starting.
+                Err(error) => Err(format!("{error:#}")),
+            })
+        })
+        .await
     }
 
     /// What a step found.
@@ -150,6 +182,7 @@ pub(crate) async fn until(
 pub(crate) fn step(id: &StepId, journal: &Journal) -> Result<Box<dyn Step>> {
     let scene = Arc::new(Scene::of(journal)?);
     Ok(match id.0.as_str() {
+        HOLD_DONOR => Box::new(hold_donor::HoldDonor(scene)),
         OPEN_REPLICATION => Box::new(open_replication::OpenReplication(scene)),
         RECEIVE => Box::new(receive::Receive(scene)),
         CATCH_UP => Box::new(catch_up::CatchUp(scene)),

@@ -2,6 +2,7 @@
 
 use super::Scene;
 use crate::donor::{literal, with_block, without_block};
+use crate::manatee;
 use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
 use saga::{Check, Outcome, Step, StepError, Tell, Undo};
@@ -24,7 +25,7 @@ impl OpenReplication {
     async fn open(&self) -> Result<()> {
         let (donor, first) = (&self.0.donor, self.0.first());
         let Secret { password } = first.verb("secret", &[]).await?;
-        let (role, slot) = (&first.facts.replication_user, literal(&first.facts.slot));
+        let (role, slot) = (&first.facts.replication_user, literal(self.0.slot()));
         let name = literal(role);
         let quoted = format!("\"{}\"", role.replace('"', "\"\""));
         donor
@@ -47,6 +48,10 @@ impl OpenReplication {
 
     async fn rewrite(&self, change: impl FnOnce(&str) -> String) -> Result<()> {
         let (donor, path) = (&self.0.donor, &self.0.facts.donor.hba_file);
+        if manatee::is_rendered(path) {
+            // It lets in whoever has the role, and what is written there is lost.
+            return Ok(());
+        }
         let text = donor.read(path).await?.with_context(|| format!("there is no {path}"))?;
         let changed = change(&text);
         if changed != text {
@@ -62,9 +67,18 @@ impl OpenReplication {
         Ok(())
     }
 
-    async fn close(&self) -> Result<()> {
+    async fn close(&self, tell: &dyn Tell) -> Result<()> {
         let (donor, first) = (&self.0.donor, self.0.first());
-        let slot = literal(&first.facts.slot);
+        if let Some(planned) = &self.0.facts.shard {
+            let now = manatee::look(&donor.config).await?;
+            if manatee::failover(donor.config.kind, planned, &now, true).is_some() {
+                // It is no primary any more: what it has that is not the new one's goes when it is rebuilt.
+                let slot = self.0.slot();
+                tell.tell(&format!("the donor has failed over: slot {slot} is left where it was"));
+                return Ok(());
+            }
+        }
+        let slot = literal(self.0.slot());
         let role = &first.facts.replication_user;
         let (name, quoted) = (literal(role), format!("\"{}\"", role.replace('"', "\"\"")));
         donor
@@ -99,16 +113,16 @@ impl Step for OpenReplication {
             .sql(&format!(
                 "select exists (select from pg_roles where rolname = {role} and rolreplication) \
                  and exists (select from pg_replication_slots where slot_name = {})",
-                literal(&first.facts.slot)
+                literal(self.0.slot())
             ))
             .await?;
         if ready != "t" {
             return Err(format!("the donor has no role {role} for replication, or no slot").into());
         }
-        Ok(json!({ "slot": first.facts.slot }))
+        Ok(json!({ "slot": self.0.slot() }))
     }
 
-    async fn undo(&self, _: Undo, _: &dyn Tell) -> Result<(), StepError> {
-        Ok(self.close().await?)
+    async fn undo(&self, _: Undo, tell: &dyn Tell) -> Result<(), StepError> {
+        Ok(self.close(tell).await?)
     }
 }

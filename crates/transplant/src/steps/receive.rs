@@ -19,8 +19,16 @@ impl Step for Receive {
         let (donor, first) = (&self.0.donor.config, self.0.first());
         let port = donor.port.to_string();
         let expected = &self.0.facts.donor.system_identifier;
-        let args =
-            ["--host", &donor.address, "--port", &port, "--system-identifier", expected.as_str()];
+        let args = [
+            "--host",
+            &donor.address,
+            "--port",
+            &port,
+            "--system-identifier",
+            expected.as_str(),
+            "--slot",
+            self.0.slot(),
+        ];
         let _: Value = first.long_verb("receive", &args, tell).await?;
         until(self.0.facts.inventory.limits.catch_up_seconds, tell, async || {
             let streams =

@@ -1,13 +1,38 @@
 //! Stops the donor in an orderly way: its last WAL, the checkpoint of its shutdown, goes to the recipient
 //! before it ends.
 
-use super::{Scene, catch_up};
+use super::{Scene, catch_up, until};
+use crate::{DonorKind, manatee};
 use adapters::service::Order;
+use anyhow::Result;
 use async_trait::async_trait;
 use saga::{Check, Outcome, Step, StepError, Tell, Undo};
 use std::sync::Arc;
 
 pub(super) struct StopDonor(pub Arc<Scene>);
+
+impl StopDonor {
+    /// Starts the sitter of a donor that is a shard, and waits until the donor is primary again. In the
+    /// first version it stays closed until its sync is there, which comes after it.
+    async fn start_sitter(&self, tell: &dyn Tell) -> Result<()> {
+        let (scene, donor) = (&self.0, &self.0.donor);
+        donor.tell(Order::Start).await?;
+        if donor.config.kind == DonorKind::ManateeV2 {
+            return scene.donor_open(tell).await;
+        }
+        until(scene.facts.inventory.limits.service_seconds, tell, async || {
+            let now = manatee::look(&donor.config).await?;
+            let leads = now.registered.first().is_some_and(|peer| scene.is_donor(peer));
+            let serves = donor.sql("select pg_is_in_recovery()").await;
+            Ok(if leads && serves.as_deref().ok() == Some("f") {
+                Ok(())
+            } else {
+                Err("the donor is not primary yet".to_owned())
+            })
+        })
+        .await
+    }
+}
 
 #[async_trait(?Send)]
 impl Step for StopDonor {
@@ -34,6 +59,17 @@ impl Step for StopDonor {
         donor.tell(Order::Disable).await?;
         tell.tell("stopping");
         donor.stop().await?;
+        if self.0.facts.shard.is_some() {
+            until(self.0.facts.inventory.limits.service_seconds, tell, async || {
+                let now = manatee::look(&donor.config).await?;
+                Ok(if now.registered.iter().any(|peer| self.0.is_donor(peer)) {
+                    Err("the donor is still registered".to_owned())
+                } else {
+                    Ok(())
+                })
+            })
+            .await?;
+        }
         Ok(())
     }
 
@@ -49,9 +85,12 @@ impl Step for StopDonor {
         Ok(serde_json::to_value(control)?)
     }
 
-    async fn undo(&self, _: Undo, _: &dyn Tell) -> Result<(), StepError> {
+    async fn undo(&self, _: Undo, tell: &dyn Tell) -> Result<(), StepError> {
         let donor = &self.0.donor;
         donor.tell(Order::Enable).await?;
+        if self.0.facts.shard.is_some() {
+            return Ok(self.start_sitter(tell).await?);
+        }
         donor.start().await?;
         if donor.sql("select pg_is_in_recovery()").await? == "t" {
             return Err("the donor runs as a standby: nobody can write there".into());
