@@ -1,9 +1,9 @@
 //! The donor's server: asked over its own socket, on its own host, by the user that runs it.
 
-use crate::DonorConfig;
+use crate::{DonorConfig, DonorKind, DonorStandby};
 use adapters::{
     exec::{Exec, ExecCause, ExecError},
-    service::Order,
+    service::{Order, quote},
     storage::DatabaseFacts,
 };
 use anyhow::{Context, Result, bail};
@@ -17,6 +17,8 @@ const QUERY_LIMIT: Millis = Millis(60_000);
 pub(crate) const BEGIN: &str = "# begin: manatee transplant";
 /// Its end.
 pub(crate) const END: &str = "# end: manatee transplant";
+/// Where a server tells what it does that its own program was made to start.
+pub(crate) const LOG: &str = "manatee-transplant.log";
 /// Makes a server start in recovery.
 pub(crate) const STANDBY_SIGNAL: &str = "standby.signal";
 /// What the server itself writes settings to; it goes before every other file.
@@ -83,9 +85,22 @@ pub struct Donor {
     pub config: DonorConfig,
     /// How long it may take to start and to stop.
     pub limit: Millis,
+    /// Its `postgresql.conf`, where it is not its service that starts it.
+    pub config_file: Option<String>,
 }
 
 impl Donor {
+    /// A standby of it, which is like it but for where it is.
+    pub(crate) fn standby(&self, standby: &DonorStandby) -> Donor {
+        let config = DonorConfig {
+            host: standby.host.clone(),
+            service: standby.service.clone(),
+            data_dir: standby.data_dir.clone().unwrap_or(self.config.data_dir.clone()),
+            ..self.config.clone()
+        };
+        Donor { config, ..self.clone() }
+    }
+
     fn user(&self) -> Option<&str> {
         Some(&self.config.os_user)
     }
@@ -127,7 +142,8 @@ impl Donor {
                     "-",
                 ],
             )?
-            .stdin(sql);
+            // What is done here must not wait for a standby that comes later, or is gone.
+            .stdin(format!("set synchronous_commit = local;\n{sql}"));
         let output = exec.run().await.with_context(|| self.told("does not answer as asked"))?;
         Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
     }
@@ -178,9 +194,9 @@ impl Donor {
     /// When it does not run afterwards.
     pub async fn start(&self) -> Result<()> {
         if !self.is_running().await? {
-            self.tell(Order::Start).await?;
+            self.turn(Order::Start).await?;
             if !self.is_running().await? {
-                bail!(self.told("its service says that it was started, and it does not run"));
+                bail!(self.told("it was started, and does not run"));
             }
         }
         Ok(())
@@ -192,9 +208,9 @@ impl Donor {
     /// When it still runs afterwards, or was not shut down as it should be.
     pub async fn stop(&self) -> Result<Control> {
         if self.is_running().await? {
-            self.tell(Order::Stop).await?;
+            self.turn(Order::Stop).await?;
             if self.is_running().await? {
-                bail!(self.told("its service says that it was stopped, and it runs"));
+                bail!(self.told("it was stopped, and it runs"));
             }
         }
         let control = self.control().await?;
@@ -206,6 +222,25 @@ impl Donor {
             )));
         }
         Ok(control)
+    }
+
+    /// Starts or stops its server: by its service, or where that is Patroni, which does neither in a pause,
+    /// by its own program.
+    async fn turn(&self, order: Order) -> Result<()> {
+        if self.config.kind == DonorKind::Postgres {
+            return self.tell(order).await;
+        }
+        let (seconds, log) = ((self.limit.0 / 1000).to_string(), self.path(LOG));
+        let mut args = vec!["-w", "-t", &seconds, "-D", &self.config.data_dir];
+        let options = self.config_file.iter().map(|file| format!("-c config_file={}", quote(file)));
+        let options = options.collect::<String>();
+        match order {
+            Order::Start => args.extend(["-l", &log, "-o", &options, "start"]),
+            _ => args.extend(["-m", "fast", "stop"]),
+        }
+        let told = || self.told(&format!("pg_ctl fails; its log is {log}"));
+        let exec = self.exec("pg_ctl", &args)?.limit(Millis(self.limit.0 + QUERY_LIMIT.0));
+        exec.run().await.map(drop).with_context(told)
     }
 
     /// Tells its service.

@@ -28,6 +28,8 @@ pub struct Inventory {
 pub enum DonorKind {
     /// A PostgreSQL by itself, or a primary with standbys.
     Postgres,
+    /// The leader of a Patroni cluster.
+    Patroni,
 }
 
 /// The donor's primary.
@@ -62,6 +64,22 @@ pub struct DonorConfig {
     /// Its standbys, which are stopped after the cut-over.
     #[serde(default)]
     pub standbys: Vec<DonorStandby>,
+    /// Of kind `patroni`: how its cluster is reached.
+    pub patroni: Option<PatroniConfig>,
+}
+
+/// How a Patroni cluster is reached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PatroniConfig {
+    /// The REST API of any member.
+    pub url: String,
+    /// The user that may change things there, where it asks for one.
+    pub user: Option<String>,
+    /// The file with that user's password.
+    pub password_file: Option<String>,
+    /// The file with the certificate of the authority that its certificates are from, for https.
+    pub ca: Option<String>,
 }
 
 /// A standby of the donor.
@@ -75,6 +93,8 @@ pub struct DonorStandby {
     pub host: Host,
     /// How it is started and stopped.
     pub service: Service,
+    /// Of kind `patroni`: its data directory, where that is another than the donor's.
+    pub data_dir: Option<String>,
 }
 
 /// A peer of the shard.
@@ -165,6 +185,14 @@ impl Inventory {
         if self.recipient.is_empty() {
             bail!("recipient: give the peers of the shard, at least the first one");
         }
+        let patroni = self.donor.patroni.as_ref();
+        if patroni.is_some() != (self.donor.kind == DonorKind::Patroni) {
+            bail!("donor.patroni: give it where donor.kind is \"patroni\", and only there");
+        }
+        if patroni.is_some_and(|patroni| patroni.user.is_some() != patroni.password_file.is_some())
+        {
+            bail!("donor.patroni: give both user and password_file, or none of them");
+        }
         let DonorConfig { data_dir, bin_dir, socket_dir, .. } = &self.donor;
         let donor = [("data_dir", data_dir), ("bin_dir", bin_dir), ("socket_dir", socket_dir)];
         let donor = donor.map(|(field, path)| (format!("donor.{field}"), path));
@@ -218,7 +246,7 @@ service = { kind = "smf", fmri = "manatee/sitter" }
     fn everything_set() -> String {
         let is_name = |name: &str| name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
         let set = |line: &str| match line.strip_prefix("# ") {
-            Some(table) if table.starts_with("[[") => table.to_owned(),
+            Some(table) if table.starts_with('[') => table.to_owned(),
             Some(field) if field.split_once(" = ").is_some_and(|(name, _)| is_name(name)) => {
                 field.to_owned()
             }
@@ -235,12 +263,14 @@ service = { kind = "smf", fmri = "manatee/sitter" }
         assert_eq!((shown.donor.standbys.len(), shown.clients.len()), (1, 1));
         let standbys = std::mem::take(&mut shown.donor.standbys);
         let clients = std::mem::take(&mut shown.clients);
+        let patroni = shown.donor.patroni.take();
         assert_eq!(shown, plain);
         assert_eq!(plain.limits, Limits::default());
 
         // Whatever there is, the example names.
         shown.donor.standbys = standbys;
         shown.clients = clients;
+        shown.donor.patroni = patroni;
         let mut names = Vec::new();
         field_names(&toml::Table::try_from(&shown).expect("TOML").into(), &mut names);
         assert!(names.len() > 25, "{names:?}");

@@ -8,6 +8,7 @@
 mod donor;
 mod inventory;
 mod journal_file;
+mod patroni;
 mod plan;
 mod preflight;
 mod recipient;
@@ -15,8 +16,12 @@ mod steps;
 mod world;
 
 pub use donor::{Control, Donor};
-pub use inventory::{ClientCheck, DonorConfig, DonorKind, Inventory, Limits, RecipientPeer};
+pub use inventory::{
+    ClientCheck, DonorConfig, DonorKind, DonorStandby, Inventory, Limits, PatroniConfig,
+    RecipientPeer,
+};
 pub use journal_file::{JournalFile, Locked, journal_of};
+pub use patroni::PatroniFacts;
 pub use plan::{Facts, ROLLED_BACK, plan};
 pub use preflight::{Problem, Seen, look, problems};
 pub use recipient::{PeerFacts, Progress, REPLICATED};

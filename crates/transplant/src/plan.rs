@@ -1,6 +1,6 @@
 //! From what was asked for and what was found to the steps; nothing is looked at here.
 
-use crate::{Inventory, PeerFacts, steps};
+use crate::{DonorKind, Inventory, PatroniFacts, PeerFacts, steps};
 use saga::{Notice, Plan, Planned, WayBack};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -20,6 +20,8 @@ pub struct Facts {
     pub donor: DonorFacts,
     /// What the peers are, in the order of the inventory.
     pub peers: Vec<PeerFacts>,
+    /// What the cluster of the donor is, where that is Patroni.
+    pub patroni: Option<PatroniFacts>,
 }
 
 /// What a donor is.
@@ -75,7 +77,18 @@ pub fn plan(facts: &Facts) -> Plan {
         pause: None,
     };
     let (nothing, outage) = (Notice::Nothing, Notice::Outage);
-    let mut plan = vec![
+    let mut plan = vec![];
+    if inventory.donor.kind == DonorKind::Patroni {
+        plan.push(step(
+            steps::HOLD_DONOR,
+            "pause Patroni: it starts, stops and promotes nothing from here on".to_owned(),
+            &[&donor, "its cluster's configuration"],
+            nothing,
+            5,
+            "resume it, if it was not paused before",
+        ));
+    }
+    plan.extend([
         step(
             steps::OPEN_REPLICATION,
             format!("let {first} stream from the donor: role, slot, pg_hba.conf"),
@@ -100,7 +113,7 @@ pub fn plan(facts: &Facts) -> Plan {
             5,
             "nothing to undo",
         ),
-    ];
+    ]);
     plan.push(Planned {
         pause: Some(
             "from here on clients have no database until open-recipient is done".to_owned(),

@@ -1,8 +1,9 @@
 //! What is there, and everything that is wrong with it, at once.
 
 use crate::{
-    Donor, Facts, Inventory, PeerFacts,
+    Donor, Facts, Inventory, PatroniFacts, PeerFacts,
     donor::literal,
+    patroni,
     plan::{DonorFacts, ROLLED_BACK},
     recipient::{self, REPLICATED},
 };
@@ -33,6 +34,7 @@ impl fmt::Display for Problem {
 pub struct Seen {
     pub(crate) donor: Result<DonorFacts, String>,
     pub(crate) peers: Vec<Result<PeerFacts, String>>,
+    pub(crate) patroni: Result<Option<PatroniFacts>, String>,
 }
 
 const DONOR: &str = "select current_setting('server_version_num'), \
@@ -54,17 +56,19 @@ fn replicated() -> String {
 
 /// Looks at everything that the inventory names.
 pub async fn look(inventory: &Inventory) -> Seen {
-    let donor = look_at_donor(inventory).await.map_err(|error| format!("{error:#}"));
+    let limit = Millis(inventory.limits.service_seconds * 1000);
+    let server = Donor { config: inventory.donor.clone(), limit, config_file: None };
+    let donor = look_at_donor(&server).await.map_err(|error| format!("{error:#}"));
+    let patroni = patroni::look(&inventory.donor, &server).await;
+    let patroni = patroni.map_err(|error| format!("{error:#}"));
     let mut peers = Vec::new();
     for peer in &inventory.recipient {
         peers.push(recipient::look(peer).await.map_err(|error| format!("{error:#}")));
     }
-    Seen { donor, peers }
+    Seen { donor, peers, patroni }
 }
 
-async fn look_at_donor(inventory: &Inventory) -> Result<DonorFacts> {
-    let limit = Millis(inventory.limits.service_seconds * 1000);
-    let donor = Donor { config: inventory.donor.clone(), limit };
+async fn look_at_donor(donor: &Donor) -> Result<DonorFacts> {
     let answer = donor.sql(DONOR).await?;
     let settings = donor.sql(&replicated()).await?;
     let replicated = settings.lines().filter_map(|line| {
@@ -131,6 +135,15 @@ pub fn problems(inventory: &Inventory, seen: &Seen) -> Vec<Problem> {
             tell("donor", vec![(true, problem.clone(), remedy)]);
         }
         Ok(donor) => tell("donor", donor_doubts(inventory, donor)),
+    }
+    match &seen.patroni {
+        Err(problem) => {
+            let remedy = "name the REST API of a running member as donor.patroni.url, with user, \
+                          password_file and ca where it asks for them";
+            tell("donor's Patroni", vec![(true, problem.clone(), remedy)]);
+        }
+        Ok(None) => {}
+        Ok(Some(patroni)) => tell("donor's Patroni", patroni_doubts(inventory, patroni)),
     }
     for (index, (peer, facts)) in inventory.recipient.iter().zip(&seen.peers).enumerate() {
         match facts {
@@ -201,6 +214,55 @@ fn donor_doubts(inventory: &Inventory, donor: &DonorFacts) -> Vec<Doubt> {
     ]
 }
 
+fn patroni_doubts(inventory: &Inventory, patroni: &PatroniFacts) -> Vec<Doubt> {
+    let standbys = inventory.donor.standbys.iter();
+    let standbys: Vec<&str> = standbys.map(|standby| standby.name.as_str()).collect();
+    let members = patroni.members.keys().map(String::as_str);
+    let others: Vec<&str> = members.filter(|&name| name != patroni.leader).collect();
+    let mut doubts = vec![
+        (
+            !patroni.is_donor,
+            format!("the leader is {}, which is not the donor", patroni.leader),
+            "name the leader's server as the donor, or switch over to the donor first",
+        ),
+        (
+            patroni.switchover,
+            "a switchover is scheduled".to_owned(),
+            "cancel it (`patronictl flush CLUSTER switchover`), or wait until it is over",
+        ),
+    ];
+    for name in others.iter().filter(|name| !standbys.contains(name)) {
+        doubts.push((
+            true,
+            format!("its member {name} is not among donor.standbys"),
+            "add it, under its name in Patroni: it has to be stopped, too",
+        ));
+    }
+    for name in standbys.iter().filter(|name| !others.contains(name)) {
+        doubts.push((
+            true,
+            format!("it has no standby {name}"),
+            "start it, or take it out of donor.standbys; its name is the one in Patroni",
+        ));
+    }
+    for (name, problem) in &patroni.misplaced {
+        doubts.push((
+            true,
+            format!("{name}: {problem}"),
+            "set host and data_dir of this one of donor.standbys: its server is stopped by them",
+        ));
+    }
+    for (name, problem) in &patroni.silent {
+        doubts.push((
+            true,
+            format!("{name}: {problem}"),
+            "start its Patroni, and let this host reach its REST API: each member must say that it \
+             is paused",
+        ));
+    }
+    doubts
+}
+
 fn peer_doubts(facts: &PeerFacts, first: bool, donor: Option<&DonorFacts>) -> Vec<Doubt> {
     let rolled_back = facts.state.as_ref().is_some_and(|state| state.get(ROLLED_BACK).is_some());
     let mut doubts = vec![
@@ -268,6 +330,7 @@ impl Seen {
             inventory,
             donor: self.donor.map_err(anyhow::Error::msg)?,
             peers: peers.map_err(anyhow::Error::msg)?,
+            patroni: self.patroni.map_err(anyhow::Error::msg)?,
         })
     }
 }

@@ -5,7 +5,7 @@
 use super::{STOP_DONOR, Scene};
 use crate::{
     Donor,
-    donor::{AUTO_CONF, Control, STANDBY_SIGNAL, value, with_block, without_block},
+    donor::{AUTO_CONF, Control, LOG, STANDBY_SIGNAL, value, with_block, without_block},
 };
 use anyhow::{Result, bail};
 use async_trait::async_trait;
@@ -70,6 +70,7 @@ impl FenceDonor {
         let text = donor.read(&donor.path(AUTO_CONF)).await?.unwrap_or_default();
         donor.write(&donor.path(AUTO_CONF), &without_block(&text)).await?;
         donor.remove(&donor.path(HBA)).await?;
+        donor.remove(&donor.path(LOG)).await?;
         donor.remove(&donor.path(IDENT)).await
     }
 }

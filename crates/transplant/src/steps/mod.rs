@@ -5,6 +5,7 @@ mod check_clients;
 mod compare;
 mod fence_donor;
 mod grow;
+mod hold_donor;
 mod keep_way_back;
 mod level_donor;
 pub(crate) mod open_recipient;
@@ -13,7 +14,7 @@ mod receive;
 mod stop_donor;
 mod stop_standbys;
 
-use crate::{Donor, Facts, recipient::Recipient};
+use crate::{Donor, Facts, patroni::Patroni, recipient::Recipient};
 use adapters::clock;
 use anyhow::{Context, Result, bail};
 use cluster::{ClusterState, Lsn, Millis};
@@ -21,6 +22,7 @@ use saga::{Journal, Step, StepId, Tell};
 use serde::de::DeserializeOwned;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+pub(crate) const HOLD_DONOR: &str = "hold-donor";
 pub(crate) const OPEN_REPLICATION: &str = "open-replication";
 pub(crate) const RECEIVE: &str = "receive";
 pub(crate) const CATCH_UP: &str = "catch-up";
@@ -42,6 +44,8 @@ const POLL: Duration = Duration::from_millis(200);
 pub(crate) struct Scene {
     pub facts: Facts,
     pub donor: Donor,
+    /// The donor's cluster, where that is Patroni.
+    pub patroni: Option<Patroni>,
     pub peers: Vec<Recipient>,
     /// What the steps before found.
     outcomes: BTreeMap<StepId, serde_json::Value>,
@@ -53,7 +57,9 @@ impl Scene {
         let facts: Facts = serde_json::from_value(journal.plan().facts.clone())
             .context("the plan in the journal is none of a transplant")?;
         let limit = Millis(facts.inventory.limits.service_seconds * 1000);
-        let donor = Donor { config: facts.inventory.donor.clone(), limit };
+        let patroni = Patroni::of(&facts);
+        let config_file = patroni.as_ref().map(|patroni| patroni.facts.config_file.clone());
+        let donor = Donor { config: facts.inventory.donor.clone(), limit, config_file };
         let peers = facts.inventory.recipient.iter().zip(&facts.peers);
         let peers = peers.map(|(config, facts)| Recipient {
             config: config.clone(),
@@ -64,7 +70,7 @@ impl Scene {
         let outcomes =
             steps.filter_map(|step| Some((step.id.clone(), journal.outcome(&step.id)?.clone())));
         let (peers, outcomes) = (peers.collect(), outcomes.collect());
-        Ok(Scene { facts, donor, peers, outcomes })
+        Ok(Scene { facts, donor, patroni, peers, outcomes })
     }
 
     /// The peer that receives the database from the donor.
@@ -147,6 +153,7 @@ pub(crate) async fn until(
 pub(crate) fn step(id: &StepId, journal: &Journal) -> Result<Box<dyn Step>> {
     let scene = Arc::new(Scene::of(journal)?);
     Ok(match id.0.as_str() {
+        HOLD_DONOR => Box::new(hold_donor::HoldDonor(scene)),
         OPEN_REPLICATION => Box::new(open_replication::OpenReplication(scene)),
         RECEIVE => Box::new(receive::Receive(scene)),
         CATCH_UP => Box::new(catch_up::CatchUp(scene)),

@@ -33,6 +33,10 @@ impl Step for StopDonor {
         }
         donor.tell(Order::Disable).await?;
         tell.tell("stopping");
+        if self.0.patroni.is_some() {
+            // In a pause it leaves the server running, and nobody starts that again once it is stopped.
+            donor.tell(Order::Stop).await?;
+        }
         donor.stop().await?;
         Ok(())
     }
@@ -46,13 +50,23 @@ impl Step for StopDonor {
         {
             return Err(format!("the donor is not as it should be: {control:?}").into());
         }
+        if let Some(patroni) = &self.0.patroni {
+            patroni.is_gone().await?;
+        }
         Ok(serde_json::to_value(control)?)
     }
 
-    async fn undo(&self, _: Undo, _: &dyn Tell) -> Result<(), StepError> {
+    async fn undo(&self, _: Undo, tell: &dyn Tell) -> Result<(), StepError> {
         let donor = &self.0.donor;
-        donor.tell(Order::Enable).await?;
-        donor.start().await?;
+        if let Some(patroni) = &self.0.patroni {
+            patroni.has_no_other_leader().await?;
+            donor.tell(Order::Enable).await?;
+            donor.tell(Order::Start).await?;
+            patroni.wake(&patroni.facts.leader, true, tell).await?;
+        } else {
+            donor.tell(Order::Enable).await?;
+            donor.start().await?;
+        }
         if donor.sql("select pg_is_in_recovery()").await? == "t" {
             return Err("the donor runs as a standby: nobody can write there".into());
         }

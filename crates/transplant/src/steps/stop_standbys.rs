@@ -1,10 +1,10 @@
 //! Stops the donor's standbys: none of them can be promoted by mistake, and none is left behind.
 
 use super::Scene;
+use crate::Donor;
 use adapters::service::Order;
 use anyhow::{Context, Result};
 use async_trait::async_trait;
-use cluster::Millis;
 use saga::{Check, Outcome, Step, StepError, Tell, Undo};
 use serde_json::json;
 use std::sync::Arc;
@@ -12,12 +12,33 @@ use std::sync::Arc;
 pub(super) struct StopStandbys(pub Arc<Scene>);
 
 impl StopStandbys {
-    async fn tell_all(&self, orders: [Order; 2]) -> Result<()> {
-        let limit = Millis(self.0.facts.inventory.limits.service_seconds * 1000);
-        for standby in &self.0.donor.config.standbys {
-            for order in orders {
-                let told = standby.service.tell(&standby.host, order, limit).await;
-                told.with_context(|| format!("{order:?}: standby {}", standby.name))?;
+    /// Each of them by its name, as a server like the donor.
+    fn standbys(&self) -> Vec<(&str, Donor)> {
+        let donor = &self.0.donor;
+        let standbys = donor.config.standbys.iter();
+        standbys.map(|standby| (standby.name.as_str(), donor.standby(standby))).collect()
+    }
+
+    async fn stop(&self) -> Result<()> {
+        for (name, standby) in self.standbys() {
+            let told = || format!("standby {name}");
+            standby.tell(Order::Disable).await.with_context(told)?;
+            standby.tell(Order::Stop).await.with_context(told)?;
+            if self.0.patroni.is_some() {
+                // Patroni has left it running.
+                standby.stop().await.with_context(told)?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn start(&self, tell: &dyn Tell) -> Result<()> {
+        for (name, standby) in self.standbys() {
+            let told = || format!("standby {name}");
+            standby.tell(Order::Enable).await.with_context(told)?;
+            standby.tell(Order::Start).await.with_context(told)?;
+            if let Some(patroni) = &self.0.patroni {
+                patroni.wake(name, false, tell).await.with_context(told)?;
             }
         }
         Ok(())
@@ -31,14 +52,14 @@ impl Step for StopStandbys {
     }
 
     async fn apply(&self, _: &dyn Tell) -> Result<(), StepError> {
-        Ok(self.tell_all([Order::Disable, Order::Stop]).await?)
+        Ok(self.stop().await?)
     }
 
     async fn verify(&self) -> Result<Outcome, StepError> {
         Ok(json!({}))
     }
 
-    async fn undo(&self, _: Undo, _: &dyn Tell) -> Result<(), StepError> {
-        Ok(self.tell_all([Order::Enable, Order::Start]).await?)
+    async fn undo(&self, _: Undo, tell: &dyn Tell) -> Result<(), StepError> {
+        Ok(self.start(tell).await?)
     }
 }
