@@ -81,10 +81,11 @@ impl Cluster {
             fs::write(node.home.join("patroni.yml"), cluster.node_file(node, &settings)?)?;
             cluster.service(node, "start")?;
             // The first one makes the database, then the roles, and is the leader.
-            cluster.wait_member(node, |member| {
+            let started = cluster.wait_member(node, |member| {
                 let roles = "select count(*) from pg_roles where rolname in ('standby', 'rewind')";
                 member["state"] == "running" && cluster.sql(roles).is_ok_and(|count| count == "2")
-            })?;
+            });
+            started.with_context(|| cluster.logs())?;
         }
         cluster.sql(setup)?;
         cluster.wait_streaming()?;
@@ -131,10 +132,23 @@ impl Cluster {
                 },
                 "parameters": { "unix_socket_directories": node.home },
                 "pg_hba": hba,
+                // Its own: by default all of a user share one, and take it from each other.
+                "pgpass": node.home.join("pgpass"),
                 "basebackup": { "checkpoint": "fast" },
             },
         });
         Ok(serde_json::to_string_pretty(&file)?)
+    }
+
+    /// What each Patroni and its server told last.
+    fn logs(&self) -> String {
+        let tail = |node: &Node| {
+            let log = fs::read_to_string(node.home.join("patroni.log")).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().rev().take(30).collect();
+            let lines: Vec<&str> = lines.into_iter().rev().collect();
+            format!("{}:\n{}\n", node.name, lines.join("\n"))
+        };
+        self.nodes.iter().map(tail).collect()
     }
 
     fn superuser(&self) -> Result<String> {

@@ -69,10 +69,10 @@ fn a_patroni_cluster_comes_back_with_what_the_shard_took() -> Result<()> {
     cluster.check_whole()?;
 
     // After: all that the shard took is there.
-    moved.stage.transplant(&["run", "--yes"])?;
+    println!("{}", moved.stage.transplant(&["run", "--yes"])?);
     moved.wait_for_writes_to("amber")?;
     let begun = adapters::clock::now();
-    moved.stage.transplant(&["rollback"])?;
+    println!("{}", moved.stage.transplant(&["rollback"])?);
     moved.wait_for_writes_to("one")?;
     println!("back: {} ms", moved.writer.longest_gap_since(begun).length().0);
     ensure!(moved.read_journal()?.mode() == Mode::RolledBack, "{:?}", moved.read_journal()?.mode());
