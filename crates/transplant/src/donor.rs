@@ -202,17 +202,26 @@ impl Donor {
         Ok(())
     }
 
-    /// Stops it in an orderly way.
+    /// Stops it, or lets it be.
     ///
     /// # Errors
-    /// When it still runs afterwards, or was not shut down as it should be.
-    pub async fn stop(&self) -> Result<Control> {
+    /// When it still runs afterwards.
+    pub(crate) async fn halt(&self) -> Result<()> {
         if self.is_running().await? {
             self.turn(Order::Stop).await?;
             if self.is_running().await? {
                 bail!(self.told("it was stopped, and it runs"));
             }
         }
+        Ok(())
+    }
+
+    /// Stops it in an orderly way.
+    ///
+    /// # Errors
+    /// When it still runs afterwards, or was not shut down as it should be.
+    pub async fn stop(&self) -> Result<Control> {
+        self.halt().await?;
         let control = self.control().await?;
         if !control.state.starts_with("shut down") {
             bail!(self.told(&format!(

@@ -92,7 +92,8 @@ impl Cluster {
         Ok(cluster)
     }
 
-    fn password_file(&self) -> PathBuf {
+    /// Where the password for the REST API is.
+    pub fn password_file(&self) -> PathBuf {
         self.directory.join("password")
     }
 
@@ -140,10 +141,15 @@ impl Cluster {
         Ok(serde_json::to_string_pretty(&file)?)
     }
 
+    /// What the Patroni and the server of a node told.
+    pub fn log(&self, node: &Node) -> String {
+        fs::read_to_string(node.home.join("patroni.log")).unwrap_or_default()
+    }
+
     /// What each Patroni and its server told last.
-    fn logs(&self) -> String {
+    pub fn logs(&self) -> String {
         let tail = |node: &Node| {
-            let log = fs::read_to_string(node.home.join("patroni.log")).unwrap_or_default();
+            let log = self.log(node);
             let lines: Vec<&str> = log.lines().rev().take(30).collect();
             let lines: Vec<&str> = lines.into_iter().rev().collect();
             format!("{}:\n{}\n", node.name, lines.join("\n"))

@@ -3,5 +3,6 @@
 
 mod cluster;
 mod harness;
+mod pair;
 mod patroni;
 mod postgres;

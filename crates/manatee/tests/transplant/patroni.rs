@@ -7,6 +7,7 @@ use super::{
 use anyhow::{Result, ensure};
 use saga::Mode;
 use serde_json::{Value, json};
+use std::fs;
 
 fn prepare(nodes: usize, settings: Value) -> Result<Move<Cluster>> {
     let make = |directory: &_, setup: &_| Cluster::make(directory, setup, nodes, settings);
@@ -49,11 +50,80 @@ fn a_patroni_cluster_moves_into_a_shard_for_good() -> Result<()> {
     ensure!(format!("{refused:#}").contains("read-only"), "{refused:#}");
     let told = moved.stage.transplant(&["verify"]).unwrap_err().to_string();
     ensure!(told.contains("the donor was started"), "{told}");
-    for node in [two, one] {
-        cluster.service(node, "stop")?;
+    // Nor when it is resumed besides: it cannot log in to what is closed, and promotes nothing.
+    cluster.api(two, "PATCH", "/config", json!({ "pause": null }))?;
+    for node in &cluster.nodes {
+        cluster.wait_member(node, |member| member.get("pause").is_none())?;
+        wait(node.name, || {
+            if cluster.runs(node) { Ok(()) } else { Err("it is not started".to_owned()) }
+        })?;
+        let tries = |log: String| log.matches("Error communicating with PostgreSQL").count();
+        let before = tries(cluster.log(node));
+        wait("Patroni to try to log in", || {
+            let log = cluster.log(node);
+            if tries(log.clone()) > before + 3 { Ok(()) } else { Err(log) }
+        })?;
+        let refused = cluster.sql_at(node, "create table mistake ()").unwrap_err();
+        ensure!(format!("{refused:#}").contains("read-only"), "{}: {refused:#}", node.name);
     }
-    moved.wait_for_writes_to("amber")?;
-    Ok(())
+    let told = moved.stage.transplant(&["verify"]).unwrap_err().to_string();
+    ensure!(told.contains("the Patroni cluster was resumed"), "{told}");
+    moved.wait_for_writes_to("amber")
+}
+
+/// What is wrong is said at once, with what to do; and a cluster that changes under the plan stops it.
+#[test]
+fn what_becomes_of_a_patroni_cluster_meanwhile_is_noticed() -> Result<()> {
+    let moved = prepare(2, json!({}))?;
+    let cluster = moved.stage.donor();
+    let [one, two] = &cluster.nodes[..] else { anyhow::bail!("two nodes") };
+    let good = fs::read_to_string(moved.stage.inventory())?;
+    let bad = good.replace("\"two\"", "\"zwei\"").replace("patroni/two/data", "patroni/two");
+    fs::write(moved.stage.inventory(), bad)?;
+    let told = moved.stage.transplant(&["run", "--yes"]).unwrap_err().to_string();
+    for problem in
+        ["member two is not among", "it has no standby zwei", "zwei: ", "set host and data_dir"]
+    {
+        ensure!(told.contains(problem), "{problem}: {told}");
+    }
+    ensure!(!moved.journal().exists(), "nothing was begun");
+    fs::write(moved.stage.inventory(), good)?;
+
+    let password = fs::read(cluster.password_file())?;
+    fs::write(cluster.password_file(), "another")?;
+    let told = moved.stage.transplant(&["run", "--yes"]).unwrap_err().to_string();
+    ensure!(told.contains("status 401") && told.contains("password_file"), "{told}");
+    fs::write(cluster.password_file(), password)?;
+
+    moved.stage.transplant(&["run", "--yes", "--until", "catch-up"])?;
+    cluster.api(two, "PATCH", "/config", json!({ "pause": null }))?;
+    let told = moved.stage.transplant(&["run", "--yes"]).unwrap_err().to_string();
+    ensure!(told.contains("the Patroni cluster was resumed"), "{told}");
+    let told =
+        cluster.api(one, "POST", "/switchover", json!({ "leader": "one", "candidate": "two" }))?;
+    ensure!(told.contains("Successfully"), "{told}");
+    moved.wait_for_writes_to("two")?;
+    let told = moved.stage.transplant(&["run", "--yes"]).unwrap_err().to_string();
+    ensure!(told.contains("two leads the Patroni cluster"), "{told}");
+    wait("the donor to follow", || {
+        let follows =
+            cluster.sql_at(one, "select pg_is_in_recovery()").map_err(|e| format!("{e:#}"))?;
+        if follows == "t" { Ok(()) } else { Err(follows) }
+    })?;
+    let told = moved.stage.transplant(&["rollback"]).unwrap_err().to_string();
+    ensure!(told.contains("the donor is a standby now"), "{told}");
+
+    let back = json!({ "leader": "two", "candidate": "one" });
+    wait("the way back", || {
+        let told = cluster.api(two, "POST", "/switchover", back.clone());
+        let told = told.map_err(|error| format!("{error:#}"))?;
+        if told.contains("Successfully") { Ok(()) } else { Err(told) }
+    })?;
+    moved.wait_for_writes_to("one")?;
+    moved.stage.transplant(&["rollback"])?;
+    moved.wait_for_writes_to("one")?;
+    moved.check_donor()?;
+    cluster.check_whole()
 }
 
 /// Rules T1 and T6: back before and after the shard took writes.
@@ -61,18 +131,21 @@ fn a_patroni_cluster_moves_into_a_shard_for_good() -> Result<()> {
 fn a_patroni_cluster_comes_back_with_what_the_shard_took() -> Result<()> {
     let moved = prepare(2, json!({ "synchronous_mode": true }))?;
     let cluster = moved.stage.donor();
-    // Before: it is only stopped and closed.
+    // Before: it is only stopped and closed. What was paused before is so afterwards.
+    cluster.api(&cluster.nodes[0], "PATCH", "/config", json!({ "pause": true }))?;
     moved.stage.transplant(&["run", "--yes", "--until", "compare"])?;
     let told = moved.stage.transplant(&["rollback"])?;
     ensure!(told.contains("the donor serves, as before"), "{told}");
     moved.wait_for_writes_to("one")?;
+    cluster.wait_member(&cluster.nodes[1], |member| member["pause"] == json!(true))?;
+    cluster.api(&cluster.nodes[0], "PATCH", "/config", json!({ "pause": null }))?;
     cluster.check_whole()?;
 
     // After: all that the shard took is there.
-    println!("{}", moved.stage.transplant(&["run", "--yes"])?);
+    moved.stage.transplant(&["run", "--yes"])?;
     moved.wait_for_writes_to("amber")?;
     let begun = adapters::clock::now();
-    println!("{}", moved.stage.transplant(&["rollback"])?);
+    moved.stage.transplant(&["rollback"])?;
     moved.wait_for_writes_to("one")?;
     println!("back: {} ms", moved.writer.longest_gap_since(begun).length().0);
     ensure!(moved.read_journal()?.mode() == Mode::RolledBack, "{:?}", moved.read_journal()?.mode());

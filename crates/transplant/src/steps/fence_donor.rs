@@ -40,6 +40,17 @@ pub(super) async fn close(donor: &Donor, more: &str) -> Result<()> {
     donor.write(&donor.path(AUTO_CONF), &changed).await
 }
 
+/// Takes away what keeps all others out; it must not run.
+pub(super) async fn let_in(donor: &Donor) -> Result<()> {
+    if let Some(text) = donor.read(&donor.path(AUTO_CONF)).await? {
+        donor.write(&donor.path(AUTO_CONF), &without_block(&text)).await?;
+    }
+    for name in [HBA, IDENT, LOG] {
+        donor.remove(&donor.path(name)).await?;
+    }
+    Ok(())
+}
+
 /// Whether it would start in recovery.
 pub(super) async fn is_closed(donor: &Donor) -> Result<bool> {
     Ok(donor.read(&donor.path(STANDBY_SIGNAL)).await?.is_some())
@@ -67,11 +78,7 @@ impl FenceDonor {
         // Its pg_hba.conf is read anew only when it starts.
         donor.stop().await?;
         donor.remove(&donor.path(STANDBY_SIGNAL)).await?;
-        let text = donor.read(&donor.path(AUTO_CONF)).await?.unwrap_or_default();
-        donor.write(&donor.path(AUTO_CONF), &without_block(&text)).await?;
-        donor.remove(&donor.path(HBA)).await?;
-        donor.remove(&donor.path(LOG)).await?;
-        donor.remove(&donor.path(IDENT)).await
+        let_in(donor).await
     }
 }
 

@@ -1,6 +1,7 @@
-//! Stops the donor's standbys: none of them can be promoted by mistake, and none is left behind.
+//! Stops the donor's standbys: none of them can be promoted by mistake, and none is left behind. Those of
+//! Patroni are closed, too, as the donor is.
 
-use super::Scene;
+use super::{Scene, fence_donor};
 use crate::Donor;
 use adapters::service::Order;
 use anyhow::{Context, Result};
@@ -25,8 +26,9 @@ impl StopStandbys {
             standby.tell(Order::Disable).await.with_context(told)?;
             standby.tell(Order::Stop).await.with_context(told)?;
             if self.0.patroni.is_some() {
-                // Patroni has left it running.
-                standby.stop().await.with_context(told)?;
+                // It was left running; and whoever resumes Patroni there would have it promoted.
+                standby.halt().await.with_context(told)?;
+                fence_donor::close(&standby, "").await.with_context(told)?;
             }
         }
         Ok(())
@@ -36,6 +38,10 @@ impl StopStandbys {
         for (name, standby) in self.standbys() {
             let told = || format!("standby {name}");
             standby.tell(Order::Enable).await.with_context(told)?;
+            if self.0.patroni.is_some() {
+                standby.halt().await.with_context(told)?;
+                fence_donor::let_in(&standby).await.with_context(told)?;
+            }
             standby.tell(Order::Start).await.with_context(told)?;
             if let Some(patroni) = &self.0.patroni {
                 patroni.wake(name, false, tell).await.with_context(told)?;
