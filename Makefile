@@ -42,7 +42,7 @@ demo: ## Run a real shard on this machine and kill its primary; ARGS=--once ends
 	@"$(TARGET)/release/manatee" demo $(ARGS)
 
 test: ## Check everything: format, lints, tests, recorded behaviour
-	@tools/need.sh build lint postgresql network zookeeper etcd filesystems
+	@tools/need.sh build lint postgresql network zookeeper etcd patroni filesystems
 	@$(MAKE) --no-print-directory lint
 	cargo build --locked --workspace
 	cargo test --locked --workspace

@@ -93,7 +93,7 @@ pub struct DonorStandby {
     pub host: Host,
     /// How it is started and stopped.
     pub service: Service,
-    /// Of kind `patroni`: its data directory, where that is another than the donor's.
+    /// Its data directory, where that is another than the donor's.
     pub data_dir: Option<String>,
 }
 
@@ -258,7 +258,8 @@ service = { kind = "smf", fmri = "manatee/sitter" }
     #[test]
     fn the_example_shows_every_field_with_its_default() {
         let plain = load(EXAMPLE).expect("the example");
-        let mut shown = load(&everything_set()).expect("the example with everything set");
+        // Not all of it is for one kind of donor, as would be checked.
+        let mut shown: Inventory = toml::from_str(&everything_set()).expect("everything set");
         // Lists are empty by default, and shown with one in them.
         assert_eq!((shown.donor.standbys.len(), shown.clients.len()), (1, 1));
         let standbys = std::mem::take(&mut shown.donor.standbys);
@@ -316,6 +317,12 @@ service = { kind = "smf", fmri = "manatee/sitter" }
         );
         check_refused(&with("\"smf\"", "\"upstart\""), &["line 9", "upstart", "systemd"]);
         check_refused(&with("\"postgres\"\n", "\"mysql\"\n"), &["line 2", "mysql", "postgres"]);
+        let patroni = "donor.patroni: give it where donor.kind is \"patroni\", and only there";
+        check_refused(&with("\"postgres\"", "\"patroni\""), &[patroni]);
+        let reached = "[donor.patroni]\nurl = \"http://h:8008\"\n";
+        check_refused(&format!("{LEAST}{reached}"), &[patroni]);
+        let half = format!("{}{reached}user = \"u\"\n", with("\"postgres\"", "\"patroni\""));
+        check_refused(&half, &["give both user and password_file"]);
         let (donor, _) = LEAST.split_once("[[recipient]]").expect("a recipient");
         check_refused(donor, &["missing field `recipient`"]);
         let none = format!("recipient = []\n{donor}");

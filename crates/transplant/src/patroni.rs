@@ -29,8 +29,6 @@ pub struct PatroniFacts {
     pub members: BTreeMap<String, String>,
     /// Members whose API does not answer, and why.
     pub silent: BTreeMap<String, String>,
-    /// Standbys whose data directory is not where the inventory says, and why.
-    pub misplaced: BTreeMap<String, String>,
     /// Whether it was paused before.
     pub paused: bool,
     /// Whether a switchover will come by itself.
@@ -339,7 +337,6 @@ pub(crate) async fn look(config: &DonorConfig, donor: &Donor) -> Result<Option<P
         is_donor: false,
         members: BTreeMap::new(),
         silent: BTreeMap::new(),
-        misplaced: BTreeMap::new(),
         paused: false,
         switchover: false,
         config_file: String::new(),
@@ -369,15 +366,6 @@ pub(crate) async fn look(config: &DonorConfig, donor: &Donor) -> Result<Option<P
             }
             Ok(_) => {}
         }
-    }
-    let id = donor.control().await?.system_identifier;
-    for standby in &config.standbys {
-        let problem = match donor.standby(standby).control().await {
-            Ok(control) if control.system_identifier == id => continue,
-            Ok(_) => "the database there is another one".to_owned(),
-            Err(error) => format!("{error:#}"),
-        };
-        patroni.facts.misplaced.insert(standby.name.clone(), problem);
     }
     Ok(Some(patroni.facts))
 }

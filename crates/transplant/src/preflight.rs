@@ -34,6 +34,8 @@ impl fmt::Display for Problem {
 pub struct Seen {
     pub(crate) donor: Result<DonorFacts, String>,
     pub(crate) peers: Vec<Result<PeerFacts, String>>,
+    /// Standbys that are not where the inventory says, and why.
+    pub(crate) misplaced: Vec<(String, String)>,
     pub(crate) patroni: Result<Option<PatroniFacts>, String>,
 }
 
@@ -65,7 +67,19 @@ pub async fn look(inventory: &Inventory) -> Seen {
     for peer in &inventory.recipient {
         peers.push(recipient::look(peer).await.map_err(|error| format!("{error:#}")));
     }
-    Seen { donor, peers, patroni }
+    let mut misplaced = Vec::new();
+    for standby in &inventory.donor.standbys {
+        let control = server.standby(standby).control().await;
+        let problem = match (control, &donor) {
+            (Err(error), _) => format!("{error:#}"),
+            (Ok(control), Ok(donor)) if control.system_identifier != donor.system_identifier => {
+                "the database there is another one".to_owned()
+            }
+            _ => continue,
+        };
+        misplaced.push((standby.name.clone(), problem));
+    }
+    Seen { donor, peers, misplaced, patroni }
 }
 
 async fn look_at_donor(donor: &Donor) -> Result<DonorFacts> {
@@ -135,6 +149,11 @@ pub fn problems(inventory: &Inventory, seen: &Seen) -> Vec<Problem> {
             tell("donor", vec![(true, problem.clone(), remedy)]);
         }
         Ok(donor) => tell("donor", donor_doubts(inventory, donor)),
+    }
+    for (name, problem) in &seen.misplaced {
+        let remedy =
+            "set host and data_dir of this one of donor.standbys: its files are changed there";
+        tell(&format!("standby {name}"), vec![(true, problem.clone(), remedy)]);
     }
     match &seen.patroni {
         Err(problem) => {
@@ -243,13 +262,6 @@ fn patroni_doubts(inventory: &Inventory, patroni: &PatroniFacts) -> Vec<Doubt> {
             true,
             format!("it has no standby {name}"),
             "start it, or take it out of donor.standbys; its name is the one in Patroni",
-        ));
-    }
-    for (name, problem) in &patroni.misplaced {
-        doubts.push((
-            true,
-            format!("{name}: {problem}"),
-            "set host and data_dir of this one of donor.standbys: its server is stopped by them",
         ));
     }
     for (name, problem) in &patroni.silent {

@@ -143,6 +143,8 @@ impl Donor for Pair {
             |server| commands(self.command(server, "start"), self.command(server, "stop"));
         let mut second = toml::Table::new();
         second.insert("name".to_owned(), standby.name.into());
+        let data = standby.home.join("data").display().to_string();
+        second.insert("data_dir".to_owned(), data.into());
         second.insert("service".to_owned(), service(standby).into());
         let mut donor = toml::Table::new();
         let mut set = |name: &str, value: toml::Value| donor.insert(name.to_owned(), value);
@@ -197,7 +199,8 @@ fn a_primary_with_a_synchronous_standby_moves_and_comes_back() -> Result<()> {
         moved.check_peer(peer)?;
     }
 
-    moved.stage.transplant(&["rollback"])?;
+    let told = moved.stage.transplant(&["rollback"])?;
+    ensure!(told.contains("standby standby needs max_wal_senders = 32"), "{told}");
     moved.wait_for_writes_to(primary.name)?;
     pair.wait_synchronous()?;
     moved.check_donor()?;

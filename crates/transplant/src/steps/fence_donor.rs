@@ -29,14 +29,19 @@ pub(super) async fn close(donor: &Donor, more: &str) -> Result<()> {
     donor.write(&donor.path(HBA), &format!("local all \"{quoted}\" peer map=manatee\n")).await?;
     let ident = format!("manatee {} \"{quoted}\"\n", donor.config.os_user);
     donor.write(&donor.path(IDENT), &ident).await?;
-    let text = donor.read(&donor.path(AUTO_CONF)).await?.unwrap_or_default();
     let lines = format!(
         "hba_file = {}\nident_file = {}\n{more}",
         value(&donor.path(HBA)),
         value(&donor.path(IDENT))
     );
+    set(donor, &lines).await
+}
+
+/// Changes its settings by these lines, and no other; it must not run.
+pub(super) async fn set(donor: &Donor, lines: &str) -> Result<()> {
+    let text = donor.read(&donor.path(AUTO_CONF)).await?.unwrap_or_default();
     // Of settings that are given twice the last one counts.
-    let changed = format!("{}{}", without_block(&text), with_block("", &lines));
+    let changed = format!("{}{}", without_block(&text), with_block("", lines));
     donor.write(&donor.path(AUTO_CONF), &changed).await
 }
 

@@ -28,7 +28,7 @@ impl HoldDonor {
         });
         // The donor serves: what a standby lacks is no reason to stop half-way.
         if let Err(problem) = behind.await {
-            tell.tell(&format!(
+            tell.note(&format!(
                 "{problem:#}: look at `patronictl list`, and copy it anew with `patronictl reinit`"
             ));
         }

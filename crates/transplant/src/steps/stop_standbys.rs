@@ -1,14 +1,14 @@
-//! Stops the donor's standbys: none of them can be promoted by mistake, and none is left behind. Those of
-//! Patroni are closed, too, as the donor is.
+//! Stops the donor's standbys: none of them can be promoted by mistake, and none is left behind. They are
+//! closed, too, as the donor is.
 
 use super::{Scene, fence_donor};
-use crate::Donor;
+use crate::{Donor, donor::AUTO_CONF};
 use adapters::service::Order;
 use anyhow::{Context, Result};
 use async_trait::async_trait;
 use saga::{Check, Outcome, Step, StepError, Tell, Undo};
 use serde_json::json;
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 pub(super) struct StopStandbys(pub Arc<Scene>);
 
@@ -25,22 +25,43 @@ impl StopStandbys {
             let told = || format!("standby {name}");
             standby.tell(Order::Disable).await.with_context(told)?;
             standby.tell(Order::Stop).await.with_context(told)?;
-            if self.0.patroni.is_some() {
-                // It was left running; and whoever resumes Patroni there would have it promoted.
-                standby.halt().await.with_context(told)?;
-                fence_donor::close(&standby, "").await.with_context(told)?;
-            }
+            // Patroni has left it running; and whoever starts and resumes Patroni would have it promoted.
+            standby.halt().await.with_context(told)?;
+            fence_donor::close(&standby, "").await.with_context(told)?;
         }
         Ok(())
     }
 
+    /// What it needs more of than it had, to replay what the shard wrote.
+    fn raised(&self) -> String {
+        let had = &self.0.facts.donor.replicated;
+        let mut needs = BTreeMap::new();
+        for peer in &self.0.peers {
+            for (name, value) in &peer.facts.replicated {
+                let most = needs.entry(name).or_insert(value);
+                *most = value.max(*most);
+            }
+        }
+        let raised = needs.into_iter().filter(|(name, value)| had.get(*name) < Some(*value));
+        raised.map(|(name, value)| format!("{name} = {value}\n")).collect()
+    }
+
     async fn start(&self, tell: &dyn Tell) -> Result<()> {
+        let raised = self.raised();
         for (name, standby) in self.standbys() {
             let told = || format!("standby {name}");
             standby.tell(Order::Enable).await.with_context(told)?;
-            if self.0.patroni.is_some() {
-                standby.halt().await.with_context(told)?;
-                fence_donor::let_in(&standby).await.with_context(told)?;
+            standby.halt().await.with_context(told)?;
+            fence_donor::let_in(&standby).await.with_context(told)?;
+            // Patroni sees to that itself.
+            if self.0.patroni.is_none() && !raised.is_empty() {
+                fence_donor::set(&standby, &raised).await.with_context(told)?;
+                let (lines, path) =
+                    (raised.trim_end().replace('\n', ", "), standby.path(AUTO_CONF));
+                tell.note(&format!(
+                    "standby {name} needs {lines} for what the shard wrote; when it has replayed that and \
+                     made a checkpoint, you may take the lines out of {path}"
+                ));
             }
             standby.tell(Order::Start).await.with_context(told)?;
             if let Some(patroni) = &self.0.patroni {
