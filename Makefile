@@ -91,8 +91,8 @@ test-kills: ## Kill either end of a seeding again and again; KILLS=50
 	@tools/need.sh build postgresql filesystems
 	MANATEE_TEST_KILLS=$(KILLS) cargo test --locked --package manatee --test shard -- --exact volumes::a_seeding_outlives_both_of_its_ends --nocapture
 
-test-transplant: ## Undo a move of a database from each of its steps; 3 minutes
-	@tools/need.sh build postgresql
+test-transplant: ## Undo a move of a database from each of its steps; 6 minutes
+	@tools/need.sh build postgresql patroni
 	cargo test --locked --package manatee --test transplant -- --ignored --nocapture
 
 bench-rebuild: ## Time how a deposed peer comes back, and how fast snapshots travel, on btrfs; MIB=2048

@@ -203,6 +203,22 @@ impl Patroni {
         .await
     }
 
+    /// Makes sure that a member whose Patroni was just started is paused, whoever resumed the cluster since.
+    pub async fn hold_again(&self, name: &str, tell: &dyn Tell) -> Result<()> {
+        self.wait(tell, async || {
+            match self.member(name).await {
+                Ok(member) if member.pause => return Ok(Ok(())),
+                Ok(_) => {}
+                Err(error) => return Ok(Err(format!("{error:#}"))),
+            }
+            if !self.cluster().await?.pause {
+                self.patch(&json!({ "pause": true })).await?;
+            }
+            Ok(Err(format!("{name} has not heard yet that it is paused")))
+        })
+        .await
+    }
+
     /// Changes the dynamic configuration.
     async fn patch(&self, change: &Value) -> Result<()> {
         let mut problems = Vec::new();

@@ -163,7 +163,7 @@ pub fn plan(facts: &Facts) -> Plan {
     if !inventory.donor.standbys.is_empty() {
         plan.push(step(
             steps::STOP_STANDBYS,
-            "stop the donor's standbys".to_owned(),
+            "stop the donor's standbys, and close them".to_owned(),
             &[&donor],
             Notice::FewerStandbys,
             10,

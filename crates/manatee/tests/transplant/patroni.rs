@@ -4,7 +4,7 @@ use super::{
     cluster::Cluster,
     harness::{Move, wait},
 };
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use saga::Mode;
 use serde_json::{Value, json};
 use std::fs;
@@ -16,9 +16,9 @@ fn prepare(nodes: usize, settings: Value) -> Result<Move<Cluster>> {
     Ok(moved)
 }
 
-/// Rules T1 to T4 and T9: moved for good, and nobody can undo that by a mistake.
+/// Rules T1 to T4: moved, and nobody can undo that by a mistake.
 #[test]
-fn a_patroni_cluster_moves_into_a_shard_for_good() -> Result<()> {
+fn a_patroni_cluster_that_was_moved_is_started_by_mistake() -> Result<()> {
     let moved = prepare(2, json!({}))?;
     let cluster = moved.stage.donor();
     let [one, two] = &cluster.nodes[..] else { anyhow::bail!("two nodes") };
@@ -68,10 +68,17 @@ fn a_patroni_cluster_moves_into_a_shard_for_good() -> Result<()> {
     }
     let told = moved.stage.transplant(&["verify"]).unwrap_err().to_string();
     ensure!(told.contains("the Patroni cluster was resumed"), "{told}");
-    moved.wait_for_writes_to("amber")
+    moved.wait_for_writes_to("amber")?;
+
+    // And from all that it still goes back.
+    moved.stage.transplant(&["rollback"])?;
+    moved.wait_for_writes_to("one")?;
+    moved.check_donor()?;
+    cluster.check_whole()
 }
 
-/// What is wrong is said at once, with what to do; and a cluster that changes under the plan stops it.
+/// What is wrong is said at once, with what to do; a cluster that changes under the plan stops it; and one
+/// that does not moves for good (rules T1 to T4 and T9).
 #[test]
 fn what_becomes_of_a_patroni_cluster_meanwhile_is_noticed() -> Result<()> {
     let moved = prepare(2, json!({}))?;
@@ -123,13 +130,26 @@ fn what_becomes_of_a_patroni_cluster_meanwhile_is_noticed() -> Result<()> {
     moved.stage.transplant(&["rollback"])?;
     moved.wait_for_writes_to("one")?;
     moved.check_donor()?;
-    cluster.check_whole()
+    cluster.check_whole()?;
+
+    // Left alone, it moves, for good.
+    moved.stage.transplant(&["run", "--yes"])?;
+    moved.wait_for_writes_to("amber")?;
+    let told = moved.stage.transplant(&["commit", "--yes"])?;
+    ensure!(told.contains("committed"), "{told}");
+    for peer in moved.stage.peers() {
+        moved.check_peer(peer)?;
+    }
+    for node in &cluster.nodes {
+        ensure!(!cluster.runs(node), "{} runs", node.name);
+    }
+    Ok(())
 }
 
 /// Rules T1 and T6: back before and after the shard took writes.
 #[test]
 fn a_patroni_cluster_comes_back_with_what_the_shard_took() -> Result<()> {
-    let moved = prepare(2, json!({ "synchronous_mode": true }))?;
+    let moved = prepare(3, json!({ "synchronous_mode": true }))?;
     let cluster = moved.stage.donor();
     // Before: it is only stopped and closed. What was paused before is so afterwards.
     cluster.api(&cluster.nodes[0], "PATCH", "/config", json!({ "pause": true }))?;
@@ -151,4 +171,39 @@ fn a_patroni_cluster_comes_back_with_what_the_shard_took() -> Result<()> {
     ensure!(moved.read_journal()?.mode() == Mode::RolledBack, "{:?}", moved.read_journal()?.mode());
     moved.check_donor()?;
     cluster.check_whole()
+}
+
+/// Rule T6, from each step.
+#[test]
+#[ignore = "takes minutes: make test-transplant"]
+fn a_patroni_cluster_is_as_it_was_from_every_step() -> Result<()> {
+    let moved = prepare(2, json!({ "synchronous_mode": true }))?;
+    let cluster = moved.stage.donor();
+    let plan = moved.stage.transplant(&["plan", "--json"])?;
+    let plan: saga::Plan = serde_json::from_str(&plan)?;
+    for step in &plan.steps {
+        moved.stage.transplant(&["run", "--yes", "--until", &step.id.0])?;
+        if moved.read_journal()?.outcome(&"open-recipient".into()).is_some() {
+            moved.wait_for_writes_to("amber")?;
+        }
+        let told = moved.stage.transplant(&["rollback"])?;
+        ensure!(told.contains("everything is undone"), "{}: {told}", step.id);
+        moved.wait_for_writes_to("one").with_context(|| step.id.clone())?;
+        moved.check_donor().with_context(|| step.id.clone())?;
+        cluster.check_whole().with_context(|| step.id.clone())?;
+    }
+    Ok(())
+}
+
+/// Rule T5: a runner that ends anywhere is gone on from, here, too.
+#[test]
+#[ignore = "takes minutes: make test-transplant"]
+fn a_runner_that_moves_a_patroni_cluster_ends_anywhere() -> Result<()> {
+    let moved = prepare(2, json!({}))?;
+    println!("{} kills forward", moved.run_through_kills(&["run", "--yes"])?);
+    moved.wait_for_writes_to("amber")?;
+    println!("{} kills back", moved.run_through_kills(&["rollback"])?);
+    moved.wait_for_writes_to("one")?;
+    moved.check_donor()?;
+    moved.stage.donor().check_whole()
 }

@@ -51,6 +51,11 @@ impl StopStandbys {
         for (name, standby) in self.standbys() {
             let told = || format!("standby {name}");
             standby.tell(Order::Enable).await.with_context(told)?;
+            if let Some(patroni) = &self.0.patroni {
+                // Still closed: where it is not paused it would be promoted, as nobody leads now.
+                standby.tell(Order::Start).await.with_context(told)?;
+                patroni.hold_again(name, tell).await.with_context(told)?;
+            }
             standby.halt().await.with_context(told)?;
             fence_donor::let_in(&standby).await.with_context(told)?;
             // Patroni sees to that itself.
