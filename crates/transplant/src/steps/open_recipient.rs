@@ -42,6 +42,9 @@ impl OpenRecipient {
         if donor.is_running().await? || !fence_donor::is_closed(donor).await? {
             bail!("the donor runs, or would start open for writes: two would take writes");
         }
+        if let Some(patroni) = &self.0.patroni {
+            patroni.is_held(true).await?;
+        }
         let copy: Control = self.0.outcome(COMPARE)?;
         let (wal, timeline) = (copy.checkpoint.to_string(), copy.timeline.to_string());
         let args = ["--id", &self.0.facts.id, "--wal", &wal, "--timeline", &timeline];

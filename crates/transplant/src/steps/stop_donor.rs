@@ -31,6 +31,10 @@ impl Step for StopDonor {
             donor.sql("checkpoint").await?;
             catch_up::level(&self.0, tell).await?;
         }
+        if let Some(patroni) = &self.0.patroni {
+            // To come level may have taken long. An attempt before may have stopped its Patroni.
+            patroni.is_held(true).await?;
+        }
         donor.tell(Order::Disable).await?;
         tell.tell("stopping");
         if self.0.patroni.is_some() {
