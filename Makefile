@@ -45,7 +45,7 @@ demo: ## Run a real shard on this machine and kill its primary; ARGS=--once ends
 	@"$(TARGET)/release/manatee" demo $(ARGS)
 
 test: ## Check everything: format, lints, tests, recorded behaviour
-	@tools/need.sh build lint postgresql network zookeeper etcd filesystems ssh
+	@tools/need.sh build lint postgresql network zookeeper etcd patroni filesystems ssh
 	@$(MAKE) --no-print-directory lint
 	cargo build --locked --workspace
 	cargo test --locked --workspace --exclude manatee -- --test-threads=$(WAITING)
@@ -95,8 +95,8 @@ test-kills: ## Kill either end of a seeding again and again; KILLS=50
 	@tools/need.sh build postgresql filesystems
 	MANATEE_TEST_KILLS=$(KILLS) cargo test --locked --package manatee --test shard -- --exact volumes::a_seeding_outlives_both_of_its_ends --nocapture
 
-test-transplant: ## Undo moves of databases from each of their steps; 5 minutes
-	@tools/need.sh build postgresql zookeeper
+test-transplant: ## Undo moves of databases from each of their steps; 10 minutes
+	@tools/need.sh build postgresql zookeeper etcd patroni
 	cargo test --locked --package manatee --test transplant -- --ignored --nocapture
 
 bench-rebuild: ## Time how a deposed peer comes back, and how fast snapshots travel, on btrfs; MIB=2048

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sees to it that this machine has what is named:
 #
-#   tools/need.sh [build] [lint] [coverage] [postgresql] [network] [zookeeper] [etcd] [filesystems] [ssh]
+#   tools/need.sh [build] [lint] [coverage] [postgresql] [network] [zookeeper] [etcd] [patroni] [filesystems] [ssh]
 #
 # What Debian packages hold is installed where we may (root, or sudo without a password); Rust is
 # never installed, because Debian's is too old and where to put it is not ours to choose. What rustup
@@ -50,6 +50,14 @@ protoc_includes() {
 
 need_etcd() {
     command -v etcd >/dev/null || packages+=(etcd-server)
+}
+
+# What tests move away from. It is a program of Debian's own Python, and so is its client of etcd.
+need_patroni() {
+    need_etcd
+    command -v patroni >/dev/null || packages+=(patroni)
+    /usr/bin/python3 -c 'import etcd' 2>/dev/null || packages+=(python3-etcd)
+    command -v curl >/dev/null || packages+=(curl)
 }
 
 # cargo-llvm-cov, and the tools of the LLVM that rustc was built with: those of another version cannot
@@ -171,9 +179,9 @@ install() {
 
 for what in "$@"; do
     case $what in
-        build | lint | coverage | network | postgresql | zookeeper | etcd | filesystems | ssh) "need_$what" ;;
+        build | lint | coverage | network | postgresql | zookeeper | etcd | patroni | filesystems | ssh) "need_$what" ;;
         *)
-            echo "tools/need.sh: $what: give any of build, lint, coverage, network, postgresql, zookeeper, etcd, filesystems, ssh" >&2
+            echo "tools/need.sh: $what: give any of build, lint, coverage, network, postgresql, zookeeper, etcd, patroni, filesystems, ssh" >&2
             exit 2
             ;;
     esac

@@ -28,6 +28,8 @@ pub struct Inventory {
 pub enum DonorKind {
     /// A PostgreSQL by itself, or a primary with standbys.
     Postgres,
+    /// The leader of a Patroni cluster.
+    Patroni,
     /// A shard of Manatee's first version: who serves follows from the order of registrations.
     ManateeV1,
     /// A shard of Manatee's second version, or of this one: who serves stands in its cluster state.
@@ -88,6 +90,22 @@ pub struct DonorConfig {
     /// What else is to be known of a shard of Manatee.
     #[serde(default)]
     pub manatee: Option<DonorShard>,
+    /// Of kind `patroni`: how its cluster is reached.
+    pub patroni: Option<PatroniConfig>,
+}
+
+/// How a Patroni cluster is reached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PatroniConfig {
+    /// The REST API of any member.
+    pub url: String,
+    /// The user that may change things there, where it asks for one.
+    pub user: Option<String>,
+    /// The file with that user's password.
+    pub password_file: Option<String>,
+    /// The file with the certificate of the authority that its certificates are from, for https.
+    pub ca: Option<String>,
 }
 
 /// A standby of the donor.
@@ -104,6 +122,8 @@ pub struct DonorStandby {
     /// Of a peer of a shard of Manatee, the file of its sitter.
     #[serde(default)]
     pub sitter: Option<String>,
+    /// Its data directory, where that is another than the donor's.
+    pub data_dir: Option<String>,
 }
 
 /// A peer of the shard.
@@ -223,6 +243,14 @@ impl Inventory {
         if self.recipient.is_empty() {
             bail!("recipient: give the peers of the shard, at least the first one");
         }
+        let patroni = self.donor.patroni.as_ref();
+        if patroni.is_some() != (self.donor.kind == DonorKind::Patroni) {
+            bail!("donor.patroni: give it where donor.kind is \"patroni\", and only there");
+        }
+        if patroni.is_some_and(|patroni| patroni.user.is_some() != patroni.password_file.is_some())
+        {
+            bail!("donor.patroni: give both user and password_file, or none of them");
+        }
         let DonorConfig { data_dir, bin_dir, socket_dir, .. } = &self.donor;
         let donor = [("data_dir", data_dir), ("bin_dir", bin_dir), ("socket_dir", socket_dir)];
         let donor = donor.map(|(field, path)| (format!("donor.{field}"), path));
@@ -297,6 +325,7 @@ service = { kind = "smf", fmri = "manatee/sitter" }
         let manatee = shown.donor.manatee.take();
         assert!(manatee.is_some() && standbys[0].sitter.is_some());
         let clients = std::mem::take(&mut shown.clients);
+        let patroni = shown.donor.patroni.take();
         assert_eq!(shown, plain);
         assert_eq!(plain.limits, Limits::default());
 
@@ -304,6 +333,7 @@ service = { kind = "smf", fmri = "manatee/sitter" }
         shown.donor.standbys = standbys;
         shown.donor.manatee = manatee;
         shown.clients = clients;
+        shown.donor.patroni = patroni;
         let mut names = Vec::new();
         field_names(&toml::Table::try_from(&shown).expect("TOML").into(), &mut names);
         assert!(names.len() > 25, "{names:?}");
@@ -349,6 +379,12 @@ service = { kind = "smf", fmri = "manatee/sitter" }
         );
         check_refused(&with("\"smf\"", "\"upstart\""), &["line 9", "upstart", "systemd"]);
         check_refused(&with("\"postgres\"\n", "\"mysql\"\n"), &["line 2", "mysql", "postgres"]);
+        let patroni = "donor.patroni: give it where donor.kind is \"patroni\", and only there";
+        check_refused(&with("\"postgres\"", "\"patroni\""), &[patroni]);
+        let reached = "[donor.patroni]\nurl = \"http://h:8008\"\n";
+        check_refused(&format!("{LEAST}{reached}"), &[patroni]);
+        let half = format!("{}{reached}user = \"u\"\n", with("\"postgres\"", "\"patroni\""));
+        check_refused(&half, &["give both user and password_file"]);
         let (donor, _) = LEAST.split_once("[[recipient]]").expect("a recipient");
         check_refused(donor, &["missing field `recipient`"]);
         let none = format!("recipient = []\n{donor}");

@@ -10,6 +10,7 @@ mod donor;
 mod inventory;
 mod journal_file;
 mod manatee;
+mod patroni;
 mod plan;
 mod preflight;
 mod recipient;
@@ -20,10 +21,12 @@ mod world;
 pub use discover::{Draft, Server};
 pub use donor::{Control, Donor};
 pub use inventory::{
-    ClientCheck, DonorConfig, DonorKind, DonorShard, Inventory, Limits, RecipientPeer,
+    ClientCheck, DonorConfig, DonorKind, DonorShard, DonorStandby, Inventory, Limits,
+    PatroniConfig, RecipientPeer,
 };
 pub use journal_file::{JournalFile, Locked, journal_of};
 pub use manatee::ShardFacts;
+pub use patroni::PatroniFacts;
 pub use plan::{Facts, ROLLED_BACK, plan};
 pub use preflight::{Problem, Seen, look, problems};
 pub use recipient::{PeerFacts, Progress, REPLICATED};

@@ -1,6 +1,6 @@
 //! From what was asked for and what was found to the steps; nothing is looked at here.
 
-use crate::{DonorKind, Inventory, PeerFacts, ShardFacts, steps};
+use crate::{DonorKind, Inventory, PatroniFacts, PeerFacts, ShardFacts, steps};
 use saga::{Notice, Plan, Planned, WayBack};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -23,6 +23,8 @@ pub struct Facts {
     pub shard: Option<ShardFacts>,
     /// What the peers are, in the order of the inventory.
     pub peers: Vec<PeerFacts>,
+    /// What the cluster of the donor is, where that is Patroni.
+    pub patroni: Option<PatroniFacts>,
 }
 
 /// What a donor is.
@@ -87,6 +89,16 @@ pub fn plan(facts: &Facts) -> Plan {
             nothing,
             1,
             "unfreeze it, if it was not frozen before",
+        ));
+    }
+    if inventory.donor.kind == DonorKind::Patroni {
+        plan.push(step(
+            steps::HOLD_DONOR,
+            "pause Patroni: it starts, stops and promotes nothing from here on".to_owned(),
+            &[&donor, "its cluster's configuration"],
+            nothing,
+            5,
+            "resume it, if it was not paused before",
         ));
     }
     plan.extend([
@@ -176,7 +188,7 @@ pub fn plan(facts: &Facts) -> Plan {
     if !inventory.donor.kind.has_sitter() && !inventory.donor.standbys.is_empty() {
         plan.push(step(
             steps::STOP_STANDBYS,
-            "stop the donor's standbys".to_owned(),
+            "stop the donor's standbys, and close them".to_owned(),
             &[&donor],
             Notice::FewerStandbys,
             10,

@@ -1,9 +1,10 @@
 //! What is there, and everything that is wrong with it, at once.
 
 use crate::{
-    Donor, Facts, Inventory, PeerFacts,
+    Donor, Facts, Inventory, PatroniFacts, PeerFacts,
     donor::literal,
     manatee::{self, preflight::SeenShard},
+    patroni,
     plan::{DonorFacts, ROLLED_BACK},
     recipient::{self, REPLICATED},
 };
@@ -37,6 +38,9 @@ pub struct Seen {
     /// Why the first peer cannot stream from it as things are, where that has to be so.
     pub(crate) login: Result<(), String>,
     pub(crate) peers: Vec<Result<PeerFacts, String>>,
+    /// Standbys that are not where the inventory says, and why.
+    pub(crate) misplaced: Vec<(String, String)>,
+    pub(crate) patroni: Result<Option<PatroniFacts>, String>,
 }
 
 const DONOR: &str = "select current_setting('server_version_num'), \
@@ -58,7 +62,11 @@ fn replicated() -> String {
 
 /// Looks at everything that the inventory names.
 pub async fn look(inventory: &Inventory) -> Seen {
-    let donor = look_at_donor(inventory).await.map_err(|error| format!("{error:#}"));
+    let limit = Millis(inventory.limits.service_seconds * 1000);
+    let server = Donor { config: inventory.donor.clone(), limit, config_file: None };
+    let donor = look_at_donor(&server).await.map_err(|error| format!("{error:#}"));
+    let patroni = patroni::look(&inventory.donor, &server).await;
+    let patroni = patroni.map_err(|error| format!("{error:#}"));
     let mut peers = Vec::new();
     for peer in &inventory.recipient {
         peers.push(recipient::look(peer).await.map_err(|error| format!("{error:#}")));
@@ -70,12 +78,24 @@ pub async fn look(inventory: &Inventory) -> Seen {
         }
         _ => Ok(()),
     };
-    Seen { donor, shard, login, peers }
+    let mut misplaced = Vec::new();
+    // Those of a shard are known by their registrations.
+    let standbys = inventory.donor.standbys.iter();
+    for standby in standbys.filter(|_| !inventory.donor.kind.has_sitter()) {
+        let control = server.standby(standby).control().await;
+        let problem = match (control, &donor) {
+            (Err(error), _) => format!("{error:#}"),
+            (Ok(control), Ok(donor)) if control.system_identifier != donor.system_identifier => {
+                "the database there is another one".to_owned()
+            }
+            _ => continue,
+        };
+        misplaced.push((standby.name.clone(), problem));
+    }
+    Seen { donor, shard, login, peers, misplaced, patroni }
 }
 
-async fn look_at_donor(inventory: &Inventory) -> Result<DonorFacts> {
-    let limit = Millis(inventory.limits.service_seconds * 1000);
-    let donor = Donor { config: inventory.donor.clone(), limit };
+async fn look_at_donor(donor: &Donor) -> Result<DonorFacts> {
     let answer = donor.sql(DONOR).await?;
     let settings = donor.sql(&replicated()).await?;
     let replicated = settings.lines().filter_map(|line| {
@@ -154,6 +174,20 @@ pub fn problems(inventory: &Inventory, seen: &Seen) -> Vec<Problem> {
             vec![(true, format!("it cannot stream from the donor: {problem}"), remedy)],
         );
     }
+    for (name, problem) in &seen.misplaced {
+        let remedy =
+            "set host and data_dir of this one of donor.standbys: its files are changed there";
+        tell(&format!("standby {name}"), vec![(true, problem.clone(), remedy)]);
+    }
+    match &seen.patroni {
+        Err(problem) => {
+            let remedy = "name the REST API of a running member as donor.patroni.url, with user, \
+                          password_file and ca where it asks for them";
+            tell("donor's Patroni", vec![(true, problem.clone(), remedy)]);
+        }
+        Ok(None) => {}
+        Ok(Some(patroni)) => tell("donor's Patroni", patroni_doubts(inventory, patroni)),
+    }
     for (index, (peer, facts)) in inventory.recipient.iter().zip(&seen.peers).enumerate() {
         match facts {
             Err(problem) => {
@@ -225,6 +259,48 @@ fn donor_doubts(inventory: &Inventory, donor: &DonorFacts) -> Vec<Doubt> {
     ]
 }
 
+fn patroni_doubts(inventory: &Inventory, patroni: &PatroniFacts) -> Vec<Doubt> {
+    let standbys = inventory.donor.standbys.iter();
+    let standbys: Vec<&str> = standbys.map(|standby| standby.name.as_str()).collect();
+    let members = patroni.members.keys().map(String::as_str);
+    let others: Vec<&str> = members.filter(|&name| name != patroni.leader).collect();
+    let mut doubts = vec![
+        (
+            !patroni.is_donor,
+            format!("the leader is {}, which is not the donor", patroni.leader),
+            "name the leader's server as the donor, or switch over to the donor first",
+        ),
+        (
+            patroni.switchover,
+            "a switchover is scheduled".to_owned(),
+            "cancel it (`patronictl flush CLUSTER switchover`), or wait until it is over",
+        ),
+    ];
+    for name in others.iter().filter(|name| !standbys.contains(name)) {
+        doubts.push((
+            true,
+            format!("its member {name} is not among donor.standbys"),
+            "add it, under its name in Patroni: it has to be stopped, too",
+        ));
+    }
+    for name in standbys.iter().filter(|name| !others.contains(name)) {
+        doubts.push((
+            true,
+            format!("it has no standby {name}"),
+            "start it, or take it out of donor.standbys; its name is the one in Patroni",
+        ));
+    }
+    for (name, problem) in &patroni.silent {
+        doubts.push((
+            true,
+            format!("{name}: {problem}"),
+            "start its Patroni, and let this host reach its REST API: each member must say that it \
+             is paused",
+        ));
+    }
+    doubts
+}
+
 fn peer_doubts(facts: &PeerFacts, first: bool, donor: Option<&DonorFacts>) -> Vec<Doubt> {
     let rolled_back = facts.state.as_ref().is_some_and(|state| state.get(ROLLED_BACK).is_some());
     let mut doubts = vec![
@@ -293,6 +369,7 @@ impl Seen {
             shard: self.shard.map(|shard| shard.facts).transpose().map_err(anyhow::Error::msg)?,
             donor: self.donor.map_err(anyhow::Error::msg)?,
             peers: peers.map_err(anyhow::Error::msg)?,
+            patroni: self.patroni.map_err(anyhow::Error::msg)?,
         })
     }
 }

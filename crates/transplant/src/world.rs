@@ -104,6 +104,11 @@ pub async fn guard(journal: &Journal) -> Result<()> {
     if control.system_identifier != planned.system_identifier {
         bail!("the donor has another database: {}", control.system_identifier);
     }
+    if let Some(patroni) = &scene.patroni
+        && done(steps::HOLD_DONOR)
+    {
+        patroni.is_held(begun(steps::STOP_DONOR)).await?;
+    }
     let level = journal.state(&steps::LEVEL_DONOR.into());
     if level == StepState::Begun(Way::Apply) {
         // It may be following the shard just now.

@@ -205,7 +205,11 @@ impl<D: Donor> Stage<D> {
         let coordination = options.coordination.clone().unwrap_or(coordination);
         let peers = files::make_peers(options, &directory, &coordination)?;
         let password = uuid::Uuid::new_v4().simple().to_string();
-        let donor = make(&directory, &writer::setup((CLIENT, &password)))?;
+        let donor = make(&directory, &writer::setup((CLIENT, &password))).inspect_err(|_| {
+            if let Err(error) = processes::kill(&directory, &options.binary) {
+                eprintln!("manatee: something of the donor may still be running: {error:#}");
+            }
+        })?;
         let binary = options.binary.clone();
         let stage = Stage { directory, binary, password, peers, donor };
         fs::write(stage.inventory(), stage.inventory_text()?)?;

@@ -261,6 +261,11 @@ async fn receive(
     if !data.join("standby.signal").exists() {
         bail!("{} holds the donor's database, but follows nobody: it has served", data.display());
     }
+    // Patroni, for one, leaves there what is for us alone to set. A copy that has started has ours.
+    let settings = data.join("postgresql.conf");
+    if settings.exists() && !fs::read_to_string(&settings)?.contains("include 'manatee.conf'") {
+        fs::rename(&settings, data.join("postgresql.conf.donor"))?;
+    }
     let config = PgConfig::Standby {
         place: StandbyRole::Async,
         upstream: Some(donor),

@@ -37,7 +37,7 @@ pub(crate) async fn see(inventory: &Inventory) -> Option<SeenShard> {
         }
     }
     let limit = Millis(inventory.limits.service_seconds * 1000);
-    let donor = Donor { config: inventory.donor.clone(), limit };
+    let donor = Donor { config: inventory.donor.clone(), limit, config_file: None };
     // One that does not answer is told of elsewhere.
     let read_only = donor.sql("show default_transaction_read_only").await;
     let read_only = read_only.as_deref().ok() == Some("on");

@@ -5,7 +5,7 @@
 use super::{STOP_DONOR, Scene};
 use crate::{
     Donor,
-    donor::{AUTO_CONF, Control, STANDBY_SIGNAL, value, with_block, without_block},
+    donor::{AUTO_CONF, Control, LOG, STANDBY_SIGNAL, value, with_block, without_block},
     manatee,
 };
 use anyhow::{Result, bail};
@@ -30,15 +30,31 @@ pub(super) async fn close(donor: &Donor, more: &str) -> Result<()> {
     donor.write(&donor.path(HBA), &format!("local all \"{quoted}\" peer map=manatee\n")).await?;
     let ident = format!("manatee {} \"{quoted}\"\n", donor.config.os_user);
     donor.write(&donor.path(IDENT), &ident).await?;
-    let text = donor.read(&donor.path(AUTO_CONF)).await?.unwrap_or_default();
     let lines = format!(
         "hba_file = {}\nident_file = {}\n{more}",
         value(&donor.path(HBA)),
         value(&donor.path(IDENT))
     );
+    set(donor, &lines).await
+}
+
+/// Changes its settings by these lines, and no other; it must not run.
+pub(super) async fn set(donor: &Donor, lines: &str) -> Result<()> {
+    let text = donor.read(&donor.path(AUTO_CONF)).await?.unwrap_or_default();
     // Of settings that are given twice the last one counts.
-    let changed = format!("{}{}", without_block(&text), with_block("", &lines));
+    let changed = format!("{}{}", without_block(&text), with_block("", lines));
     donor.write(&donor.path(AUTO_CONF), &changed).await
+}
+
+/// Takes away what keeps all others out; it must not run.
+pub(super) async fn let_in(donor: &Donor) -> Result<()> {
+    if let Some(text) = donor.read(&donor.path(AUTO_CONF)).await? {
+        donor.write(&donor.path(AUTO_CONF), &without_block(&text)).await?;
+    }
+    for name in [HBA, IDENT, LOG] {
+        donor.remove(&donor.path(name)).await?;
+    }
+    Ok(())
 }
 
 impl FenceDonor {
@@ -63,10 +79,7 @@ impl FenceDonor {
         // Its pg_hba.conf is read anew only when it starts.
         donor.stop().await?;
         donor.remove(&donor.path(STANDBY_SIGNAL)).await?;
-        let text = donor.read(&donor.path(AUTO_CONF)).await?.unwrap_or_default();
-        donor.write(&donor.path(AUTO_CONF), &without_block(&text)).await?;
-        donor.remove(&donor.path(HBA)).await?;
-        donor.remove(&donor.path(IDENT)).await?;
+        let_in(donor).await?;
         match &donor.config.manatee {
             Some(shard) => manatee::unfence(&donor.config.host, &shard.sitter).await,
             None => Ok(()),

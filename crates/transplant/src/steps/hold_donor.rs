@@ -1,4 +1,5 @@
-//! Keeps the donor as it is, where it is a cluster that would make another server its primary.
+//! Keeps the donor as it is, where it is a cluster that would make another server its primary: from here on
+//! nobody there starts, stops or promotes anything by himself, until this is undone.
 
 use super::Scene;
 use crate::{DonorKind, manatee};
@@ -65,6 +66,30 @@ impl HoldDonor {
         })
         .await
     }
+
+    /// Lets Patroni go on, if it did before, and sees that its standbys follow.
+    async fn resume(&self, tell: &dyn Tell) -> Result<()> {
+        let Some(patroni) = &self.0.patroni else { return Ok(()) };
+        if !patroni.facts.paused {
+            tell.tell("resuming Patroni");
+            patroni.set_pause(false, tell).await?;
+        }
+        let names: Vec<&str> = patroni.standbys().collect();
+        let behind = patroni.wait(tell, async || {
+            let streams =
+                "select application_name from pg_stat_replication where state = 'streaming'";
+            let streams = self.0.donor.sql(streams).await?;
+            let lacks = names.iter().find(|&&name| !streams.lines().any(|line| line == name));
+            Ok(lacks.map_or(Ok(()), |name| Err(format!("{name} does not stream yet"))))
+        });
+        // The donor serves: what a standby lacks is no reason to stop half-way.
+        if let Err(problem) = behind.await {
+            tell.note(&format!(
+                "{problem:#}: look at `patronictl list`, and copy it anew with `patronictl reinit`"
+            ));
+        }
+        Ok(())
+    }
 }
 
 #[async_trait(?Send)]
@@ -73,14 +98,20 @@ impl Step for HoldDonor {
         Ok(Check::Ready)
     }
 
-    async fn apply(&self, _: &dyn Tell) -> Result<(), StepError> {
+    async fn apply(&self, tell: &dyn Tell) -> Result<(), StepError> {
+        if let Some(patroni) = &self.0.patroni {
+            return Ok(patroni.set_pause(true, tell).await?);
+        }
         match self.0.facts.inventory.donor.kind {
             DonorKind::ManateeV2 => Ok(self.freeze().await?),
-            DonorKind::ManateeV1 | DonorKind::Postgres => Ok(()),
+            _ => Ok(()),
         }
     }
 
     async fn verify(&self) -> Result<Outcome, StepError> {
+        if let Some(patroni) = &self.0.patroni {
+            patroni.is_held(false).await?;
+        }
         match self.0.facts.inventory.donor.kind {
             DonorKind::ManateeV2 => {
                 let now = manatee::look(&self.0.facts.inventory.donor).await?;
@@ -89,14 +120,14 @@ impl Step for HoldDonor {
                 }
                 Ok(json!({ "generation": now.generation }))
             }
-            DonorKind::ManateeV1 | DonorKind::Postgres => Ok(json!({})),
+            _ => Ok(json!({})),
         }
     }
 
-    async fn undo(&self, _: Undo, _: &dyn Tell) -> Result<(), StepError> {
+    async fn undo(&self, _: Undo, tell: &dyn Tell) -> Result<(), StepError> {
         match self.0.facts.inventory.donor.kind {
             DonorKind::ManateeV2 => Ok(self.unfreeze().await?),
-            DonorKind::ManateeV1 | DonorKind::Postgres => Ok(()),
+            _ => Ok(self.resume(tell).await?),
         }
     }
 }

@@ -12,12 +12,13 @@ pub(crate) mod open_recipient;
 mod open_replication;
 mod receive;
 mod stop_donor;
+mod stop_peers;
 mod stop_standbys;
 
 pub(crate) use fence_donor::{HBA, IDENT};
 pub(crate) use keep_way_back::SLOT;
 
-use crate::{Donor, Facts, recipient::Recipient};
+use crate::{Donor, Facts, patroni::Patroni, recipient::Recipient};
 use adapters::clock;
 use anyhow::{Context, Result, bail};
 use cluster::{ClusterState, Lsn, Millis, PeerIdent};
@@ -50,6 +51,8 @@ const DONORS_SLOT: &str = "transplant_recipient";
 pub(crate) struct Scene {
     pub facts: Facts,
     pub donor: Donor,
+    /// The donor's cluster, where that is Patroni.
+    pub patroni: Option<Patroni>,
     pub peers: Vec<Recipient>,
     /// What the steps before found.
     outcomes: BTreeMap<StepId, serde_json::Value>,
@@ -61,7 +64,9 @@ impl Scene {
         let facts: Facts = serde_json::from_value(journal.plan().facts.clone())
             .context("the plan in the journal is none of a transplant")?;
         let limit = Millis(facts.inventory.limits.service_seconds * 1000);
-        let donor = Donor { config: facts.inventory.donor.clone(), limit };
+        let patroni = Patroni::of(&facts);
+        let config_file = patroni.as_ref().map(|patroni| patroni.facts.config_file.clone());
+        let donor = Donor { config: facts.inventory.donor.clone(), limit, config_file };
         let peers = facts.inventory.recipient.iter().zip(&facts.peers);
         let peers = peers.map(|(config, facts)| Recipient {
             config: config.clone(),
@@ -72,7 +77,7 @@ impl Scene {
         let outcomes =
             steps.filter_map(|step| Some((step.id.clone(), journal.outcome(&step.id)?.clone())));
         let (peers, outcomes) = (peers.collect(), outcomes.collect());
-        Ok(Scene { facts, donor, peers, outcomes })
+        Ok(Scene { facts, donor, patroni, peers, outcomes })
     }
 
     /// The peer that receives the database from the donor.

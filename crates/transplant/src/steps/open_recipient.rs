@@ -41,6 +41,9 @@ impl OpenRecipient {
             bail!("the donor runs, or would start open for writes: two would take writes");
         }
         manatee::check_closed(&self.0.facts).await?;
+        if let Some(patroni) = &self.0.patroni {
+            patroni.is_held(true).await?;
+        }
         let copy: Control = self.0.outcome(COMPARE)?;
         let (wal, timeline) = (copy.checkpoint.to_string(), copy.timeline.to_string());
         let args = ["--id", &self.0.facts.id, "--wal", &wal, "--timeline", &timeline];

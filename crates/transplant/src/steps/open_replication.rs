@@ -80,6 +80,9 @@ impl OpenReplication {
         }
         let slot = literal(self.0.slot());
         let role = &first.facts.replication_user;
+        if donor.sql("select pg_is_in_recovery()").await? == "t" {
+            bail!("the donor is a standby now: make it the primary again, then roll back");
+        }
         let (name, quoted) = (literal(role), format!("\"{}\"", role.replace('"', "\"\"")));
         donor
             .sql(&format!(

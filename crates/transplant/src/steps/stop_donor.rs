@@ -56,8 +56,16 @@ impl Step for StopDonor {
             donor.sql("checkpoint").await?;
             catch_up::level(&self.0, tell).await?;
         }
+        if let Some(patroni) = &self.0.patroni {
+            // To come level may have taken long. An attempt before may have stopped its Patroni.
+            patroni.is_held(true).await?;
+        }
         donor.tell(Order::Disable).await?;
         tell.tell("stopping");
+        if self.0.patroni.is_some() {
+            // In a pause it leaves the server running, and nobody starts that again once it is stopped.
+            donor.tell(Order::Stop).await?;
+        }
         donor.stop().await?;
         if self.0.facts.shard.is_some() {
             until(self.0.facts.inventory.limits.service_seconds, tell, async || {
@@ -82,16 +90,27 @@ impl Step for StopDonor {
         {
             return Err(format!("the donor is not as it should be: {control:?}").into());
         }
+        if let Some(patroni) = &self.0.patroni {
+            patroni.is_gone().await?;
+        }
         Ok(serde_json::to_value(control)?)
     }
 
     async fn undo(&self, _: Undo, tell: &dyn Tell) -> Result<(), StepError> {
         let donor = &self.0.donor;
+        if let Some(patroni) = &self.0.patroni {
+            patroni.has_no_other_leader().await?;
+        }
         donor.tell(Order::Enable).await?;
         if self.0.facts.shard.is_some() {
             return Ok(self.start_sitter(tell).await?);
         }
-        donor.start().await?;
+        if let Some(patroni) = &self.0.patroni {
+            donor.tell(Order::Start).await?;
+            patroni.wake(&patroni.facts.leader, true, tell).await?;
+        } else {
+            donor.start().await?;
+        }
         if donor.sql("select pg_is_in_recovery()").await? == "t" {
             return Err("the donor runs as a standby: nobody can write there".into());
         }
