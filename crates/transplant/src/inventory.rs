@@ -17,6 +17,9 @@ pub struct Inventory {
     /// How it is seen that clients are well.
     #[serde(default)]
     pub clients: Vec<ClientCheck>,
+    /// The backup that is made before the donor is stopped; none where it is not given.
+    #[serde(default)]
+    pub backup: Option<BackupConfig>,
     /// Bounds.
     #[serde(default)]
     pub limits: Limits,
@@ -106,6 +109,17 @@ pub struct ClientCheck {
     pub command: String,
 }
 
+/// A backup of the donor, and how it is proven.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackupConfig {
+    /// A directory on the first peer's host.
+    pub dir: String,
+    /// Statements of psql that have to give the same at the donor and at what is restored.
+    #[serde(default)]
+    pub verify_sql: Vec<String>,
+}
+
 /// Bounds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -170,7 +184,8 @@ impl Inventory {
         let donor = donor.map(|(field, path)| (format!("donor.{field}"), path));
         let recipients = self.recipient.iter().enumerate();
         let files = recipients.map(|(n, peer)| (format!("recipient[{n}].config"), &peer.config));
-        for (field, path) in donor.into_iter().chain(files) {
+        let backup = self.backup.iter().map(|backup| ("backup.dir".to_owned(), &backup.dir));
+        for (field, path) in donor.into_iter().chain(files).chain(backup) {
             if !path.starts_with('/') {
                 bail!("{field}: {path:?} is no absolute path");
             }
@@ -218,7 +233,7 @@ service = { kind = "smf", fmri = "manatee/sitter" }
     fn everything_set() -> String {
         let is_name = |name: &str| name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
         let set = |line: &str| match line.strip_prefix("# ") {
-            Some(table) if table.starts_with("[[") => table.to_owned(),
+            Some(table) if table.starts_with('[') => table.to_owned(),
             Some(field) if field.split_once(" = ").is_some_and(|(name, _)| is_name(name)) => {
                 field.to_owned()
             }
@@ -235,12 +250,15 @@ service = { kind = "smf", fmri = "manatee/sitter" }
         assert_eq!((shown.donor.standbys.len(), shown.clients.len()), (1, 1));
         let standbys = std::mem::take(&mut shown.donor.standbys);
         let clients = std::mem::take(&mut shown.clients);
+        let backup = shown.backup.take();
+        assert!(backup.is_some(), "it is shown");
         assert_eq!(shown, plain);
         assert_eq!(plain.limits, Limits::default());
 
         // Whatever there is, the example names.
         shown.donor.standbys = standbys;
         shown.clients = clients;
+        shown.backup = backup;
         let mut names = Vec::new();
         field_names(&toml::Table::try_from(&shown).expect("TOML").into(), &mut names);
         assert!(names.len() > 25, "{names:?}");
@@ -286,6 +304,8 @@ service = { kind = "smf", fmri = "manatee/sitter" }
         );
         check_refused(&with("\"smf\"", "\"upstart\""), &["line 9", "upstart", "systemd"]);
         check_refused(&with("\"postgres\"\n", "\"mysql\"\n"), &["line 2", "mysql", "postgres"]);
+        let backup = format!("{LEAST}[backup]\ndir = \"backups\"\n");
+        check_refused(&backup, &["backup.dir", "\"backups\" is no absolute path"]);
         let (donor, _) = LEAST.split_once("[[recipient]]").expect("a recipient");
         check_refused(donor, &["missing field `recipient`"]);
         let none = format!("recipient = []\n{donor}");

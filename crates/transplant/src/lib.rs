@@ -15,9 +15,12 @@ mod steps;
 mod world;
 
 pub use donor::{Control, Donor};
-pub use inventory::{ClientCheck, DonorConfig, DonorKind, Inventory, Limits, RecipientPeer};
+pub use inventory::{
+    BackupConfig, ClientCheck, DonorConfig, DonorKind, Inventory, Limits, RecipientPeer,
+};
 pub use journal_file::{JournalFile, Locked, journal_of};
 pub use plan::{Facts, ROLLED_BACK, plan};
-pub use preflight::{Problem, Seen, look, problems};
-pub use recipient::{PeerFacts, Progress, REPLICATED};
+pub use preflight::{Problem, Seen, look, notes, problems};
+pub use recipient::{BackupPlace, PeerFacts, Progress, REPLICATED};
+pub use steps::Proof;
 pub use world::{Screen, World, guard, written_since};

@@ -101,6 +101,16 @@ pub fn plan(facts: &Facts) -> Plan {
             "nothing to undo",
         ),
     ];
+    if let Some(backup) = &inventory.backup {
+        plan.push(step(
+            steps::BACKUP,
+            format!("back the donor up to {} on {first}'s host, and prove it", backup.dir),
+            &[&backup.dir],
+            nothing,
+            4 * copy,
+            "keep it",
+        ));
+    }
     plan.push(Planned {
         pause: Some(
             "from here on clients have no database until open-recipient is done".to_owned(),

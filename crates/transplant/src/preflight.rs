@@ -1,7 +1,7 @@
 //! What is there, and everything that is wrong with it, at once.
 
 use crate::{
-    Donor, Facts, Inventory, PeerFacts,
+    BackupPlace, Donor, Facts, Inventory, PeerFacts,
     donor::literal,
     plan::{DonorFacts, ROLLED_BACK},
     recipient::{self, REPLICATED},
@@ -56,8 +56,10 @@ fn replicated() -> String {
 pub async fn look(inventory: &Inventory) -> Seen {
     let donor = look_at_donor(inventory).await.map_err(|error| format!("{error:#}"));
     let mut peers = Vec::new();
-    for peer in &inventory.recipient {
-        peers.push(recipient::look(peer).await.map_err(|error| format!("{error:#}")));
+    for (index, peer) in inventory.recipient.iter().enumerate() {
+        let backup = inventory.backup.as_ref().filter(|_| index == 0);
+        let backup = backup.map(|backup| backup.dir.as_str());
+        peers.push(recipient::look(peer, backup).await.map_err(|error| format!("{error:#}")));
     }
     Seen { donor, peers }
 }
@@ -111,6 +113,17 @@ async fn look_at_donor(inventory: &Inventory) -> Result<DonorFacts> {
         })
     };
     parsed().with_context(unexpected)
+}
+
+/// What is not wrong, and should be known.
+pub fn notes(inventory: &Inventory) -> Vec<String> {
+    let mut notes = Vec::new();
+    if inventory.backup.is_none() {
+        notes.push(
+            "no backup is made before the donor is stopped: give [backup] to have one".into(),
+        );
+    }
+    notes
 }
 
 /// One thing that may be wrong: whether it is, what, and what to do.
@@ -220,6 +233,9 @@ fn peer_doubts(facts: &PeerFacts, first: bool, donor: Option<&DonorFacts>) -> Ve
             "give the shard another name in its sitters' files",
         ),
     ];
+    if let Some(place) = &facts.backup {
+        doubts.extend(backup_doubts(place, donor));
+    }
     if let Some(donor) = donor {
         doubts.push((
             facts.version != donor.version / 10_000,
@@ -254,6 +270,27 @@ fn peer_doubts(facts: &PeerFacts, first: bool, donor: Option<&DonorFacts>) -> Ve
         ));
     }
     doubts
+}
+
+/// What is wrong with the place for the backup.
+fn backup_doubts(place: &BackupPlace, donor: Option<&DonorFacts>) -> Vec<Doubt> {
+    if let Some(problem) = &place.problem {
+        let remedy = "make it a directory that the user of the server can get into";
+        return vec![(true, format!("backup.dir: {problem}"), remedy)];
+    }
+    let Some(donor) = donor else { return Vec::new() };
+    // The file, and what is restored from it; and the copy, where that takes from the same space.
+    let times = if place.beside_database { 3 } else { 2 };
+    let needed = donor.bytes * times + donor.bytes / 10;
+    vec![(
+        place.free_bytes < needed,
+        format!(
+            "backup.dir: {} MiB are free, {} MiB are needed to make and to prove a backup",
+            place.free_bytes >> 20,
+            needed >> 20
+        ),
+        "make room for it, or name a directory elsewhere",
+    )]
 }
 
 impl Seen {

@@ -59,8 +59,23 @@ pub struct PeerFacts {
     pub replicated: BTreeMap<String, u64>,
     /// Free space where the database goes, in bytes.
     pub free_bytes: u64,
+    /// What there is of the place for the backup, where it was asked for.
+    #[serde(default)]
+    pub backup: Option<BackupPlace>,
     /// The cluster state of the shard, if there is one.
     pub state: Option<serde_json::Value>,
+}
+
+/// A directory that a backup is to lie in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BackupPlace {
+    /// Why it is no such place.
+    pub problem: Option<String>,
+    /// Free space, in bytes.
+    pub free_bytes: u64,
+    /// Whether the peer's database takes from that space, too.
+    pub beside_database: bool,
 }
 
 /// How far a copy is, as `peer receive` prints it line by line.
@@ -100,7 +115,9 @@ pub(crate) struct Recipient {
 
 /// Runs a verb of `manatee transplant peer` on a peer's host.
 fn verb(config: &RecipientPeer, verb: &str, args: &[&str]) -> Result<Exec> {
-    let command = [config.manatee.as_str(), "transplant", "peer", verb, "--config", &config.config];
+    let mut command = vec![config.manatee.as_str(), "transplant", "peer"];
+    command.extend(verb.split(' '));
+    command.extend(["--config", &config.config]);
     Ok(config.host.exec(None, &[&command, args].concat())?)
 }
 
@@ -108,8 +125,10 @@ fn verb(config: &RecipientPeer, verb: &str, args: &[&str]) -> Result<Exec> {
 ///
 /// # Errors
 /// When it cannot be asked.
-pub(crate) async fn look(config: &RecipientPeer) -> Result<PeerFacts> {
-    let output = verb(config, "facts", &[])?.limit(QUERY_LIMIT).run().await?.stdout;
+pub(crate) async fn look(config: &RecipientPeer, backup: Option<&str>) -> Result<PeerFacts> {
+    let backup = backup.map(|dir| ["--backup-dir", dir]);
+    let args: &[&str] = backup.as_ref().map_or(&[], |args| args);
+    let output = verb(config, "facts", args)?.limit(QUERY_LIMIT).run().await?.stdout;
     parse(&output)
 }
 
@@ -145,6 +164,8 @@ impl Recipient {
         let on_line = |line: &str| {
             if let Ok(progress) = serde_json::from_str::<Progress>(line) {
                 tell.tell(&progress.to_string());
+            } else if let Ok(what) = serde_json::from_str::<String>(line) {
+                tell.tell(&what);
             }
         };
         let output = verb(&self.config, name, args)?.run_with(on_line).await.with_context(told)?;
@@ -162,7 +183,7 @@ impl Recipient {
 
     /// The cluster state of the shard.
     pub async fn state(&self) -> Result<Option<ClusterState>> {
-        let facts = look(&self.config).await?;
+        let facts = look(&self.config, None).await?;
         facts.state.map(ClusterState::from_value).transpose().map_err(Into::into)
     }
 
@@ -211,7 +232,7 @@ impl Recipient {
 
     /// Whether its sitter runs.
     pub async fn sitter_runs(&self) -> Result<bool> {
-        Ok(look(&self.config).await?.sitter_runs)
+        Ok(look(&self.config, None).await?.sitter_runs)
     }
 
     /// Stops its sitter, and with it its server.

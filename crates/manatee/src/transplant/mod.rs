@@ -3,6 +3,7 @@
 //! Contract: nothing is changed before the plan is in the journal, beside the inventory; one runner at a
 //! time has it; and whatever happens to that one, `run` or `rollback` go on from there.
 
+mod backup;
 mod peer;
 mod screen;
 mod show;
@@ -139,13 +140,18 @@ async fn look(
 }
 
 async fn preflight(which: &Which) -> Result<ExitCode> {
-    let problems = look(Inventory::load(&which.inventory)?).await?.err().unwrap_or_default();
+    let inventory = Inventory::load(&which.inventory)?;
+    let notes = transplant::notes(&inventory);
+    let problems = look(inventory).await?.err().unwrap_or_default();
     if which.json {
-        print(&format!("{}\n", serde_json::json!({ "problems": problems })))?;
-    } else if problems.is_empty() {
-        print("nothing stands in the way\n")?;
+        print(&format!("{}\n", serde_json::json!({ "problems": problems, "notes": notes })))?;
     } else {
-        print(&show::problems(&problems))?;
+        let notes: String = notes.iter().map(|note| format!("note: {note}\n")).collect();
+        let told = match problems.is_empty() {
+            true => "nothing stands in the way\n".to_owned(),
+            false => show::problems(&problems),
+        };
+        print(&(told + &notes))?;
     }
     Ok(if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

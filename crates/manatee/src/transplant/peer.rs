@@ -1,6 +1,7 @@
 //! `manatee transplant peer …`: what a transplant has done on the host of a peer, by its sitter's file. Not
 //! for people: it prints JSON, and the runner of the transplant calls it, here or by ssh.
 
+use super::backup::{self, BackupCommand};
 use crate::sitter::{config::Config, executor, lock_dataset};
 use adapters::{
     clock,
@@ -41,14 +42,23 @@ const MADE_BY: &str = "transplant";
 pub struct Which {
     /// Its sitter's file.
     #[arg(long)]
-    config: PathBuf,
+    pub(super) config: PathBuf,
 }
 
 /// What is done there.
 #[derive(Debug, Subcommand)]
 pub enum PeerCommand {
     /// Say what there is.
-    Facts(Which),
+    Facts {
+        #[command(flatten)]
+        which: Which,
+        /// Where the backup is to lie.
+        #[arg(long)]
+        backup_dir: Option<PathBuf>,
+    },
+    /// What is done for the backup.
+    #[command(subcommand)]
+    Backup(BackupCommand),
     /// Say the password of the shard's replication role.
     Secret(Which),
     /// Copy the database of a server outside the shard, and follow it.
@@ -99,7 +109,10 @@ pub(super) async fn run(command: PeerCommand) -> Result<Value> {
     #[cfg(target_os = "linux")]
     set_parent_process_death_signal(Some(Signal::TERM))?;
     match command {
-        PeerCommand::Facts(which) => facts(&which.config).await,
+        PeerCommand::Facts { which, backup_dir } => {
+            facts(&which.config, backup_dir.as_deref()).await
+        }
+        PeerCommand::Backup(command) => backup::run(command).await,
         PeerCommand::Secret(which) => {
             let config = Config::load(&which.config)?;
             Ok(json!({ "password": config.replication.password }))
@@ -139,7 +152,7 @@ impl Peer {
     }
 }
 
-async fn lock(config: &Config) -> Result<File> {
+pub(super) async fn lock(config: &Config) -> Result<File> {
     let begun = clock::now();
     loop {
         match lock_dataset(config) {
@@ -159,7 +172,7 @@ fn coordination(config: &Config, file: &Path) -> Result<Arc<dyn Coordination>> {
     Ok(coord::open(&config.coordination, &config.shard, &options)?)
 }
 
-async fn facts(file: &Path) -> Result<Value> {
+async fn facts(file: &Path, backup_dir: Option<&Path>) -> Result<Value> {
     let config = Config::load(file)?;
     let me = config.ident()?;
     let settings = executor::settings(&config, &me)?;
@@ -184,6 +197,7 @@ async fn facts(file: &Path) -> Result<Value> {
         place = place.parent().context("the dataset has no directory above it")?;
     }
     let space = statvfs(place)?;
+    let backup = backup_dir.map(|dir| backup::facts(dir, place, settings.os_user.as_deref()));
     let facts = PeerFacts {
         slot: postgres::slot_of(&me.id),
         peer: me,
@@ -201,6 +215,7 @@ async fn facts(file: &Path) -> Result<Value> {
         replication_user: settings.replication_user,
         replicated,
         free_bytes: space.f_bavail * space.f_frsize,
+        backup: backup.transpose()?,
         state: state.context("the cluster state is no JSON")?,
     };
     Ok(serde_json::to_value(facts)?)
@@ -255,20 +270,29 @@ async fn tell(watched: watch::Receiver<SeedProgress>) {
     loop {
         tokio::time::sleep(PERIOD).await;
         let seen = watched.borrow().clone();
-        let seconds = ((clock::now() - begun).0 / 1000).max(1);
-        let rate = seen.bytes_done / seconds;
-        let left = seen.bytes_total.map(|total| total.saturating_sub(seen.bytes_done));
-        let progress = Progress {
-            bytes_done: seen.bytes_done,
-            bytes_total: seen.bytes_total,
-            rate: Some(rate),
-            remaining: left.filter(|_| rate > 0).map(|left| left / rate),
-        };
-        match serde_json::to_string(&progress) {
-            Ok(line) => eprintln!("{line}"),
-            Err(error) => eprintln!("no progress: {error}"),
-        }
+        progress(seen.bytes_done, seen.bytes_total, clock::now() - begun);
     }
+}
+
+/// Prints how far something is.
+pub(super) fn progress(bytes_done: u64, bytes_total: Option<u64>, took: Millis) {
+    let rate = bytes_done * 1000 / took.0.max(1);
+    let left = bytes_total.map(|total| total.saturating_sub(bytes_done));
+    let progress = Progress {
+        bytes_done,
+        bytes_total,
+        rate: Some(rate),
+        remaining: left.filter(|_| rate > 0).map(|left| left / rate),
+    };
+    match serde_json::to_string(&progress) {
+        Ok(line) => eprintln!("{line}"),
+        Err(error) => eprintln!("no progress: {error}"),
+    }
+}
+
+/// Prints what is done now.
+pub(super) fn say(what: &str) {
+    eprintln!("{}", Value::from(what));
 }
 
 async fn discard(file: &Path) -> Result<Value> {

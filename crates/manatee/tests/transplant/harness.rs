@@ -58,6 +58,19 @@ impl<D: Donor> Move<D> {
         })
     }
 
+    /// Asks for a backup that is proven by these statements; where it will be.
+    pub fn ask_for_backup(&self, sql: &[&str]) -> Result<PathBuf> {
+        let inventory = self.stage.inventory();
+        let directory = inventory.with_file_name("backups");
+        fs::create_dir(&directory)?;
+        let text = fs::read_to_string(&inventory)?;
+        fs::write(
+            &inventory,
+            format!("{text}\n[backup]\ndir = {directory:?}\nverify_sql = {sql:?}\n"),
+        )?;
+        Ok(directory)
+    }
+
     pub fn journal(&self) -> PathBuf {
         self.stage.inventory().with_extension("journal")
     }

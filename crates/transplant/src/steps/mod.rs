@@ -1,5 +1,6 @@
 //! The steps, one file each.
 
+mod backup;
 mod catch_up;
 mod check_clients;
 mod compare;
@@ -13,6 +14,8 @@ mod receive;
 mod stop_donor;
 mod stop_standbys;
 
+pub use backup::Proof;
+
 use crate::{Donor, Facts, recipient::Recipient};
 use adapters::clock;
 use anyhow::{Context, Result, bail};
@@ -24,6 +27,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 pub(crate) const OPEN_REPLICATION: &str = "open-replication";
 pub(crate) const RECEIVE: &str = "receive";
 pub(crate) const CATCH_UP: &str = "catch-up";
+pub(crate) const BACKUP: &str = "backup";
 pub(crate) const STOP_STANDBYS: &str = "stop-standbys";
 pub(crate) const STOP_DONOR: &str = "stop-donor";
 pub(crate) const FENCE_DONOR: &str = "fence-donor";
@@ -150,6 +154,7 @@ pub(crate) fn step(id: &StepId, journal: &Journal) -> Result<Box<dyn Step>> {
         OPEN_REPLICATION => Box::new(open_replication::OpenReplication(scene)),
         RECEIVE => Box::new(receive::Receive(scene)),
         CATCH_UP => Box::new(catch_up::CatchUp(scene)),
+        BACKUP => Box::new(backup::Backup(scene)),
         STOP_STANDBYS => Box::new(stop_standbys::StopStandbys(scene)),
         STOP_DONOR => Box::new(stop_donor::StopDonor(scene)),
         FENCE_DONOR => Box::new(fence_donor::FenceDonor(scene)),

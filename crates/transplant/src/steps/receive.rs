@@ -53,7 +53,7 @@ impl Step for Receive {
         for peer in &self.0.peers {
             let kept: Value = peer.verb("discard", &[]).await?;
             if let Some(kept) = kept["kept"].as_str() {
-                tell.tell(&format!("the copy on {} is kept in {kept}", peer.zone()));
+                tell.note(&format!("the copy on {} is kept in {kept}", peer.zone()));
             }
         }
         Ok(())

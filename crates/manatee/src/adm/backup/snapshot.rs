@@ -3,7 +3,7 @@
 //! Clone and snapshot go when this ends, and what a program that was killed left goes when the next one
 //! begins.
 
-use super::{Output, copy as copy_output};
+use super::{Output, Watch, copy as copy_output};
 use crate::sitter::config::Config;
 use adapters::{
     exec::Exec,
@@ -33,9 +33,10 @@ pub(super) async fn copy(
     volume: &Volume,
     postgres: &Postgres,
     writer: &mut Output,
+    watch: &Watch<'_>,
 ) -> Result<(u32, Lsn)> {
     let look = Look::new(config, volume).await?;
-    let copied = look.copy(postgres, writer).await;
+    let copied = look.copy(postgres, writer, watch).await;
     // Whatever became of it.
     match (copied, look.clear().await) {
         (Ok(copied), Ok(())) => Ok(copied),
@@ -74,7 +75,12 @@ impl Look<'_> {
         Ok(look)
     }
 
-    async fn copy(&self, postgres: &Postgres, writer: &mut Output) -> Result<(u32, Lsn)> {
+    async fn copy(
+        &self,
+        postgres: &Postgres,
+        writer: &mut Output,
+        watch: &Watch<'_>,
+    ) -> Result<(u32, Lsn)> {
         let name = self.volume.name();
         let made = self.snapshots.snapshot(name, &SnapshotName::now(BACKUP)?).await;
         let made = made.context("no snapshot was made")?;
@@ -87,7 +93,7 @@ impl Look<'_> {
         if let Some(problem) = facts.problem(&expected) {
             bail!("what is in the snapshot is not the database of this peer: {problem}");
         }
-        let read = copy_output(tar(&data, &facts)?, writer).await;
+        let read = copy_output(tar(&data, &facts)?, writer, watch).await;
         read.context("the snapshot cannot be read")?;
         Ok((facts.timeline, facts.checkpoint))
     }
