@@ -33,6 +33,47 @@ pub enum DonorKind {
     Postgres,
 }
 
+/// How the database comes to the first peer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Method {
+    /// A base backup, and the WAL from there on, by PostgreSQL itself.
+    #[default]
+    Streaming,
+    /// Snapshots of the file system, the last one of the stopped donor.
+    Snapshots,
+}
+
+/// A kind of file system with snapshots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DatasetKind {
+    /// A subvolume.
+    Btrfs,
+    /// A dataset of a pool.
+    Zfs,
+}
+
+impl DatasetKind {
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            DatasetKind::Btrfs => "btrfs",
+            DatasetKind::Zfs => "zfs",
+        }
+    }
+}
+
+/// The dataset that the donor's data directory is in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DatasetConfig {
+    /// Its kind.
+    pub kind: DatasetKind,
+    /// The path of a subvolume, or the name of a dataset.
+    pub name: String,
+}
+
 /// The donor's primary.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -62,6 +103,15 @@ pub struct DonorConfig {
     pub superuser: String,
     /// How it is started and stopped.
     pub service: Service,
+    /// How its database comes to the first peer.
+    #[serde(default)]
+    pub method: Method,
+    /// The program, on its host; it is used there only for [`Method::Snapshots`].
+    #[serde(default = "default_program")]
+    pub manatee: String,
+    /// The dataset that its data directory is in.
+    #[serde(default)]
+    pub dataset: Option<DatasetConfig>,
     /// Its standbys, which are stopped after the cut-over.
     #[serde(default)]
     pub standbys: Vec<DonorStandby>,
@@ -126,6 +176,8 @@ pub struct BackupConfig {
 pub struct Limits {
     /// How far the recipient may be behind the donor when that is stopped, in bytes of WAL.
     pub lag_bytes: u64,
+    /// MiB a second that the copy is not to exceed; none where it is not given.
+    pub rate_mib: Option<u64>,
     /// How long the recipient may take to come that near, in seconds.
     pub catch_up_seconds: u64,
     /// How long a server or a sitter may take to start or stop, in seconds.
@@ -138,6 +190,7 @@ impl Default for Limits {
     fn default() -> Self {
         Limits {
             lag_bytes: 16 << 20,
+            rate_mib: None,
             catch_up_seconds: 3600,
             service_seconds: 120,
             client_seconds: 60,
@@ -178,6 +231,12 @@ impl Inventory {
     fn check(&self) -> Result<()> {
         if self.recipient.is_empty() {
             bail!("recipient: give the peers of the shard, at least the first one");
+        }
+        if self.donor.method == Method::Snapshots && self.donor.dataset.is_none() {
+            bail!("donor.method is snapshots: give the dataset that they are of, [donor.dataset]");
+        }
+        if self.limits.rate_mib == Some(0) {
+            bail!("limits.rate_mib: give at least 1, or leave it out");
         }
         let DonorConfig { data_dir, bin_dir, socket_dir, .. } = &self.donor;
         let donor = [("data_dir", data_dir), ("bin_dir", bin_dir), ("socket_dir", socket_dir)];
@@ -251,7 +310,8 @@ service = { kind = "smf", fmri = "manatee/sitter" }
         let standbys = std::mem::take(&mut shown.donor.standbys);
         let clients = std::mem::take(&mut shown.clients);
         let backup = shown.backup.take();
-        assert!(backup.is_some(), "it is shown");
+        let (dataset, rate) = (shown.donor.dataset.take(), shown.limits.rate_mib.take());
+        assert!(backup.is_some() && dataset.is_some() && rate.is_some(), "they are shown");
         assert_eq!(shown, plain);
         assert_eq!(plain.limits, Limits::default());
 
@@ -259,6 +319,7 @@ service = { kind = "smf", fmri = "manatee/sitter" }
         shown.donor.standbys = standbys;
         shown.clients = clients;
         shown.backup = backup;
+        (shown.donor.dataset, shown.limits.rate_mib) = (dataset, rate);
         let mut names = Vec::new();
         field_names(&toml::Table::try_from(&shown).expect("TOML").into(), &mut names);
         assert!(names.len() > 25, "{names:?}");
@@ -304,6 +365,11 @@ service = { kind = "smf", fmri = "manatee/sitter" }
         );
         check_refused(&with("\"smf\"", "\"upstart\""), &["line 9", "upstart", "systemd"]);
         check_refused(&with("\"postgres\"\n", "\"mysql\"\n"), &["line 2", "mysql", "postgres"]);
+        check_refused(
+            &with("address", "method = \"snapshots\"\naddress"),
+            &["give the dataset that they are of, [donor.dataset]"],
+        );
+        check_refused(&format!("{LEAST}[limits]\nrate_mib = 0\n"), &["rate_mib", "at least 1"]);
         let backup = format!("{LEAST}[backup]\ndir = \"backups\"\n");
         check_refused(&backup, &["backup.dir", "\"backups\" is no absolute path"]);
         let (donor, _) = LEAST.split_once("[[recipient]]").expect("a recipient");

@@ -11,16 +11,19 @@ mod journal_file;
 mod plan;
 mod preflight;
 mod recipient;
+mod snapshots;
 mod steps;
 mod world;
 
-pub use donor::{Control, Donor};
+pub use donor::{Control, Donor, without_block};
 pub use inventory::{
-    BackupConfig, ClientCheck, DonorConfig, DonorKind, Inventory, Limits, RecipientPeer,
+    BackupConfig, ClientCheck, DatasetConfig, DatasetKind, DonorConfig, DonorKind, Inventory,
+    Limits, Method, RecipientPeer,
 };
 pub use journal_file::{JournalFile, Locked, journal_of};
 pub use plan::{Facts, ROLLED_BACK, plan};
 pub use preflight::{Problem, Seen, look, notes, problems};
 pub use recipient::{BackupPlace, PeerFacts, Progress, REPLICATED};
-pub use steps::Proof;
+pub use snapshots::{Arrived, DatasetFacts, Rest, SnapshotFacts};
+pub use steps::{FENCE_FILES, Proof};
 pub use world::{Screen, World, guard, written_since};

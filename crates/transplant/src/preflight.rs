@@ -1,10 +1,11 @@
 //! What is there, and everything that is wrong with it, at once.
 
 use crate::{
-    BackupPlace, Donor, Facts, Inventory, PeerFacts,
+    BackupPlace, Donor, Facts, Inventory, Method, PeerFacts,
     donor::literal,
     plan::{DonorFacts, ROLLED_BACK},
     recipient::{self, REPLICATED},
+    snapshots,
 };
 use anyhow::{Context, Result};
 use cluster::Millis;
@@ -109,10 +110,15 @@ async fn look_at_donor(inventory: &Inventory) -> Result<DonorFacts> {
             hba_file: hba.to_owned(),
             checksums: sums == "on",
             prepared_transactions: xacts.parse().ok()?,
+            dataset: None,
             replicated,
         })
     };
-    parsed().with_context(unexpected)
+    let mut facts = parsed().with_context(unexpected)?;
+    if inventory.donor.method == Method::Snapshots {
+        facts.dataset = Some(snapshots::look(&inventory.donor).await?);
+    }
+    Ok(facts)
 }
 
 /// What is not wrong, and should be known.
@@ -156,6 +162,13 @@ pub fn problems(inventory: &Inventory, seen: &Seen) -> Vec<Problem> {
             Ok(facts) => {
                 let at = format!("recipient {}", facts.peer.zone_id);
                 tell(&at, peer_doubts(facts, index == 0, seen.donor.as_ref().ok()));
+                let method = &inventory.donor;
+                let kind = method.dataset.as_ref().map_or("", |dataset| dataset.kind.name());
+                let other = method.method == Method::Snapshots && facts.storage != kind;
+                let problem =
+                    format!("its storage is {}, the donor's dataset {kind}", facts.storage);
+                let remedy = "give its sitter a dataset of that kind, or move by streaming";
+                tell(&at, vec![(index == 0 && other, problem, remedy)]);
             }
         }
     }

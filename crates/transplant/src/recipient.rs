@@ -92,6 +92,16 @@ pub struct Progress {
     pub remaining: Option<u64>,
 }
 
+impl Progress {
+    /// After this time.
+    pub fn after(took: Millis, bytes_done: u64, bytes_total: Option<u64>) -> Progress {
+        let rate = bytes_done * 1000 / took.0.max(1);
+        let left = bytes_total.map(|total| total.saturating_sub(bytes_done));
+        let remaining = left.filter(|_| rate > 0).map(|left| left / rate);
+        Progress { bytes_done, bytes_total, rate: Some(rate), remaining }
+    }
+}
+
 impl std::fmt::Display for Progress {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} MiB", self.bytes_done >> 20)?;
@@ -119,6 +129,13 @@ fn verb(config: &RecipientPeer, verb: &str, args: &[&str]) -> Result<Exec> {
     command.extend(verb.split(' '));
     command.extend(["--config", &config.config]);
     Ok(config.host.exec(None, &[&command, args].concat())?)
+}
+
+impl Recipient {
+    /// A verb as a command.
+    pub fn exec(&self, name: &str, args: &[&str]) -> Result<Exec> {
+        verb(&self.config, name, args)
+    }
 }
 
 /// What a peer says of itself.

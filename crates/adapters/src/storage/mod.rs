@@ -18,7 +18,7 @@ mod snapshots;
 mod volume;
 mod zfs;
 
-pub use btrfs::Btrfs;
+pub use btrfs::{Adopted, Btrfs};
 pub use dir::Dir;
 pub use error::{StorageCause, StorageError};
 pub use incoming::{DatabaseFacts, Expected, Incoming, examine};

@@ -4,6 +4,9 @@
 //! time has it; and whatever happens to that one, `run` or `rollback` go on from there.
 
 mod backup;
+mod donor;
+mod frames;
+mod incoming;
 mod peer;
 mod screen;
 mod show;
@@ -67,6 +70,9 @@ pub enum TransplantCommand {
     /// What is done on the host of a peer; called by the others.
     #[command(subcommand, hide = true)]
     Peer(peer::PeerCommand),
+    /// What is done on the host of the donor; called by the others.
+    #[command(subcommand, hide = true)]
+    Donor(donor::DonorCommand),
 }
 
 /// Which transplant.
@@ -114,6 +120,12 @@ pub fn run(command: TransplantCommand) -> Result<ExitCode> {
                 rollback(&which, discard_writes, yes).await
             }
             TransplantCommand::Commit { which, yes } => commit(&which, yes).await,
+            TransplantCommand::Donor(command) => {
+                if let Some(answer) = donor::run(command).await? {
+                    println!("{answer}");
+                }
+                Ok(ExitCode::SUCCESS)
+            }
             TransplantCommand::Peer(command) => {
                 println!("{}", peer::run(command).await?);
                 Ok(ExitCode::SUCCESS)

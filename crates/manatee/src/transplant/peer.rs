@@ -1,7 +1,10 @@
 //! `manatee transplant peer …`: what a transplant has done on the host of a peer, by its sitter's file. Not
 //! for people: it prints JSON, and the runner of the transplant calls it, here or by ssh.
 
-use super::backup::{self, BackupCommand};
+use super::{
+    backup::{self, BackupCommand},
+    incoming::{self, IncomingCommand},
+};
 use crate::sitter::{config::Config, executor, lock_dataset};
 use adapters::{
     clock,
@@ -59,6 +62,9 @@ pub enum PeerCommand {
     /// What is done for the backup.
     #[command(subcommand)]
     Backup(BackupCommand),
+    /// What is done with the donor's dataset as it comes in.
+    #[command(subcommand)]
+    Incoming(IncomingCommand),
     /// Say the password of the shard's replication role.
     Secret(Which),
     /// Copy the database of a server outside the shard, and follow it.
@@ -105,14 +111,13 @@ pub enum PeerCommand {
 
 /// Does it; what is to be printed.
 pub(super) async fn run(command: PeerCommand) -> Result<Value> {
-    // A runner that ends must not leave behind what the next one would do beside it.
-    #[cfg(target_os = "linux")]
-    set_parent_process_death_signal(Some(Signal::TERM))?;
+    die_with_the_runner()?;
     match command {
         PeerCommand::Facts { which, backup_dir } => {
             facts(&which.config, backup_dir.as_deref()).await
         }
         PeerCommand::Backup(command) => backup::run(command).await,
+        PeerCommand::Incoming(command) => incoming::run(command).await,
         PeerCommand::Secret(which) => {
             let config = Config::load(&which.config)?;
             Ok(json!({ "password": config.replication.password }))
@@ -133,6 +138,13 @@ pub(super) async fn run(command: PeerCommand) -> Result<Value> {
         }
         PeerCommand::Retract { which, id } => retract(&which.config, &id).await,
     }
+}
+
+/// A runner that ends must not leave behind what the next one would do beside it.
+pub(super) fn die_with_the_runner() -> Result<()> {
+    #[cfg(target_os = "linux")]
+    set_parent_process_death_signal(Some(Signal::TERM))?;
+    Ok(())
 }
 
 /// A peer that no sitter acts on meanwhile.
@@ -276,14 +288,7 @@ async fn tell(watched: watch::Receiver<SeedProgress>) {
 
 /// Prints how far something is.
 pub(super) fn progress(bytes_done: u64, bytes_total: Option<u64>, took: Millis) {
-    let rate = bytes_done * 1000 / took.0.max(1);
-    let left = bytes_total.map(|total| total.saturating_sub(bytes_done));
-    let progress = Progress {
-        bytes_done,
-        bytes_total,
-        rate: Some(rate),
-        remaining: left.filter(|_| rate > 0).map(|left| left / rate),
-    };
+    let progress = Progress::after(took, bytes_done, bytes_total);
     match serde_json::to_string(&progress) {
         Ok(line) => eprintln!("{line}"),
         Err(error) => eprintln!("no progress: {error}"),

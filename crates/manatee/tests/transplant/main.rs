@@ -2,5 +2,10 @@
 //! it. At the end the ledger is held against whoever serves.
 
 mod backup;
+mod bench;
+#[path = "../../../adapters/tests/filesystems/mod.rs"]
+mod filesystems;
+mod ground;
 mod harness;
 mod postgres;
+mod snapshots;

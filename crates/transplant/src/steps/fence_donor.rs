@@ -13,10 +13,10 @@ use saga::{Check, Outcome, Step, StepError, Tell, Undo};
 use serde_json::json;
 use std::sync::Arc;
 
-/// The `pg_hba.conf` of a fenced donor.
-const HBA: &str = "manatee-transplant.hba";
-/// Its `pg_ident.conf`.
-const IDENT: &str = "manatee-transplant.ident";
+/// The `pg_hba.conf` of a fenced donor, and its `pg_ident.conf`.
+pub const FENCE_FILES: [&str; 2] = ["manatee-transplant.hba", "manatee-transplant.ident"];
+const HBA: &str = FENCE_FILES[0];
+const IDENT: &str = FENCE_FILES[1];
 
 pub(super) struct FenceDonor(pub Arc<Scene>);
 

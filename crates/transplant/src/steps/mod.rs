@@ -11,12 +11,14 @@ mod level_donor;
 pub(crate) mod open_recipient;
 mod open_replication;
 mod receive;
+mod receive_last;
 mod stop_donor;
 mod stop_standbys;
 
 pub use backup::Proof;
+pub use fence_donor::FENCE_FILES;
 
-use crate::{Donor, Facts, recipient::Recipient};
+use crate::{Donor, Facts, Method, recipient::Recipient};
 use adapters::clock;
 use anyhow::{Context, Result, bail};
 use cluster::{ClusterState, Lsn, Millis};
@@ -31,6 +33,7 @@ pub(crate) const BACKUP: &str = "backup";
 pub(crate) const STOP_STANDBYS: &str = "stop-standbys";
 pub(crate) const STOP_DONOR: &str = "stop-donor";
 pub(crate) const FENCE_DONOR: &str = "fence-donor";
+pub(crate) const RECEIVE_LAST: &str = "receive-last";
 pub(crate) const COMPARE: &str = "compare";
 pub(crate) const OPEN_RECIPIENT: &str = "open-recipient";
 pub(crate) const KEEP_WAY_BACK: &str = "keep-way-back";
@@ -74,6 +77,11 @@ impl Scene {
     /// The peer that receives the database from the donor.
     pub fn first(&self) -> &Recipient {
         &self.peers[0]
+    }
+
+    /// Whether the database comes by snapshots, not by streaming.
+    pub fn by_snapshots(&self) -> bool {
+        self.facts.inventory.donor.method == Method::Snapshots
     }
 
     /// What a step found.
@@ -158,6 +166,7 @@ pub(crate) fn step(id: &StepId, journal: &Journal) -> Result<Box<dyn Step>> {
         STOP_STANDBYS => Box::new(stop_standbys::StopStandbys(scene)),
         STOP_DONOR => Box::new(stop_donor::StopDonor(scene)),
         FENCE_DONOR => Box::new(fence_donor::FenceDonor(scene)),
+        RECEIVE_LAST => Box::new(receive_last::ReceiveLast(scene)),
         COMPARE => Box::new(compare::Compare(scene)),
         OPEN_RECIPIENT => Box::new(open_recipient::OpenRecipient(scene)),
         KEEP_WAY_BACK => Box::new(keep_way_back::KeepWayBack(scene)),

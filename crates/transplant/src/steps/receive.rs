@@ -1,7 +1,7 @@
 //! On the first peer: a copy of the donor's database that follows it.
 
 use super::{Scene, until};
-use crate::recipient::Control;
+use crate::{recipient::Control, snapshots};
 use async_trait::async_trait;
 use saga::{Check, Outcome, Step, StepError, Tell, Undo};
 use serde_json::{Value, json};
@@ -16,6 +16,10 @@ impl Step for Receive {
     }
 
     async fn apply(&self, tell: &dyn Tell) -> Result<(), StepError> {
+        if self.0.by_snapshots() {
+            snapshots::sync(&self.0, tell).await?;
+            return Ok(());
+        }
         let (donor, first) = (&self.0.donor.config, self.0.first());
         let port = donor.port.to_string();
         let expected = &self.0.facts.donor.system_identifier;
@@ -36,6 +40,9 @@ impl Step for Receive {
     }
 
     async fn verify(&self) -> Result<Outcome, StepError> {
+        if self.0.by_snapshots() {
+            return Ok(snapshots::newest(&self.0).await?);
+        }
         let (first, donor) = (self.0.first(), &self.0.facts.donor);
         let control: Control = first.control().await?;
         if control.system_identifier != donor.system_identifier {
@@ -55,6 +62,19 @@ impl Step for Receive {
             if let Some(kept) = kept["kept"].as_str() {
                 tell.note(&format!("the copy on {} is kept in {kept}", peer.zone()));
             }
+        }
+        if self.0.by_snapshots() {
+            let _: Value = self.0.first().verb("incoming clear", &[]).await?;
+            snapshots::drop_all(&self.0).await?;
+        }
+        Ok(())
+    }
+
+    async fn release(&self, _: &dyn Tell) -> Result<(), StepError> {
+        if self.0.by_snapshots() {
+            let id = ["--id", &self.0.facts.id];
+            let _: Value = self.0.first().verb("incoming forget", &id).await?;
+            snapshots::drop_all(&self.0).await?;
         }
         Ok(())
     }

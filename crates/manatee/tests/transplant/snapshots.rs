@@ -1,0 +1,119 @@
+//! A donor on a file system with snapshots is moved by them.
+
+use super::{filesystems::isolated, ground::Ground, harness::Move};
+use adapters::exec::Exec;
+use anyhow::{Context, Result, ensure};
+use saga::Mode;
+use std::{fs, path::Path};
+
+/// Size of the file systems, in MiB.
+const SIZE: u64 = 4096;
+
+fn alone(test: &str, body: impl FnOnce(&Path) -> Result<()>) {
+    isolated(test, |place| body(place).expect(test));
+}
+
+fn prepare(ground: &Ground) -> Result<Move> {
+    let moved = Move::on(ground, |_| {})?;
+    moved.ask_for_snapshots(ground)?;
+    Ok(moved)
+}
+
+/// What is left of ours on the donor's file system: files beside it on btrfs, snapshots on ZFS.
+fn left(moved: &Move, ground: &Ground) -> Result<Vec<String>> {
+    if let Some(pool) = ground.pool() {
+        let list = Exec::new("zfs").args(["list", "-H", "-o", "name", "-t", "snapshot", "-r"]);
+        let list = list.arg(format!("{pool}/donor")).run_briefly()?;
+        return Ok(String::from_utf8_lossy(&list).lines().map(str::to_owned).collect());
+    }
+    let data = moved.stage.data();
+    let beside = data.parent().and_then(Path::parent).context("a directory above it")?;
+    let names =
+        fs::read_dir(beside)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    let names = names.collect::<Result<Vec<_>, std::io::Error>>()?;
+    Ok(names.into_iter().filter(|name| name.ends_with(".manatee")).collect())
+}
+
+/// To the end, and for good; the shard is what the donor was, and what the donor had is not touched.
+fn for_good(ground: &Ground) -> Result<()> {
+    let moved = prepare(ground)?;
+    let begun = adapters::clock::now();
+    let told = moved.stage.transplant(&["run", "--yes"])?;
+    ensure!(told.contains("send the last that has changed"), "{told}");
+    moved.wait_for_writes_to("amber")?;
+    println!("cut-over: {} ms", moved.writer.longest_gap_since(begun).length().0);
+    for peer in moved.stage.peers() {
+        moved.check_peer(peer)?;
+    }
+    moved.stage.transplant(&["verify"])?;
+    ensure!(!left(&moved, ground)?.is_empty(), "the donor's snapshots are kept until the commit");
+    moved.stage.transplant(&["commit", "--yes"])?;
+    ensure!(left(&moved, ground)?.is_empty(), "{:?}", left(&moved, ground)?);
+    ensure!(moved.stage.data().join("PG_VERSION").exists(), "the donor is still there");
+    moved.primary().kill_host()?;
+    moved.wait_for_writes_to("birch")?;
+    moved.check_peer(&moved.stage.peers()[1])
+}
+
+/// Whoever moves it is killed again and again, both ways.
+fn through_kills(ground: &Ground) -> Result<()> {
+    let moved = prepare(ground)?;
+    let kills = moved.run_through_kills(&["run", "--yes"])?;
+    moved.wait_for_writes_to("amber")?;
+    moved.check_peer(moved.primary())?;
+    let back = moved.run_through_kills(&["rollback"])?;
+    ensure!(moved.read_journal()?.mode() == Mode::RolledBack, "it was undone");
+    moved.wait_for_writes_to("donor")?;
+    println!("{kills} kills forward, {back} back");
+    ensure!(kills > 15 && back > 15, "{kills} kills forward, {back} back");
+    ensure!(left(&moved, ground)?.is_empty(), "{:?}", left(&moved, ground)?);
+    moved.check_donor()
+}
+
+/// Undone before anything was put in place, nothing is left of it, and it can be begun again.
+fn back_before_it_opened(ground: &Ground) -> Result<()> {
+    let moved = prepare(ground)?;
+    for until in ["receive", "catch-up", "fence-donor", "receive-last"] {
+        moved.stage.transplant(&["run", "--yes", "--until", until])?;
+        let told = moved.stage.transplant(&["rollback"])?;
+        ensure!(told.contains("everything is undone"), "{until}: {told}");
+        moved.wait_for_writes_to("donor")?;
+        ensure!(left(&moved, ground)?.is_empty(), "{until}: {:?}", left(&moved, ground)?);
+    }
+    moved.check_donor()
+}
+
+#[test]
+fn a_server_on_btrfs_moves_for_good() {
+    alone("snapshots::a_server_on_btrfs_moves_for_good", |place| {
+        for_good(&Ground::btrfs(place, SIZE)?)
+    });
+}
+
+#[test]
+fn a_server_on_zfs_moves_for_good() {
+    alone("snapshots::a_server_on_zfs_moves_for_good", |place| {
+        for_good(&Ground::zfs(place, SIZE)?)
+    });
+}
+
+#[test]
+fn a_runner_on_btrfs_ends_anywhere() {
+    alone("snapshots::a_runner_on_btrfs_ends_anywhere", |place| {
+        through_kills(&Ground::btrfs(place, SIZE)?)
+    });
+}
+
+#[test]
+fn a_runner_on_zfs_ends_anywhere() {
+    alone("snapshots::a_runner_on_zfs_ends_anywhere", |place| {
+        through_kills(&Ground::zfs(place, SIZE)?)
+    });
+}
+
+#[test]
+fn on_btrfs_it_is_undone_before_it_opened() {
+    alone("snapshots::on_btrfs_it_is_undone_before_it_opened", |place| {
+        back_before_it_opened(&Ground::btrfs(place, SIZE)?)
+    });
+}
