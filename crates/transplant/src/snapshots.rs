@@ -1,7 +1,7 @@
 //! How a donor's dataset reaches the recipient: a snapshot, then what has changed, again and again, through
 //! the runner. What comes in has a name of its own; nobody starts a server on it.
 
-use crate::{DonorConfig, Method, donor::Donor, recipient::Progress, steps::Scene};
+use crate::{DonorConfig, recipient::Progress, steps::Scene};
 use adapters::{
     clock,
     exec::Exec,
@@ -143,7 +143,6 @@ pub(crate) async fn level(scene: &Scene, tell: &dyn Tell) -> Result<()> {
 /// were.
 pub(crate) async fn sync(scene: &Scene, tell: &dyn Tell) -> Result<u64> {
     let (donor, id) = (&scene.donor, ["--id", scene.facts.id.as_str()]);
-    debug_assert_eq!(donor.config.method, Method::Snapshots);
     let mut came = arrived(scene).await?;
     let made: Vec<SnapshotFacts> = ask(&donor.config, "list", &id).await?;
     let mut sent = 0;
@@ -163,7 +162,10 @@ pub(crate) async fn sync(scene: &Scene, tell: &dyn Tell) -> Result<u64> {
         let _: Value = scene.first().verb("incoming clear", &[]).await?;
         came.snapshots.clear();
     }
-    flush(donor).await?;
+    if donor.is_running().await? {
+        // So that the snapshot after this one has less to carry.
+        donor.sql("checkpoint").await?;
+    }
     let new: SnapshotFacts = ask(&donor.config, "snapshot", &id).await?;
     let all = [&made[..], std::slice::from_ref(&new)].concat();
     let plan = plan(&all, &came, Some(&new))?;
@@ -173,14 +175,6 @@ pub(crate) async fn sync(scene: &Scene, tell: &dyn Tell) -> Result<u64> {
         Some(last) if last.guid == new.guid => Ok(sent),
         last => bail!("snapshot {new:?} was sent, and {last:?} came"),
     }
-}
-
-/// Writes out what the server has in memory, so that the snapshot after this one has less to carry.
-async fn flush(donor: &Donor) -> Result<()> {
-    if donor.is_running().await? {
-        donor.sql("checkpoint").await?;
-    }
-    Ok(())
 }
 
 fn plan(
@@ -219,7 +213,10 @@ async fn transfer(scene: &Scene, plan: &SendPlan, came: &Arrived, tell: &dyn Tel
         }
     };
     args.extend(came.features.iter().flat_map(|feature| ["--accept", feature]));
-    let rate = facts.inventory.limits.rate_mib.map(|rate| (rate << 20).to_string());
+    // Of a donor that is stopped nobody is served worse by it.
+    let limited = scene.donor.is_running().await?;
+    let rate = facts.inventory.limits.rate_mib.filter(|_| limited);
+    let rate = rate.map(|rate| (rate << 20).to_string());
     args.extend(rate.iter().flat_map(|rate| ["--rate", rate]));
     let mut from = verb(donor, "send", &args)?.reader().context("the donor's stream")?;
     let mut to = first.exec("incoming take", &[])?.writer().context("the recipient's stream")?;

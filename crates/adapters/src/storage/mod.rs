@@ -71,6 +71,8 @@ pub struct SeedRequest {
     pub user: String,
     /// Its password.
     pub password: String,
+    /// MiB a second that the backup is not to exceed.
+    pub rate_mib: Option<u64>,
     /// The program.
     pub pg_basebackup: PathBuf,
     /// Who owns the database; `None` for our own user.

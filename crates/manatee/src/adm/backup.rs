@@ -7,6 +7,7 @@
 mod snapshot;
 
 pub(super) use snapshot::BACKUP;
+pub(crate) use snapshot::Came;
 
 use super::command::Json;
 use crate::VERSION;
@@ -51,7 +52,7 @@ pub async fn backup(file: &Path, to: &Path, json: Json) -> Result<String> {
     let config = Config::load(file)?;
     let target = target(to, &config, &config.ident()?, Timestamp::now())?;
     let tell = |bytes, written, took| eprintln!("{}", progress(bytes, written, took));
-    let manifest = make(&config, &target, &Watch { period: PERIOD, tell: &tell }).await?;
+    let manifest = make(&config, &target, None, &Watch { period: PERIOD, tell: &tell }).await?;
     if json.json {
         return Ok(format!("{}\n", serde_json::json!({ "file": target, "manifest": manifest })));
     }
@@ -66,26 +67,39 @@ pub async fn backup(file: &Path, to: &Path, json: Json) -> Result<String> {
     ))
 }
 
-/// Writes a backup of the peer with this configuration into a file of this name, which must not exist.
+/// Writes a backup of the peer with this configuration, or of what came to it, into a file of this name,
+/// which must not exist.
 ///
 /// # Errors
 /// As [`backup`].
-pub(crate) async fn make(config: &Config, target: &Path, watch: &Watch<'_>) -> Result<Manifest> {
+pub(crate) async fn make(
+    config: &Config,
+    target: &Path,
+    came: Option<&Came>,
+    watch: &Watch<'_>,
+) -> Result<Manifest> {
     let me = config.ident()?;
     let postgres = Postgres::open(executor::settings(config, &me)?)?;
-    let Some(identifier) = postgres.identity()? else {
+    let identity = postgres.identity()?;
+    if identity.is_none() && came.is_none() {
         bail!("there is no database in {}", postgres.data().display());
-    };
-    let major = fs::read_to_string(postgres.data().join("PG_VERSION")).context("PG_VERSION")?;
+    }
     let begun = Timestamp::now();
     let unfinished = Unfinished::create(target)?;
     let mut writer = Writer::new(BufWriter::new(unfinished.file.try_clone()?))?;
-    let (taken, (timeline, lsn)) = match config.open_storage()?.volume() {
+    let (taken, identifier, major, (timeline, lsn)) = match config.open_storage()?.volume() {
         Some(volume) => {
-            let copied = snapshot::copy(config, volume, &postgres, &mut writer, watch).await?;
-            (Taken::Snapshot, copied)
+            let copied = snapshot::copy(config, volume, &postgres, came, &mut writer, watch);
+            let facts = copied.await?;
+            let at = (facts.timeline, facts.checkpoint);
+            (Taken::Snapshot, facts.system_identifier, facts.version, at)
         }
-        None => (Taken::BaseBackup, base_backup(config, &postgres, &mut writer, watch).await?),
+        None => {
+            let identifier = identity.context("there is no database")?;
+            let major = fs::read_to_string(postgres.data().join("PG_VERSION"));
+            let at = base_backup(config, &postgres, &mut writer, watch).await?;
+            (Taken::BaseBackup, identifier, major.context("PG_VERSION")?, at)
+        }
     };
     let (mut buffer, manifest) = writer.finish(|contents| Manifest {
         format: 1,

@@ -4,10 +4,13 @@
 //! Until then all of it is in files and directories of names that say so; whatever of them is found belongs
 //! to a runner that ended, and goes.
 
-use super::peer::{Which, lock, progress, say};
+use super::{
+    incoming,
+    peer::{Which, lock, progress, say},
+};
 use crate::{
     adm::{
-        backup::{self, Watch},
+        backup::{self, Came, Watch},
         command::Json,
         restore::{Restore, restore},
     },
@@ -47,6 +50,9 @@ pub enum BackupCommand {
         /// About how many bytes the database has.
         #[arg(long)]
         bytes: u64,
+        /// Of what has come and is not in place: where in its dataset the database is.
+        #[arg(long)]
+        incoming: Option<PathBuf>,
         /// Statements whose answers are wanted.
         #[arg(long)]
         sql: Vec<String>,
@@ -75,14 +81,18 @@ pub struct Whose {
 /// Does it; what is to be printed.
 pub(super) async fn run(command: BackupCommand) -> Result<Value> {
     match command {
-        BackupCommand::Make { whose, bytes, sql } => {
+        BackupCommand::Make { whose, bytes, incoming, sql } => {
             let place = Place::of(&whose)?;
             let _lock = lock(&place.config).await?;
             place.clear().await?;
             if place.kept.exists() {
                 return Ok(Value::Null);
             }
-            Ok(serde_json::to_value(place.make(bytes, &sql).await?)?)
+            let came = match incoming {
+                Some(inside) => Some(newest_came(&place.config, inside).await?),
+                None => None,
+            };
+            Ok(serde_json::to_value(place.make(bytes, came.as_ref(), &sql).await?)?)
         }
         BackupCommand::Keep(whose) => {
             let place = Place::of(&whose)?;
@@ -121,6 +131,18 @@ pub(super) fn facts(dir: &Path, dataset: &Path, user: Option<&str>) -> Result<Ba
         free_bytes: space.f_bavail * space.f_frsize,
         beside_database: rustix::fs::statvfs(dataset)?.f_fsid == space.f_fsid,
     })
+}
+
+/// The newest snapshot of the donor's that has come.
+async fn newest_came(config: &Config, inside: PathBuf) -> Result<Came> {
+    let storage = config.open_storage()?;
+    let volume = storage.volume().context("this peer's storage has no snapshots")?;
+    // The peer's own dataset, empty: what asks for a server's programs wants it to be there.
+    storage.prepare().await?;
+    let dataset = incoming::dataset(volume)?;
+    let newest = volume.snapshots().await?.list(&dataset).await?.pop();
+    let snapshot = newest.context("nothing has come")?.name;
+    Ok(Came { dataset, snapshot, inside })
 }
 
 /// Where the backup of one transplant is.
@@ -176,10 +198,10 @@ impl Place {
         Ok(())
     }
 
-    async fn make(&self, bytes: u64, sql: &[String]) -> Result<Proof> {
+    async fn make(&self, bytes: u64, came: Option<&Came>, sql: &[String]) -> Result<Proof> {
         let tell = |done, _, took| progress(done, Some(bytes), took);
         let watch = Watch { period: PERIOD, tell: &tell };
-        let manifest = backup::make(&self.config, &self.made, &watch).await?;
+        let manifest = backup::make(&self.config, &self.made, came, &watch).await?;
         say("restoring it beside");
         let postgres = Postgres::open(executor::settings(&self.config, &self.config.ident()?)?)?;
         fs::create_dir(&self.restored)?;

@@ -86,7 +86,7 @@ pub(super) async fn run(command: IncomingCommand) -> Result<Value> {
         bail!("this peer's storage has no snapshots");
     };
     let snapshots = volume.snapshots().await?;
-    let into = DatasetName::new(&format!("{}.incoming", volume.name()))?;
+    let into = dataset(volume)?;
     let place = Place { config: &config, volume, snapshots, into };
     match command {
         IncomingCommand::Look(_) => Ok(serde_json::to_value(place.look().await?)?),
@@ -114,6 +114,11 @@ pub(super) async fn run(command: IncomingCommand) -> Result<Value> {
             Ok(json!({}))
         }
     }
+}
+
+/// What it is called until it is in place.
+pub(super) fn dataset(volume: &Volume) -> Result<DatasetName> {
+    Ok(DatasetName::new(&format!("{}.incoming", volume.name()))?)
 }
 
 /// Where it comes in.
@@ -224,6 +229,8 @@ impl Place<'_> {
         if kept != text {
             fs::write(&path, kept)?;
         }
+        // What was moved about outlives a loss of power from here on.
+        rustix::fs::syncfs(fs::File::open(root)?)?;
         let facts = examine(&data, &program, postgres.os_user()).await?;
         same(&facts.into(), donor)
     }

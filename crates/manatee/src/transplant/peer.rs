@@ -10,7 +10,7 @@ use adapters::{
     clock,
     coord::{self, Coordination, PutOutcome},
     postgres::{self, Database, Postgres, StopMode},
-    storage::{SeedProgress, SeedSource, Storage, examine},
+    storage::{SeedProgress, SeedRequest, SeedSource, Storage, examine},
 };
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
@@ -80,6 +80,9 @@ pub enum PeerCommand {
         /// Which database it is.
         #[arg(long)]
         system_identifier: u64,
+        /// MiB a second that the copy is not to exceed.
+        #[arg(long)]
+        rate_mib: Option<u64>,
     },
     /// Say what the control file says.
     Control(Which),
@@ -122,8 +125,8 @@ pub(super) async fn run(command: PeerCommand) -> Result<Value> {
             let config = Config::load(&which.config)?;
             Ok(json!({ "password": config.replication.password }))
         }
-        PeerCommand::Receive { which, host, port, system_identifier } => {
-            receive(&which.config, &host, port, system_identifier).await
+        PeerCommand::Receive { which, host, port, system_identifier, rate_mib } => {
+            receive(&which.config, &host, port, system_identifier, rate_mib).await
         }
         PeerCommand::Control(which) => {
             let config = Config::load(&which.config)?;
@@ -243,13 +246,19 @@ fn sitter_runs(config: &Config) -> Result<bool> {
     Ok(flock(&lock, FlockOperation::NonBlockingLockShared).is_err())
 }
 
-async fn receive(file: &Path, host: &str, port: u16, identifier: u64) -> Result<Value> {
+async fn receive(
+    file: &Path,
+    host: &str,
+    port: u16,
+    identifier: u64,
+    rate_mib: Option<u64>,
+) -> Result<Value> {
     let peer = Peer::open(&Config::load(file)?).await?;
     let donor = PeerIdent::new(host, port, 0, "donor");
     let found = peer.postgres.inspect().await?;
     if found.database == Database::None {
         let source = SeedSource { peer: donor.id.clone(), host: host.to_owned(), port };
-        let request = peer.postgres.seed_request(vec![source]);
+        let request = SeedRequest { rate_mib, ..peer.postgres.seed_request(vec![source]) };
         let (progress, watched) = watch::channel(SeedProgress::default());
         let told = tokio::spawn(tell(watched));
         let seeded = peer.storage.seed(&request, &progress).await;

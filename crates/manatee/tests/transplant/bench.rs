@@ -29,7 +29,7 @@ fn run(place: &Path) -> Result<()> {
     for size in sizes.context("sizes in GB")? {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
         let mebibytes = (size * 1e9 / f64::from(1 << 20)).round() as u64;
-        for way in [Way::Directory, Way::Btrfs] {
+        for way in [Way::Directory, Way::Btrfs, Way::Snapshots] {
             let (runbook, ours, whole) = time(place, mebibytes, way)?;
             let seconds = |millis: u64| format!("{}.{:02} s", millis / 1000, millis % 1000 / 10);
             println!(
@@ -51,6 +51,8 @@ enum Way {
     Directory,
     /// btrfs, by streaming.
     Btrfs,
+    /// btrfs, by snapshots.
+    Snapshots,
 }
 
 impl Way {
@@ -58,6 +60,7 @@ impl Way {
         match self {
             Way::Directory => "dir, streaming",
             Way::Btrfs => "btrfs, streaming",
+            Way::Snapshots => "btrfs, snapshots",
         }
     }
 }
@@ -67,10 +70,12 @@ fn time(place: &Path, mebibytes: u64, way: Way) -> Result<(u64, u64, u64)> {
     // Also the copy of the runbook, and what both write meanwhile.
     let ground = match way {
         Way::Directory => Ground::directory(place)?,
-        Way::Btrfs => Ground::btrfs(place, 6 * mebibytes + 4096)?,
+        Way::Btrfs | Way::Snapshots => Ground::btrfs(place, 6 * mebibytes + 4096)?,
     };
     let moved = Move::on(&ground, |options| options.peers = 1)?;
-    moved.wait_for_writes_to(DONOR)?;
+    if way == Way::Snapshots {
+        moved.ask_for_snapshots(&ground)?;
+    }
     moved.stage.donor_sql("create extension pgcrypto; create table noise (b bytea)")?;
     let mut left = mebibytes;
     while left > 0 {
@@ -109,7 +114,7 @@ fn runbook(moved: &Move, way: Way) -> Result<()> {
              tar --create --directory=donor/data . | tar --extract --directory=came && sync -f came && \
              mv donor/data sent && mv came donor/data"
         }
-        Way::Btrfs => {
+        Way::Btrfs | Way::Snapshots => {
             "btrfs -q subvolume snapshot -r donor sent && mkdir came && \
              btrfs -q send sent | btrfs -q receive came && \
              btrfs -q subvolume snapshot came/sent came/here && sync -f came && \

@@ -20,7 +20,11 @@ pub struct Ground {
 
 enum Kind {
     Directory,
-    Btrfs(PathBuf),
+    Btrfs {
+        root: PathBuf,
+        /// The data directory is a subvolume itself, and not in one.
+        flat: bool,
+    },
     Zfs(ZfsFile),
 }
 
@@ -38,7 +42,30 @@ impl Ground {
         fs::create_dir(&ground)?;
         let file = BtrfsFile::new(&ground, mebibytes);
         let volumes = Volumes::Btrfs(file.parent("manatee"));
-        Ok(Ground { directory: file.root.clone(), volumes, kind: Kind::Btrfs(file.root) })
+        let kind = Kind::Btrfs { root: file.root.clone(), flat: false };
+        Ok(Ground { directory: file.root, volumes, kind })
+    }
+
+    /// Another btrfs: the donor's data directory is the dataset itself.
+    pub fn flat_btrfs(place: &Path, mebibytes: u64) -> Result<Ground> {
+        let mut ground = Ground::btrfs(place, mebibytes)?;
+        if let Kind::Btrfs { flat, .. } = &mut ground.kind {
+            *flat = true;
+        }
+        Ok(ground)
+    }
+
+    /// Where the donor's subvolume is, below its home.
+    fn subvolume(&self, home: &Path) -> PathBuf {
+        match self.kind {
+            Kind::Btrfs { flat: true, .. } => home.join("data"),
+            _ => home.to_owned(),
+        }
+    }
+
+    /// Where what is made beside it is.
+    pub fn beside(&self, home: &Path) -> PathBuf {
+        self.subvolume(home).parent().unwrap_or(home).to_owned()
     }
 
     /// A ZFS pool of that many MiB.
@@ -54,8 +81,11 @@ impl Ground {
     pub fn make_home(&self, home: &Path) -> Result<()> {
         match &self.kind {
             Kind::Directory => {}
-            Kind::Btrfs(_) => {
-                Exec::new("btrfs").args(["subvolume", "create"]).arg(home).run_briefly()?;
+            Kind::Btrfs { .. } => {
+                let subvolume = self.subvolume(home);
+                fs::create_dir_all(self.beside(home))?;
+                Exec::new("btrfs").args(["subvolume", "create"]).arg(&subvolume).run_briefly()?;
+                Exec::new("chown").arg("postgres:").arg(&subvolume).run_briefly()?;
             }
             Kind::Zfs(pool) => {
                 let mountpoint = format!("mountpoint={}", home.display());
@@ -78,7 +108,7 @@ impl Ground {
     pub fn dataset(&self, home: &Path) -> Option<toml::Table> {
         let (kind, name) = match &self.kind {
             Kind::Directory => return None,
-            Kind::Btrfs(_) => ("btrfs", home.display().to_string()),
+            Kind::Btrfs { .. } => ("btrfs", self.subvolume(home).display().to_string()),
             Kind::Zfs(pool) => ("zfs", format!("{}/donor", pool.pool)),
         };
         let fields = [("kind", kind.to_owned()), ("name", name)];
@@ -89,7 +119,7 @@ impl Ground {
 impl Drop for Ground {
     fn drop(&mut self) {
         let ground = match &self.kind {
-            Kind::Btrfs(root) => {
+            Kind::Btrfs { root, .. } => {
                 let umount = Exec::new("umount").args(["--recursive", "--lazy"]).arg(root);
                 if let Err(error) = umount.run_briefly() {
                     eprintln!("{}: {error}", root.display());

@@ -2,7 +2,7 @@
 
 use super::harness::{Move, wait};
 use anyhow::{Context, Result, ensure};
-use saga::Mode;
+use saga::{Entry, Mode};
 use std::fs;
 
 /// Rules T1, T2, T3, T4 and T9.
@@ -135,6 +135,33 @@ fn writes_are_given_up_only_when_that_is_asked_for() -> Result<()> {
     let report = moved.stage.check_donor(&moved.writer.handle().ledger())?;
     ensure!(!report.missing.is_empty() && report.duplicate.is_empty(), "{report}");
     Ok(())
+}
+
+#[test]
+fn a_copy_keeps_to_its_rate() -> Result<()> {
+    let moved = Move::prepare()?;
+    let inventory = moved.stage.inventory();
+    let text = fs::read_to_string(&inventory)?;
+    fs::write(&inventory, format!("{text}\n[limits]\nrate_mib = 8\n"))?;
+    moved.stage.transplant(&["run", "--until", "receive"])?;
+    let size = moved.stage.donor_sql("select sum(pg_database_size(oid)) from pg_database")?;
+    let least = size.parse::<i64>()? * 1000 / (8 << 20);
+    let journal = moved.read_journal()?;
+    let at = |done: bool| {
+        let mut records = journal.records().iter();
+        let found = records.find(|record| match &record.entry {
+            Entry::Intent { step, .. } => !done && step.0 == "receive",
+            Entry::Done { step, .. } => done && step.0 == "receive",
+            _ => false,
+        });
+        found.map(|record| record.at).context("a line of the journal")
+    };
+    let took = (at(true)? - at(false)?).total(jiff::Unit::Millisecond)?;
+    #[expect(clippy::cast_precision_loss)]
+    let least = least as f64 * 0.8;
+    ensure!(took >= least, "{size} bytes in {took} ms");
+    moved.stage.transplant(&["rollback"])?;
+    moved.check_donor()
 }
 
 #[test]

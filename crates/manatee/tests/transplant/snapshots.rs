@@ -1,10 +1,15 @@
 //! A donor on a file system with snapshots is moved by them.
 
-use super::{filesystems::isolated, ground::Ground, harness::Move};
+use super::{
+    filesystems::isolated,
+    ground::Ground,
+    harness::{Move, wait},
+};
 use adapters::exec::Exec;
 use anyhow::{Context, Result, ensure};
+use manatee::shard::Volumes;
 use saga::Mode;
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Command};
 
 /// Size of the file systems, in MiB.
 const SIZE: u64 = 4096;
@@ -27,7 +32,7 @@ fn left(moved: &Move, ground: &Ground) -> Result<Vec<String>> {
         return Ok(String::from_utf8_lossy(&list).lines().map(str::to_owned).collect());
     }
     let data = moved.stage.data();
-    let beside = data.parent().and_then(Path::parent).context("a directory above it")?;
+    let beside = ground.beside(data.parent().context("a directory above it")?);
     let names =
         fs::read_dir(beside)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
     let names = names.collect::<Result<Vec<_>, std::io::Error>>()?;
@@ -58,6 +63,7 @@ fn for_good(ground: &Ground) -> Result<()> {
 /// Whoever moves it is killed again and again, both ways.
 fn through_kills(ground: &Ground) -> Result<()> {
     let moved = prepare(ground)?;
+    let backups = moved.ask_for_backup(&["select count(*) from pg_roles"])?;
     let kills = moved.run_through_kills(&["run", "--yes"])?;
     moved.wait_for_writes_to("amber")?;
     moved.check_peer(moved.primary())?;
@@ -67,14 +73,18 @@ fn through_kills(ground: &Ground) -> Result<()> {
     println!("{kills} kills forward, {back} back");
     ensure!(kills > 15 && back > 15, "{kills} kills forward, {back} back");
     ensure!(left(&moved, ground)?.is_empty(), "{:?}", left(&moved, ground)?);
+    ensure!(fs::read_dir(backups)?.count() == 1, "one backup, and nothing beside it");
     moved.check_donor()
 }
 
-/// Undone before anything was put in place, nothing is left of it, and it can be begun again.
-fn back_before_it_opened(ground: &Ground) -> Result<()> {
+/// Undone, nothing is left of it on the donor's side, and it can be begun again.
+fn back_and_again(ground: &Ground) -> Result<()> {
     let moved = prepare(ground)?;
-    for until in ["receive", "catch-up", "fence-donor", "receive-last"] {
+    for until in ["receive", "catch-up", "fence-donor", "receive-last", "open-recipient"] {
         moved.stage.transplant(&["run", "--yes", "--until", until])?;
+        if until == "open-recipient" {
+            moved.wait_for_writes_to("amber")?;
+        }
         let told = moved.stage.transplant(&["rollback"])?;
         ensure!(told.contains("everything is undone"), "{until}: {told}");
         moved.wait_for_writes_to("donor")?;
@@ -112,8 +122,62 @@ fn a_runner_on_zfs_ends_anywhere() {
 }
 
 #[test]
-fn on_btrfs_it_is_undone_before_it_opened() {
-    alone("snapshots::on_btrfs_it_is_undone_before_it_opened", |place| {
-        back_before_it_opened(&Ground::btrfs(place, SIZE)?)
+fn on_btrfs_it_is_undone_and_begun_again() {
+    alone("snapshots::on_btrfs_it_is_undone_and_begun_again", |place| {
+        back_and_again(&Ground::flat_btrfs(place, SIZE)?)
+    });
+}
+
+/// Killed in the middle of a snapshot, nothing of it counts; it is sent again.
+#[test]
+fn a_stream_that_is_cut_off_is_begun_again() {
+    alone("snapshots::a_stream_that_is_cut_off_is_begun_again", |place| {
+        let ground = Ground::btrfs(place, SIZE)?;
+        let moved = prepare(&ground)?;
+        let inventory = moved.stage.inventory();
+        let text = fs::read_to_string(&inventory)?;
+        fs::write(&inventory, format!("{text}\n[limits]\nrate_mib = 8\n"))?;
+        let Volumes::Btrfs(parent) = &ground.volumes else { anyhow::bail!("no btrfs") };
+        for _ in 0..2 {
+            let mut runner = moved.spawn(&["run", "--yes"])?;
+            wait("some of it to come", || {
+                let mut du = Command::new("du");
+                let size = du.arg("-sm").arg(parent.join(".new-amber.incoming")).output();
+                let size = size.map_err(|error| error.to_string())?;
+                let text = String::from_utf8_lossy(&size.stdout).into_owned();
+                let size = text.split_whitespace().next().and_then(|size| size.parse::<u64>().ok());
+                if size.is_some_and(|size| size > 5) { Ok(()) } else { Err(text) }
+            })?;
+            runner.kill()?;
+            runner.wait()?;
+            ensure!(!parent.join("amber.incoming").exists(), "it was all there already");
+        }
+        moved.stage.transplant(&["run", "--yes", "--until", "keep-way-back"])?;
+        moved.wait_for_writes_to("amber")?;
+        moved.check_peer(moved.primary())?;
+        moved.stage.transplant(&["rollback"])?;
+        moved.wait_for_writes_to("donor")?;
+        moved.check_donor()
+    });
+}
+
+#[test]
+fn what_cannot_go_by_snapshots_is_told_of_before() {
+    alone("snapshots::what_cannot_go_by_snapshots_is_told_of_before", |place| {
+        let ground = Ground::btrfs(place, SIZE)?;
+        let moved = Move::on(&ground, |options| options.volumes = Volumes::None)?;
+        moved.ask_for_snapshots(&ground)?;
+        let told = moved.stage.transplant(&["run"]).unwrap_err().to_string();
+        ensure!(told.contains("its storage is dir, the donor's dataset btrfs"), "{told}");
+        // As where the WAL has a disk of its own.
+        moved.stage.donor_service("stop")?;
+        let (wal, elsewhere) = (moved.stage.data().join("pg_wal"), ground.directory.join("wal"));
+        fs::rename(&wal, &elsewhere)?;
+        std::os::unix::fs::symlink(&elsewhere, &wal)?;
+        moved.stage.donor_service("start")?;
+        let told = moved.stage.transplant(&["run"]).unwrap_err().to_string();
+        ensure!(told.contains("pg_wal is a link"), "{told}");
+        ensure!(!moved.journal().exists(), "nothing was begun");
+        Ok(())
     });
 }

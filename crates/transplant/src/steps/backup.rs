@@ -1,8 +1,9 @@
-//! A backup of the donor as it is shortly before it is stopped, made from the copy that follows it, and
-//! proven before it has its name: what is restored from it is the donor's database, up to at least where the
+//! A backup of the donor as it is shortly before it is stopped, made from the copy that follows it, or from
+//! the newest snapshot that has come, and proven before it has its name: what is restored from it is the donor's database, up to at least where the
 //! donor was when the step began, and answers.
 
 use super::{Scene, position, until};
+use crate::snapshots;
 use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
 use cluster::Lsn;
@@ -86,6 +87,16 @@ impl Backup {
         let names = "select datname from pg_database where datallowconn";
         let databases = donor.sql(names).await?.lines().map(str::to_owned).collect();
         let at = position(&donor.sql("select pg_current_wal_lsn()").await?)?;
+        if self.0.by_snapshots() {
+            // What came before the position was written is in the snapshot after it.
+            snapshots::sync(&self.0, tell).await?;
+            return Ok(Donors {
+                timeline: self.0.facts.donor.timeline,
+                position: at,
+                databases,
+                answers,
+            });
+        }
         let after = position(&donor.sql("checkpoint; select pg_current_wal_lsn()").await?)?;
         until(self.0.facts.inventory.limits.catch_up_seconds, tell, async || {
             let replayed = first.replayed().await?;
@@ -106,6 +117,9 @@ impl Backup {
         let bytes = facts.donor.bytes.to_string();
         let mut args = self.place()?.to_vec();
         args.extend(["--bytes", &bytes]);
+        if let Some(dataset) = &facts.donor.dataset {
+            args.extend(["--incoming", &dataset.inside]);
+        }
         args.extend(sql.iter().flat_map(|statement| ["--sql", statement]));
         // Nothing where it was made and proven before.
         let made: Option<Proof> = first.long_verb("backup make", &args, tell).await?;

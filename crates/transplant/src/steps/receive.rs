@@ -23,8 +23,10 @@ impl Step for Receive {
         let (donor, first) = (&self.0.donor.config, self.0.first());
         let port = donor.port.to_string();
         let expected = &self.0.facts.donor.system_identifier;
-        let args =
-            ["--host", &donor.address, "--port", &port, "--system-identifier", expected.as_str()];
+        let mut args =
+            vec!["--host", &donor.address, "--port", &port, "--system-identifier", expected];
+        let rate = self.0.facts.inventory.limits.rate_mib.map(|rate| rate.to_string());
+        args.extend(rate.iter().flat_map(|rate| ["--rate-mib", rate]));
         let _: Value = first.long_verb("receive", &args, tell).await?;
         until(self.0.facts.inventory.limits.catch_up_seconds, tell, async || {
             let streams =
