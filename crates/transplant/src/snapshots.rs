@@ -29,7 +29,7 @@ const QUERY_LIMIT: Millis = Millis(600_000);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DatasetFacts {
-    /// Where in it the data directory is.
+    /// Where in it the data directory is; `.` when it is the dataset itself.
     pub inside: String,
 }
 

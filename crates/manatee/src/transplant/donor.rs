@@ -183,7 +183,8 @@ async fn look(which: &Which, data_dir: &Path) -> Result<Value> {
     let inside = root.as_ref().and_then(|root| data.strip_prefix(root).ok());
     let inside = inside.with_context(|| format!("{} is not in {}", data.display(), which.name))?;
     all_on_one(&data)?;
-    let inside = inside.to_str().context("a path that is not UTF-8")?.to_owned();
+    let inside = inside.to_str().context("a path that is not UTF-8")?;
+    let inside = if inside.is_empty() { "." } else { inside }.to_owned();
     Ok(serde_json::to_value(DatasetFacts { inside })?)
 }
 

@@ -210,7 +210,7 @@ impl Place<'_> {
             let facts = examine(found, &program, postgres.os_user()).await?;
             same(&facts.into(), donor)?;
         }
-        if donor.inside.as_os_str().is_empty() {
+        if donor.inside == Path::new(".") {
             gather(root, &data)?;
         } else if !data.join("PG_VERSION").exists() {
             fs::rename(&as_sent, &data)

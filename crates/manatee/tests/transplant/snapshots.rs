@@ -171,7 +171,8 @@ fn what_cannot_go_by_snapshots_is_told_of_before() {
         ensure!(told.contains("its storage is dir, the donor's dataset btrfs"), "{told}");
         // As where the WAL has a disk of its own.
         moved.stage.donor_service("stop")?;
-        let (wal, elsewhere) = (moved.stage.data().join("pg_wal"), ground.directory.join("wal"));
+        let data = moved.stage.data();
+        let (wal, elsewhere) = (data.join("pg_wal"), data.with_file_name("wal"));
         fs::rename(&wal, &elsewhere)?;
         std::os::unix::fs::symlink(&elsewhere, &wal)?;
         moved.stage.donor_service("start")?;
