@@ -7,7 +7,7 @@
 mod snapshot;
 
 pub(super) use snapshot::BACKUP;
-pub(crate) use snapshot::Came;
+pub(crate) use snapshot::{Came, clear};
 
 use super::command::Json;
 use crate::VERSION;

@@ -104,6 +104,7 @@ pub(super) async fn run(command: BackupCommand) -> Result<Value> {
             let place = Place::of(&whose)?;
             let _lock = lock(&place.config).await?;
             place.clear().await?;
+            backup::clear(&place.config).await?;
             place.look()
         }
         BackupCommand::Look(whose) => Place::of(&whose)?.look(),

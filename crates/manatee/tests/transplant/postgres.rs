@@ -9,6 +9,7 @@ use std::fs;
 #[test]
 fn a_server_moves_into_a_shard_for_good() -> Result<()> {
     let moved = Move::prepare()?;
+    let backups = moved.ask_for_backup(&[])?;
     let begun = adapters::clock::now();
     let told = moved.stage.transplant(&["run", "--yes"])?;
     ensure!(told.contains("complete; the way back is kept"), "{told}");
@@ -29,7 +30,8 @@ fn a_server_moves_into_a_shard_for_good() -> Result<()> {
     moved.stage.transplant(&["verify"])?;
 
     let told = moved.stage.transplant(&["commit", "--yes"])?;
-    ensure!(told.contains("committed"), "{told}");
+    ensure!(told.contains("committed") && told.contains("the backup is kept in"), "{told}");
+    ensure!(fs::read_dir(backups)?.count() == 1, "it is there");
     let told = moved.stage.transplant(&["rollback"]).unwrap_err().to_string();
     ensure!(told.contains("it was committed"), "{told}");
     let slots = "select count(*) from pg_replication_slots where slot_name = 'transplant_donor'";

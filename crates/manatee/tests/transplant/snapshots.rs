@@ -161,6 +161,32 @@ fn a_stream_that_is_cut_off_is_begun_again() {
     });
 }
 
+/// Killed while the snapshot is read for the backup, nothing of that is in the way of the rollback.
+#[test]
+fn a_backup_that_is_cut_off_is_cleared_away() {
+    alone("snapshots::a_backup_that_is_cut_off_is_cleared_away", |place| {
+        let ground = Ground::btrfs(place, SIZE)?;
+        let moved = prepare(&ground)?;
+        let backups = moved.ask_for_backup(&["select pg_sleep(1)"])?;
+        let noise =
+            "create table noise as select gen_random_uuid() a from generate_series(1, 1000000)";
+        moved.stage.donor_sql(noise)?;
+        let Volumes::Btrfs(parent) = &ground.volumes else { anyhow::bail!("no btrfs") };
+        let mut runner = moved.spawn(&["run", "--yes"])?;
+        wait("the snapshot to be read", || {
+            if parent.join("amber.backup").exists() { Ok(()) } else { Err(String::new()) }
+        })?;
+        runner.kill()?;
+        runner.wait()?;
+        let told = moved.stage.transplant(&["rollback"])?;
+        ensure!(told.contains("everything is undone"), "{told}");
+        ensure!(!parent.join("amber.incoming").exists(), "what came is still there");
+        ensure!(!parent.join("amber.backup").exists(), "what was read is still there");
+        ensure!(fs::read_dir(&backups)?.count() == 0, "what was not proven is still there");
+        moved.check_donor()
+    });
+}
+
 #[test]
 fn what_cannot_go_by_snapshots_is_told_of_before() {
     alone("snapshots::what_cannot_go_by_snapshots_is_told_of_before", |place| {

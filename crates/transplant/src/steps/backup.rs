@@ -172,7 +172,7 @@ impl Step for Backup {
     }
 
     async fn release(&self, tell: &dyn Tell) -> Result<(), StepError> {
-        Ok(self.told("backup settle", tell).await?)
+        Ok(self.told("backup look", tell).await?)
     }
 }
 

@@ -58,6 +58,19 @@ pub(super) async fn copy(
     }
 }
 
+/// Removes what one that was killed left.
+///
+/// # Errors
+/// When the file system refuses, or another backup is being made.
+pub(crate) async fn clear(config: &Config) -> Result<()> {
+    let storage = config.open_storage()?;
+    if let Some(volume) = storage.volume() {
+        storage.prepare().await?;
+        Look::new(config, volume).await?;
+    }
+    Ok(())
+}
+
 /// Where the clone is to be, held by nobody else.
 struct Look<'a> {
     volume: &'a Volume,
