@@ -183,6 +183,7 @@ pub fn problems(inventory: &Inventory, seen: &Seen) -> Vec<Problem> {
 }
 
 fn donor_doubts(inventory: &Inventory, donor: &DonorFacts) -> Vec<Doubt> {
+    let streams = inventory.donor.method == Method::Streaming;
     vec![
         (
             donor.version < 130_000,
@@ -200,12 +201,12 @@ fn donor_doubts(inventory: &Inventory, donor: &DonorFacts) -> Vec<Doubt> {
             "set wal_level = replica there and restart it",
         ),
         (
-            donor.free_wal_senders < 2,
+            streams && donor.free_wal_senders < 2,
             format!("it has {} free WAL senders, 2 are needed", donor.free_wal_senders),
             "raise max_wal_senders there and restart it",
         ),
         (
-            donor.free_slots < 1,
+            streams && donor.free_slots < 1,
             "it has no free replication slot".to_owned(),
             "raise max_replication_slots there and restart it, or drop a slot that nobody uses",
         ),
