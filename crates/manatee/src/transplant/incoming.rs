@@ -270,3 +270,53 @@ fn gather(root: &Path, data: &Path) -> Result<()> {
     fs::set_permissions(&moving, of.permissions())?;
     Ok(fs::rename(&moving, data)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_the_donor_ended_as_is_put_in_place() {
+        let donor = Ended {
+            inside: ".".into(),
+            system_identifier: 7,
+            timeline: 2,
+            checkpoint: "0/5000028".parse().expect("a position"),
+        };
+        let check = |change: &dyn Fn(&mut Control), good: bool| {
+            let mut found = Control {
+                system_identifier: "7".to_owned(),
+                timeline: 2,
+                checkpoint: donor.checkpoint,
+                state: "shut down".to_owned(),
+            };
+            change(&mut found);
+            assert_eq!(same(&found, &donor).is_ok(), good, "{found:?}");
+        };
+        check(&|_| {}, true);
+        check(&|found| found.system_identifier = "8".to_owned(), false);
+        check(&|found| found.timeline = 1, false);
+        check(&|found| found.checkpoint = "0/5000000".parse().expect("a position"), false);
+        // As in every snapshot before the last.
+        check(&|found| found.state = "in production".to_owned(), false);
+        // As when a server was started on it.
+        check(&|found| found.state = "in archive recovery".to_owned(), false);
+    }
+
+    #[test]
+    fn a_dataset_that_is_the_database_gets_it_into_a_directory() {
+        let place = tempfile::tempdir().expect("a directory");
+        let (root, data) = (place.path(), place.path().join("data"));
+        for name in ["PG_VERSION", "postgresql.conf"] {
+            fs::write(root.join(name), name).expect("a file");
+        }
+        // As far as an earlier attempt came.
+        fs::create_dir(root.join("data.moving")).expect("a directory");
+        fs::rename(root.join("PG_VERSION"), root.join("data.moving/PG_VERSION")).expect("moved");
+        for _ in 0..2 {
+            gather(root, &data).expect("gathered");
+            let names = |at: &Path| fs::read_dir(at).expect("a directory").count();
+            assert_eq!((names(root), names(&data)), (1, 2));
+        }
+    }
+}
