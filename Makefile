@@ -94,8 +94,8 @@ test-kills: ## Kill either end of a seeding again and again; KILLS=50
 	@tools/need.sh build postgresql filesystems
 	MANATEE_TEST_KILLS=$(KILLS) cargo test --locked --package manatee --test shard -- --exact volumes::a_seeding_outlives_both_of_its_ends --nocapture
 
-test-transplant: ## Undo a move of a database from each of its steps; 3 minutes
-	@tools/need.sh build postgresql
+test-transplant: ## Undo a move of a database from each of its steps, and move one by ssh; 5 minutes
+	@tools/need.sh build postgresql filesystems ssh
 	cargo test --locked --package manatee --test transplant -- --ignored --nocapture --skip bench::
 
 bench-transplant: ## Time the cut-over of a transplant beside a runbook's, by directories and on btrfs; SIZES="0.2 1 4"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sees to it that this machine has what is named:
 #
-#   tools/need.sh [build] [lint] [coverage] [postgresql] [network] [zookeeper] [etcd] [filesystems]
+#   tools/need.sh [build] [lint] [coverage] [postgresql] [network] [zookeeper] [etcd] [filesystems] [ssh]
 #
 # What Debian packages hold is installed where we may (root, or sudo without a password); Rust is
 # never installed, because Debian's is too old and where to put it is not ours to choose. What rustup
@@ -109,6 +109,11 @@ need_filesystems() {
         missing+=("root: the tests mount real file systems (btrfs on a loop device, ZFS on a pool in a file) and none of them is skipped; run 'make test' as root")
 }
 
+need_ssh() {
+    command -v ssh >/dev/null || packages+=(openssh-client)
+    [[ -x /usr/sbin/sshd ]] || packages+=(openssh-server)
+}
+
 # Runs a command as root.
 as_root() {
     if [[ $(id -u) == 0 ]]; then "$@"; else sudo -n "$@"; fi
@@ -165,9 +170,9 @@ install() {
 
 for what in "$@"; do
     case $what in
-        build | lint | coverage | network | postgresql | zookeeper | etcd | filesystems) "need_$what" ;;
+        build | lint | coverage | network | postgresql | zookeeper | etcd | filesystems | ssh) "need_$what" ;;
         *)
-            echo "tools/need.sh: $what: give any of build, lint, coverage, network, postgresql, zookeeper, etcd, filesystems" >&2
+            echo "tools/need.sh: $what: give any of build, lint, coverage, network, postgresql, zookeeper, etcd, filesystems, ssh" >&2
             exit 2
             ;;
     esac

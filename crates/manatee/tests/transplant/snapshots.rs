@@ -5,11 +5,11 @@ use super::{
     ground::Ground,
     harness::{Move, wait},
 };
-use adapters::exec::Exec;
+use adapters::{exec::Exec, testing::free_ports};
 use anyhow::{Context, Result, ensure};
 use manatee::shard::Volumes;
 use saga::Mode;
-use std::{fs, path::Path, process::Command};
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command};
 
 /// Size of the file systems, in MiB.
 const SIZE: u64 = 4096;
@@ -159,6 +159,75 @@ fn a_stream_that_is_cut_off_is_begun_again() {
         moved.wait_for_writes_to("donor")?;
         moved.check_donor()
     });
+}
+
+/// The donor and the first peer are reached by ssh: the streams come through it as they are.
+#[test]
+#[ignore = "takes minutes, and an sshd: make test-transplant"]
+fn hosts_are_reached_by_ssh() {
+    alone("snapshots::hosts_are_reached_by_ssh", |place| {
+        let _server = ssh_server(place)?;
+        let ground = Ground::btrfs(place, SIZE)?;
+        let moved = prepare(&ground)?;
+        let inventory = moved.stage.inventory();
+        let mut table: toml::Table = toml::from_str(&fs::read_to_string(&inventory)?)?;
+        let host = || ("host".to_owned(), toml::Value::from("ssh:root@here"));
+        table["donor"].as_table_mut().context("a donor")?.extend([host()]);
+        let peers = table["recipient"].as_array_mut().context("peers")?;
+        peers[0].as_table_mut().context("a peer")?.extend([host()]);
+        fs::write(&inventory, toml::to_string(&table)?)?;
+        moved.ask_for_backup(&["select 'it''s', 7"])?;
+        moved.stage.transplant(&["run", "--yes", "--until", "keep-way-back"])?;
+        moved.wait_for_writes_to("amber")?;
+        moved.check_peer(moved.primary())?;
+        moved.stage.transplant(&["rollback"])?;
+        moved.wait_for_writes_to("donor")?;
+        moved.check_donor()
+    });
+}
+
+/// A server that lets root in as `here`, as only this namespace sees it.
+fn ssh_server(place: &Path) -> Result<KilledAtEnd> {
+    let keys = place.join("ssh");
+    fs::create_dir(&keys)?;
+    fs::set_permissions(&keys, fs::Permissions::from_mode(0o700))?;
+    let key = keys.join("key");
+    Exec::new("ssh-keygen")
+        .args(["-q", "-t", "ed25519", "-N", "", "-f"])
+        .arg(&key)
+        .run_briefly()?;
+    fs::copy(key.with_extension("pub"), keys.join("authorized_keys"))?;
+    let port = free_ports(1)?[0];
+    let config = format!(
+        "Host here\n HostName 127.0.0.1\n Port {port}\n IdentityFile {}\n \
+         StrictHostKeyChecking no\n UserKnownHostsFile /dev/null\n LogLevel ERROR\n",
+        key.display()
+    );
+    fs::write(keys.join("config"), config)?;
+    for directory in ["/root/.ssh", "/run/sshd"] {
+        fs::create_dir_all(directory)?;
+    }
+    Exec::new("mount").arg("--bind").arg(&keys).arg("/root/.ssh").run_briefly()?;
+    let mut server = Command::new("/usr/sbin/sshd");
+    server.args(["-D", "-e", "-f", "/dev/null", "-p", &port.to_string(), "-o", "PidFile=none"]);
+    server.args(["-o", "ListenAddress=127.0.0.1", "-o", "StrictModes=no", "-h"]).arg(&key);
+    let server = KilledAtEnd(server.stderr(fs::File::create(place.join("sshd.log"))?).spawn()?);
+    wait("the server to let us in", || {
+        let tried = Exec::new("ssh").args(["-o", "BatchMode=yes", "here", "true"]).run_briefly();
+        tried.map(drop).map_err(|error| format!("{error}: {:?}", error.cause))
+    })?;
+    Ok(server)
+}
+
+/// A process that ends with this.
+struct KilledAtEnd(std::process::Child);
+
+impl Drop for KilledAtEnd {
+    fn drop(&mut self) {
+        // It has ended by itself otherwise.
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
 }
 
 /// Killed while the snapshot is read for the backup, nothing of that is in the way of the rollback.
