@@ -34,7 +34,7 @@ WAITING := $(shell echo $$((2 * $$(nproc))))
 # Shards of `make bench-idle`.
 SHARDS ?= 1000
 
-.PHONY: help demo test test-coordination bench-idle build lint fuzz client coverage test-kills test-transplant bench-rebuild
+.PHONY: help demo test test-coordination bench-idle build lint fuzz client coverage test-kills test-transplant bench-rebuild bench-transplant
 
 help: ## Say what there is to do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -73,6 +73,9 @@ bench-idle: ## Measure what idle shards cost a ZooKeeper ensemble; SHARDS=100 fo
 KILLS ?= 50
 MIB ?= 2048
 
+# Sizes of the databases that are moved and timed, in GB.
+SIZES ?= 0.2 1 4
+
 # Shards that `make fuzz` lets faults befall.
 SEEDS ?= 10000
 
@@ -96,8 +99,12 @@ test-kills: ## Kill either end of a seeding again and again; KILLS=50
 	MANATEE_TEST_KILLS=$(KILLS) cargo test --locked --package manatee --test shard -- --exact volumes::a_seeding_outlives_both_of_its_ends --nocapture
 
 test-transplant: ## Undo moves of databases from each of their steps; 10 minutes
-	@tools/need.sh build postgresql zookeeper etcd patroni
-	cargo test --locked --package manatee --test transplant -- --ignored --nocapture
+	@tools/need.sh build postgresql zookeeper etcd patroni filesystems ssh
+	cargo test --locked --package manatee --test transplant -- --ignored --nocapture --skip bench::
+
+bench-transplant: ## Time the cut-over of a transplant beside a runbook's, by directories and on btrfs; SIZES="0.2 1 4"
+	@tools/need.sh build postgresql filesystems
+	MANATEE_BENCH_SIZES="$(SIZES)" cargo test --locked --release --package manatee --test transplant -- --exact bench::cut_over --ignored --nocapture
 
 bench-rebuild: ## Time how a deposed peer comes back, and how fast snapshots travel, on btrfs; MIB=2048
 	@tools/need.sh build postgresql filesystems

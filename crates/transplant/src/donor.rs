@@ -54,7 +54,7 @@ impl From<DatabaseFacts> for Control {
 }
 
 /// A text without our block.
-pub(crate) fn without_block(text: &str) -> String {
+pub fn without_block(text: &str) -> String {
     let mut inside = false;
     let mut kept = String::new();
     for line in text.split_inclusive('\n') {

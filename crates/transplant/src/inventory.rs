@@ -17,6 +17,9 @@ pub struct Inventory {
     /// How it is seen that clients are well.
     #[serde(default)]
     pub clients: Vec<ClientCheck>,
+    /// The backup that is made before the donor is stopped; none where it is not given.
+    #[serde(default)]
+    pub backup: Option<BackupConfig>,
     /// Bounds.
     #[serde(default)]
     pub limits: Limits,
@@ -55,6 +58,47 @@ pub struct DonorShard {
     pub sitter: String,
 }
 
+/// How the database comes to the first peer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Method {
+    /// A base backup, and the WAL from there on, by PostgreSQL itself.
+    #[default]
+    Streaming,
+    /// Snapshots of the file system, the last one of the stopped donor.
+    Snapshots,
+}
+
+/// A kind of file system with snapshots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DatasetKind {
+    /// A subvolume.
+    Btrfs,
+    /// A dataset of a pool.
+    Zfs,
+}
+
+impl DatasetKind {
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            DatasetKind::Btrfs => "btrfs",
+            DatasetKind::Zfs => "zfs",
+        }
+    }
+}
+
+/// The dataset that the donor's data directory is in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DatasetConfig {
+    /// Its kind.
+    pub kind: DatasetKind,
+    /// The path of a subvolume, or the name of a dataset.
+    pub name: String,
+}
+
 /// The donor's primary.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -84,6 +128,15 @@ pub struct DonorConfig {
     pub superuser: String,
     /// How it is started and stopped.
     pub service: Service,
+    /// How its database comes to the first peer.
+    #[serde(default)]
+    pub method: Method,
+    /// The program, on its host; it is used there only for [`Method::Snapshots`].
+    #[serde(default = "default_program")]
+    pub program: String,
+    /// The dataset that its data directory is in.
+    #[serde(default)]
+    pub dataset: Option<DatasetConfig>,
     /// Its standbys, which are stopped after the cut-over; of a shard of Manatee, its other peers.
     #[serde(default)]
     pub standbys: Vec<DonorStandby>,
@@ -155,12 +208,25 @@ pub struct ClientCheck {
     pub command: String,
 }
 
+/// A backup of the donor, and how it is proven.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackupConfig {
+    /// A directory on the first peer's host.
+    pub dir: String,
+    /// Statements of psql that have to give the same at the donor and at what is restored.
+    #[serde(default)]
+    pub verify_sql: Vec<String>,
+}
+
 /// Bounds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
     /// How far the recipient may be behind the donor when that is stopped, in bytes of WAL.
     pub lag_bytes: u64,
+    /// MiB a second that the copy is not to exceed; none where it is not given.
+    pub rate_mib: Option<u64>,
     /// How long the recipient may take to come that near, in seconds.
     pub catch_up_seconds: u64,
     /// How long a server or a sitter may take to start or stop, in seconds.
@@ -173,6 +239,7 @@ impl Default for Limits {
     fn default() -> Self {
         Limits {
             lag_bytes: 16 << 20,
+            rate_mib: None,
             catch_up_seconds: 3600,
             service_seconds: 120,
             client_seconds: 60,
@@ -251,12 +318,24 @@ impl Inventory {
         {
             bail!("donor.patroni: give both user and password_file, or none of them");
         }
+        if self.donor.method == Method::Snapshots && self.donor.dataset.is_none() {
+            bail!("donor.method is snapshots: give the dataset that they are of, [donor.dataset]");
+        }
+        if self.donor.method == Method::Snapshots && self.donor.kind != DonorKind::Postgres {
+            bail!(
+                "donor.method is snapshots: that is there for donors of kind \"postgres\" alone; leave it out"
+            );
+        }
+        if self.limits.rate_mib == Some(0) {
+            bail!("limits.rate_mib: give at least 1, or leave it out");
+        }
         let DonorConfig { data_dir, bin_dir, socket_dir, .. } = &self.donor;
         let donor = [("data_dir", data_dir), ("bin_dir", bin_dir), ("socket_dir", socket_dir)];
         let donor = donor.map(|(field, path)| (format!("donor.{field}"), path));
         let recipients = self.recipient.iter().enumerate();
         let files = recipients.map(|(n, peer)| (format!("recipient[{n}].config"), &peer.config));
-        for (field, path) in donor.into_iter().chain(files) {
+        let backup = self.backup.iter().map(|backup| ("backup.dir".to_owned(), &backup.dir));
+        for (field, path) in donor.into_iter().chain(files).chain(backup) {
             if !path.starts_with('/') {
                 bail!("{field}: {path:?} is no absolute path");
             }
@@ -326,6 +405,9 @@ service = { kind = "smf", fmri = "manatee/sitter" }
         assert!(manatee.is_some() && standbys[0].sitter.is_some());
         let clients = std::mem::take(&mut shown.clients);
         let patroni = shown.donor.patroni.take();
+        let backup = shown.backup.take();
+        let (dataset, rate) = (shown.donor.dataset.take(), shown.limits.rate_mib.take());
+        assert!(backup.is_some() && dataset.is_some() && rate.is_some(), "they are shown");
         assert_eq!(shown, plain);
         assert_eq!(plain.limits, Limits::default());
 
@@ -334,6 +416,8 @@ service = { kind = "smf", fmri = "manatee/sitter" }
         shown.donor.manatee = manatee;
         shown.clients = clients;
         shown.donor.patroni = patroni;
+        shown.backup = backup;
+        (shown.donor.dataset, shown.limits.rate_mib) = (dataset, rate);
         let mut names = Vec::new();
         field_names(&toml::Table::try_from(&shown).expect("TOML").into(), &mut names);
         assert!(names.len() > 25, "{names:?}");
@@ -385,6 +469,13 @@ service = { kind = "smf", fmri = "manatee/sitter" }
         check_refused(&format!("{LEAST}{reached}"), &[patroni]);
         let half = format!("{}{reached}user = \"u\"\n", with("\"postgres\"", "\"patroni\""));
         check_refused(&half, &["give both user and password_file"]);
+        check_refused(
+            &with("address", "method = \"snapshots\"\naddress"),
+            &["give the dataset that they are of, [donor.dataset]"],
+        );
+        check_refused(&format!("{LEAST}[limits]\nrate_mib = 0\n"), &["rate_mib", "at least 1"]);
+        let backup = format!("{LEAST}[backup]\ndir = \"backups\"\n");
+        check_refused(&backup, &["backup.dir", "\"backups\" is no absolute path"]);
         let (donor, _) = LEAST.split_once("[[recipient]]").expect("a recipient");
         check_refused(donor, &["missing field `recipient`"]);
         let none = format!("recipient = []\n{donor}");

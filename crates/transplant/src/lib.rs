@@ -15,20 +15,23 @@ mod plan;
 mod preflight;
 mod recipient;
 mod runbook;
+mod snapshots;
 mod steps;
 mod world;
 
 pub use discover::{Draft, Server};
-pub use donor::{Control, Donor};
+pub use donor::{Control, Donor, without_block};
 pub use inventory::{
-    ClientCheck, DonorConfig, DonorKind, DonorShard, DonorStandby, Inventory, Limits,
-    PatroniConfig, RecipientPeer,
+    BackupConfig, ClientCheck, DatasetConfig, DatasetKind, DonorConfig, DonorKind, DonorShard,
+    DonorStandby, Inventory, Limits, Method, PatroniConfig, RecipientPeer,
 };
 pub use journal_file::{JournalFile, Locked, journal_of};
 pub use manatee::ShardFacts;
 pub use patroni::PatroniFacts;
 pub use plan::{Facts, ROLLED_BACK, plan};
-pub use preflight::{Problem, Seen, look, problems};
-pub use recipient::{PeerFacts, Progress, REPLICATED};
+pub use preflight::{Problem, Seen, look, notes, problems};
+pub use recipient::{BackupPlace, PeerFacts, Progress, REPLICATED};
 pub use runbook::runbook;
+pub use snapshots::{Arrived, DatasetFacts, Rest, SnapshotFacts};
+pub use steps::{FENCE_FILES, Proof};
 pub use world::{Screen, World, guard, written_since};

@@ -1,6 +1,8 @@
 //! From what was asked for and what was found to the steps; nothing is looked at here.
 
-use crate::{DonorKind, Inventory, PatroniFacts, PeerFacts, ShardFacts, steps};
+use crate::{
+    DatasetFacts, DonorKind, Inventory, Method, PatroniFacts, PeerFacts, ShardFacts, steps,
+};
 use saga::{Notice, Plan, Planned, WayBack};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -57,6 +59,9 @@ pub struct DonorFacts {
     pub checksums: bool,
     /// Prepared transactions.
     pub prepared_transactions: u32,
+    /// Its dataset, where it is moved by snapshots.
+    #[serde(default)]
+    pub dataset: Option<DatasetFacts>,
     /// What it has of the settings of which a standby needs at least as much.
     pub replicated: BTreeMap<String, u64>,
 }
@@ -101,32 +106,72 @@ pub fn plan(facts: &Facts) -> Plan {
             "resume it, if it was not paused before",
         ));
     }
-    plan.extend([
-        step(
-            steps::OPEN_REPLICATION,
-            format!("let {first} stream from the donor: role, slot, pg_hba.conf"),
-            &[&donor],
+    let by_snapshots = inventory.donor.method == Method::Snapshots;
+    let dataset = inventory.donor.dataset.as_ref().map_or("", |dataset| dataset.name.as_str());
+    plan.extend(match inventory.donor.method {
+        Method::Streaming => vec![
+            step(
+                steps::OPEN_REPLICATION,
+                format!("let {first} stream from the donor: role, slot, pg_hba.conf"),
+                &[&donor],
+                nothing,
+                1,
+                "drop role and slot, put pg_hba.conf back",
+            ),
+            step(
+                steps::RECEIVE,
+                format!("copy the database to {first}, and follow the donor there"),
+                &[&first],
+                nothing,
+                copy,
+                "stop the copy and keep it aside",
+            ),
+            step(
+                steps::CATCH_UP,
+                format!("wait until {first} is nearly level with the donor"),
+                &[],
+                nothing,
+                5,
+                "nothing to undo",
+            ),
+        ],
+        Method::Snapshots => vec![
+            step(
+                steps::OPEN_REPLICATION,
+                "make the role on the donor that the shard streams by".to_owned(),
+                &[&donor],
+                nothing,
+                1,
+                "drop the role",
+            ),
+            step(
+                steps::RECEIVE,
+                format!("send a snapshot of {dataset} to {first}"),
+                &[&format!("snapshots of {dataset}"), &first],
+                nothing,
+                copy,
+                "keep aside what was put in place, remove what was not, and drop the snapshots",
+            ),
+            step(
+                steps::CATCH_UP,
+                "send what has changed since, until that is little".to_owned(),
+                &[&format!("snapshots of {dataset}"), &first],
+                nothing,
+                30,
+                "nothing to undo",
+            ),
+        ],
+    });
+    if let Some(backup) = &inventory.backup {
+        plan.push(step(
+            steps::BACKUP,
+            format!("back the donor up to {} on {first}'s host, and prove it", backup.dir),
+            &[&backup.dir],
             nothing,
-            1,
-            "drop role and slot, put pg_hba.conf back",
-        ),
-        step(
-            steps::RECEIVE,
-            format!("copy the database to {first}, and follow the donor there"),
-            &[&first],
-            nothing,
-            copy,
-            "stop the copy and keep it aside",
-        ),
-        step(
-            steps::CATCH_UP,
-            format!("wait until {first} is nearly level with the donor"),
-            &[],
-            nothing,
-            5,
-            "nothing to undo",
-        ),
-    ]);
+            4 * copy,
+            "keep it",
+        ));
+    }
     let mut stop = vec![step(
         steps::STOP_DONOR,
         "stop the donor, with all that it wrote sent".to_owned(),
@@ -160,6 +205,16 @@ pub fn plan(facts: &Facts) -> Plan {
         1,
         "put its files back; what the recipient took since is in it",
     ));
+    if by_snapshots {
+        plan.push(step(
+            steps::RECEIVE_LAST,
+            format!("send the last that has changed, and put all of it in place on {first}"),
+            &[&format!("snapshots of {dataset}"), &first],
+            outage,
+            5,
+            "nothing to undo",
+        ));
+    }
     plan.push(step(
         steps::COMPARE,
         format!("prove that {first} has all that the donor had"),

@@ -1,12 +1,13 @@
 //! What is there, and everything that is wrong with it, at once.
 
 use crate::{
-    Donor, Facts, Inventory, PatroniFacts, PeerFacts,
+    BackupPlace, Donor, Facts, Inventory, Method, PatroniFacts, PeerFacts,
     donor::literal,
     manatee::{self, preflight::SeenShard},
     patroni,
     plan::{DonorFacts, ROLLED_BACK},
     recipient::{self, REPLICATED},
+    snapshots,
 };
 use anyhow::{Context, Result};
 use cluster::Millis;
@@ -68,8 +69,10 @@ pub async fn look(inventory: &Inventory) -> Seen {
     let patroni = patroni::look(&inventory.donor, &server).await;
     let patroni = patroni.map_err(|error| format!("{error:#}"));
     let mut peers = Vec::new();
-    for peer in &inventory.recipient {
-        peers.push(recipient::look(peer).await.map_err(|error| format!("{error:#}")));
+    for (index, peer) in inventory.recipient.iter().enumerate() {
+        let backup = inventory.backup.as_ref().filter(|_| index == 0);
+        let backup = backup.map(|backup| backup.dir.as_str());
+        peers.push(recipient::look(peer, backup).await.map_err(|error| format!("{error:#}")));
     }
     let shard = manatee::preflight::see(inventory).await;
     let login = match (&donor, peers.first()) {
@@ -138,10 +141,26 @@ async fn look_at_donor(donor: &Donor) -> Result<DonorFacts> {
             hba_file: hba.to_owned(),
             checksums: sums == "on",
             prepared_transactions: xacts.parse().ok()?,
+            dataset: None,
             replicated,
         })
     };
-    parsed().with_context(unexpected)
+    let mut facts = parsed().with_context(unexpected)?;
+    if donor.config.method == Method::Snapshots {
+        facts.dataset = Some(snapshots::look(&donor.config).await?);
+    }
+    Ok(facts)
+}
+
+/// What is not wrong, and should be known.
+pub fn notes(inventory: &Inventory) -> Vec<String> {
+    let mut notes = Vec::new();
+    if inventory.backup.is_none() {
+        notes.push(
+            "no backup is made before the donor is stopped: give [backup] to have one".into(),
+        );
+    }
+    notes
 }
 
 /// One thing that may be wrong: whether it is, what, and what to do.
@@ -201,6 +220,13 @@ pub fn problems(inventory: &Inventory, seen: &Seen) -> Vec<Problem> {
                 let donor = seen.donor.as_ref().ok();
                 tell(&at, peer_doubts(facts, index == 0, donor));
                 tell(&at, manatee::preflight::peer_doubts(inventory, facts, donor));
+                let method = &inventory.donor;
+                let kind = method.dataset.as_ref().map_or("", |dataset| dataset.kind.name());
+                let other = method.method == Method::Snapshots && facts.storage != kind;
+                let problem =
+                    format!("its storage is {}, the donor's dataset {kind}", facts.storage);
+                let remedy = "give its sitter a dataset of that kind, or move by streaming";
+                tell(&at, vec![(index == 0 && other, problem, remedy)]);
             }
         }
     }
@@ -215,6 +241,7 @@ pub fn problems(inventory: &Inventory, seen: &Seen) -> Vec<Problem> {
 }
 
 fn donor_doubts(inventory: &Inventory, donor: &DonorFacts) -> Vec<Doubt> {
+    let streams = inventory.donor.method == Method::Streaming;
     vec![
         (
             donor.version < 130_000,
@@ -232,12 +259,12 @@ fn donor_doubts(inventory: &Inventory, donor: &DonorFacts) -> Vec<Doubt> {
             "set wal_level = replica there and restart it",
         ),
         (
-            donor.free_wal_senders < 2,
+            streams && donor.free_wal_senders < 2,
             format!("it has {} free WAL senders, 2 are needed", donor.free_wal_senders),
             "raise max_wal_senders there and restart it",
         ),
         (
-            donor.free_slots < 1,
+            streams && donor.free_slots < 1,
             "it has no free replication slot".to_owned(),
             "raise max_replication_slots there and restart it, or drop a slot that nobody uses",
         ),
@@ -320,6 +347,9 @@ fn peer_doubts(facts: &PeerFacts, first: bool, donor: Option<&DonorFacts>) -> Ve
             "give the shard another name in its sitters' files",
         ),
     ];
+    if let Some(place) = &facts.backup {
+        doubts.extend(backup_doubts(place, donor));
+    }
     if let Some(donor) = donor {
         doubts.push((
             facts.version != donor.version / 10_000,
@@ -354,6 +384,27 @@ fn peer_doubts(facts: &PeerFacts, first: bool, donor: Option<&DonorFacts>) -> Ve
         ));
     }
     doubts
+}
+
+/// What is wrong with the place for the backup.
+fn backup_doubts(place: &BackupPlace, donor: Option<&DonorFacts>) -> Vec<Doubt> {
+    if let Some(problem) = &place.problem {
+        let remedy = "make it a directory that the user of the server can get into";
+        return vec![(true, format!("backup.dir: {problem}"), remedy)];
+    }
+    let Some(donor) = donor else { return Vec::new() };
+    // The file, and what is restored from it; and the copy, where that takes from the same space.
+    let times = if place.beside_database { 3 } else { 2 };
+    let needed = donor.bytes * times + donor.bytes / 10;
+    vec![(
+        place.free_bytes < needed,
+        format!(
+            "backup.dir: {} MiB are free, {} MiB are needed to make and to prove a backup",
+            place.free_bytes >> 20,
+            needed >> 20
+        ),
+        "make room for it, or name a directory elsewhere",
+    )]
 }
 
 impl Seen {

@@ -403,6 +403,7 @@ impl Postgres {
             sources,
             user: settings.replication_user.clone(),
             password: settings.replication_password.clone(),
+            rate_mib: None,
             pg_basebackup: self.inner.bin.path("pg_basebackup"),
             os_user: self.inner.user.clone(),
         }

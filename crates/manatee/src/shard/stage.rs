@@ -105,7 +105,8 @@ impl Standalone {
             port: free_ports(1)?[0],
         };
         let home = &donor.home;
-        fs::create_dir(home)?;
+        // A dataset may be there, for it.
+        fs::create_dir_all(home)?;
         fs::set_permissions(home, fs::Permissions::from_mode(0o755))?;
         if let Some(user) = &donor.user {
             std::os::unix::fs::chown(home, Some(user.uid), Some(user.gid))?;

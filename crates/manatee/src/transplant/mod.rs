@@ -3,6 +3,10 @@
 //! Contract: nothing is changed before the plan is in the journal, beside the inventory; one runner at a
 //! time has it; and whatever happens to that one, `run` or `rollback` go on from there.
 
+mod backup;
+mod donor;
+mod frames;
+mod incoming;
 mod peer;
 mod screen;
 mod show;
@@ -75,6 +79,9 @@ pub enum TransplantCommand {
     /// What is done on the host of a peer; called by the others.
     #[command(subcommand, hide = true)]
     Peer(peer::PeerCommand),
+    /// What is done on the host of the donor; called by the others.
+    #[command(subcommand, hide = true)]
+    Donor(donor::DonorCommand),
 }
 
 /// Which transplant.
@@ -155,6 +162,12 @@ pub fn run(command: TransplantCommand) -> Result<ExitCode> {
                 rollback(&which, discard_writes, yes).await
             }
             TransplantCommand::Commit { which, yes } => commit(&which, yes).await,
+            TransplantCommand::Donor(command) => {
+                if let Some(answer) = donor::run(command).await? {
+                    println!("{answer}");
+                }
+                Ok(ExitCode::SUCCESS)
+            }
             TransplantCommand::Peer(command) => {
                 match peer::run(command).await? {
                     serde_json::Value::String(text) => println!("{text}"),
@@ -193,13 +206,18 @@ async fn discover(asked: Discover) -> Result<ExitCode> {
 }
 
 async fn preflight(which: &Which) -> Result<ExitCode> {
-    let problems = look(Inventory::load(&which.inventory)?).await?.err().unwrap_or_default();
+    let inventory = Inventory::load(&which.inventory)?;
+    let notes = transplant::notes(&inventory);
+    let problems = look(inventory).await?.err().unwrap_or_default();
     if which.json {
-        print(&format!("{}\n", serde_json::json!({ "problems": problems })))?;
-    } else if problems.is_empty() {
-        print("nothing stands in the way\n")?;
+        print(&format!("{}\n", serde_json::json!({ "problems": problems, "notes": notes })))?;
     } else {
-        print(&show::problems(&problems))?;
+        let notes: String = notes.iter().map(|note| format!("note: {note}\n")).collect();
+        let told = match problems.is_empty() {
+            true => "nothing stands in the way\n".to_owned(),
+            false => show::problems(&problems),
+        };
+        print(&(told + &notes))?;
     }
     Ok(if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

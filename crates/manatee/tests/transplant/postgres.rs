@@ -3,13 +3,14 @@
 use super::harness::{Move, wait};
 use anyhow::{Context, Result, ensure};
 use manatee::shard::Donor;
-use saga::Mode;
+use saga::{Entry, Mode};
 use std::{fs, process::Command};
 
 /// Rules T1, T2, T3, T4 and T9.
 #[test]
 fn a_server_moves_into_a_shard_for_good() -> Result<()> {
     let moved = Move::prepare()?;
+    let backups = moved.ask_for_backup(&[])?;
     let begun = adapters::clock::now();
     let told = moved.stage.transplant(&["run", "--yes"])?;
     ensure!(told.contains("complete; the way back is kept"), "{told}");
@@ -30,7 +31,8 @@ fn a_server_moves_into_a_shard_for_good() -> Result<()> {
     moved.stage.transplant(&["verify"])?;
 
     let told = moved.stage.transplant(&["commit", "--yes"])?;
-    ensure!(told.contains("committed"), "{told}");
+    ensure!(told.contains("committed") && told.contains("the backup is kept in"), "{told}");
+    ensure!(fs::read_dir(backups)?.count() == 1, "it is there");
     let told = moved.stage.transplant(&["rollback"]).unwrap_err().to_string();
     ensure!(told.contains("it was committed"), "{told}");
     let slots = "select count(*) from pg_replication_slots where slot_name = 'transplant_donor'";
@@ -44,6 +46,7 @@ fn a_server_moves_into_a_shard_for_good() -> Result<()> {
 #[test]
 fn a_runner_that_ends_anywhere_is_gone_on_from_both_ways() -> Result<()> {
     let moved = Move::prepare()?;
+    let backups = moved.ask_for_backup(&["select count(*) from pg_roles"])?;
     let kills = moved.run_through_kills(&["run", "--yes"])?;
     moved.wait_for_writes_to("amber")?;
     moved.check_peer(moved.primary())?;
@@ -53,6 +56,7 @@ fn a_runner_that_ends_anywhere_is_gone_on_from_both_ways() -> Result<()> {
     println!("{kills} kills forward, {back} back");
     // Where a step takes no time, its end and the beginning of the next one come before the kill.
     ensure!(kills > 8 && back > 8, "{kills} kills forward, {back} back");
+    ensure!(fs::read_dir(backups)?.count() == 1, "one backup, and nothing beside it");
     moved.check_donor()
 }
 
@@ -61,6 +65,7 @@ fn a_runner_that_ends_anywhere_is_gone_on_from_both_ways() -> Result<()> {
 #[ignore = "takes minutes: make test-transplant"]
 fn everything_is_undone_from_every_step() -> Result<()> {
     let moved = Move::prepare()?;
+    moved.ask_for_backup(&[])?;
     let plan = moved.stage.transplant(&["plan", "--json"])?;
     let plan: saga::Plan = serde_json::from_str(&plan)?;
     for step in &plan.steps {
@@ -134,6 +139,33 @@ fn writes_are_given_up_only_when_that_is_asked_for() -> Result<()> {
     let report = moved.stage.check_donor(&moved.writer.handle().ledger())?;
     ensure!(!report.missing.is_empty() && report.duplicate.is_empty(), "{report}");
     Ok(())
+}
+
+#[test]
+fn a_copy_keeps_to_its_rate() -> Result<()> {
+    let moved = Move::prepare()?;
+    let inventory = moved.stage.inventory();
+    let text = fs::read_to_string(&inventory)?;
+    fs::write(&inventory, format!("{text}\n[limits]\nrate_mib = 8\n"))?;
+    moved.stage.transplant(&["run", "--until", "receive"])?;
+    let size = moved.stage.donor_sql("select sum(pg_database_size(oid)) from pg_database")?;
+    let least = size.parse::<i64>()? * 1000 / (8 << 20);
+    let journal = moved.read_journal()?;
+    let at = |done: bool| {
+        let mut records = journal.records().iter();
+        let found = records.find(|record| match &record.entry {
+            Entry::Intent { step, .. } => !done && step.0 == "receive",
+            Entry::Done { step, .. } => done && step.0 == "receive",
+            _ => false,
+        });
+        found.map(|record| record.at).context("a line of the journal")
+    };
+    let took = (at(true)? - at(false)?).total(jiff::Unit::Millisecond)?;
+    #[expect(clippy::cast_precision_loss)]
+    let least = least as f64 * 0.8;
+    ensure!(took >= least, "{size} bytes in {took} ms");
+    moved.stage.transplant(&["rollback"])?;
+    moved.check_donor()
 }
 
 #[test]

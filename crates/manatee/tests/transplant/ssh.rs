@@ -24,7 +24,7 @@ fn run(program: &str, args: &[&str]) -> Result<()> {
 }
 
 /// A server of ssh.
-struct Sshd {
+pub struct Sshd {
     config: PathBuf,
     port: u16,
     process: Child,
@@ -32,7 +32,7 @@ struct Sshd {
 
 impl Sshd {
     /// Lets in, as root, whoever runs this, under any name of a host that begins with `host-`.
-    fn start(place: &Path) -> Result<Sshd> {
+    pub fn start(place: &Path) -> Result<Sshd> {
         fs::create_dir_all(HOME)?;
         run("mount", &["-t", "tmpfs", "-o", "mode=700", "none", HOME])?;
         // It wants a directory for whoever is not let in yet.

@@ -14,10 +14,10 @@ use saga::{Check, Outcome, Step, StepError, Tell, Undo};
 use serde_json::json;
 use std::sync::Arc;
 
-/// The `pg_hba.conf` of a fenced donor.
-pub(crate) const HBA: &str = "manatee-transplant.hba";
-/// Its `pg_ident.conf`.
-pub(crate) const IDENT: &str = "manatee-transplant.ident";
+/// The `pg_hba.conf` of a fenced donor, and its `pg_ident.conf`.
+pub const FENCE_FILES: [&str; 2] = ["manatee-transplant.hba", "manatee-transplant.ident"];
+pub(crate) const HBA: &str = FENCE_FILES[0];
+pub(crate) const IDENT: &str = FENCE_FILES[1];
 
 pub(super) struct FenceDonor(pub Arc<Scene>);
 

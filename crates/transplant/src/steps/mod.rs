@@ -1,5 +1,6 @@
 //! The steps, one file each.
 
+mod backup;
 mod catch_up;
 mod check_clients;
 mod compare;
@@ -11,14 +12,17 @@ mod level_donor;
 pub(crate) mod open_recipient;
 mod open_replication;
 mod receive;
+mod receive_last;
 mod stop_donor;
 mod stop_peers;
 mod stop_standbys;
 
+pub use backup::Proof;
+pub use fence_donor::FENCE_FILES;
 pub(crate) use fence_donor::{HBA, IDENT};
 pub(crate) use keep_way_back::SLOT;
 
-use crate::{Donor, Facts, patroni::Patroni, recipient::Recipient};
+use crate::{Donor, Facts, Method, patroni::Patroni, recipient::Recipient};
 use adapters::clock;
 use anyhow::{Context, Result, bail};
 use cluster::{ClusterState, Lsn, Millis, PeerIdent};
@@ -30,9 +34,11 @@ pub(crate) const HOLD_DONOR: &str = "hold-donor";
 pub(crate) const OPEN_REPLICATION: &str = "open-replication";
 pub(crate) const RECEIVE: &str = "receive";
 pub(crate) const CATCH_UP: &str = "catch-up";
+pub(crate) const BACKUP: &str = "backup";
 pub(crate) const STOP_STANDBYS: &str = "stop-standbys";
 pub(crate) const STOP_DONOR: &str = "stop-donor";
 pub(crate) const FENCE_DONOR: &str = "fence-donor";
+pub(crate) const RECEIVE_LAST: &str = "receive-last";
 pub(crate) const COMPARE: &str = "compare";
 pub(crate) const OPEN_RECIPIENT: &str = "open-recipient";
 pub(crate) const KEEP_WAY_BACK: &str = "keep-way-back";
@@ -110,6 +116,11 @@ impl Scene {
             })
         })
         .await
+    }
+
+    /// Whether the database comes by snapshots, not by streaming.
+    pub fn by_snapshots(&self) -> bool {
+        self.facts.inventory.donor.method == Method::Snapshots
     }
 
     /// What a step found.
@@ -191,9 +202,11 @@ pub(crate) fn step(id: &StepId, journal: &Journal) -> Result<Box<dyn Step>> {
         OPEN_REPLICATION => Box::new(open_replication::OpenReplication(scene)),
         RECEIVE => Box::new(receive::Receive(scene)),
         CATCH_UP => Box::new(catch_up::CatchUp(scene)),
+        BACKUP => Box::new(backup::Backup(scene)),
         STOP_STANDBYS => Box::new(stop_standbys::StopStandbys(scene)),
         STOP_DONOR => Box::new(stop_donor::StopDonor(scene)),
         FENCE_DONOR => Box::new(fence_donor::FenceDonor(scene)),
+        RECEIVE_LAST => Box::new(receive_last::ReceiveLast(scene)),
         COMPARE => Box::new(compare::Compare(scene)),
         OPEN_RECIPIENT => Box::new(open_recipient::OpenRecipient(scene)),
         KEEP_WAY_BACK => Box::new(keep_way_back::KeepWayBack(scene)),

@@ -32,10 +32,18 @@ impl OpenReplication {
             .sql(&format!(
                 "do $do$ begin if not exists (select from pg_roles where rolname = {name}) then \
                  create role {quoted} with login replication password {}; \
-                 comment on role {quoted} is '{MADE}'; end if; end $do$; \
-                 select pg_create_physical_replication_slot({slot}, true) where not exists \
-                 (select from pg_replication_slots where slot_name = {slot})",
+                 comment on role {quoted} is '{MADE}'; end if; end $do$",
                 literal(&password),
+            ))
+            .await?;
+        if self.0.by_snapshots() {
+            // Nobody streams from the donor: a slot would keep all its WAL.
+            return Ok(());
+        }
+        donor
+            .sql(&format!(
+                "select pg_create_physical_replication_slot({slot}, true) where not exists \
+                 (select from pg_replication_slots where slot_name = {slot})"
             ))
             .await?;
         let lines = self.0.peers.iter().map(|peer| {
@@ -115,7 +123,8 @@ impl Step for OpenReplication {
         let ready = donor
             .sql(&format!(
                 "select exists (select from pg_roles where rolname = {role} and rolreplication) \
-                 and exists (select from pg_replication_slots where slot_name = {})",
+                 and ({} or exists (select from pg_replication_slots where slot_name = {}))",
+                self.0.by_snapshots(),
                 literal(self.0.slot())
             ))
             .await?;

@@ -39,7 +39,10 @@ impl Step for StopDonor {
     async fn check(&self) -> Result<Check, StepError> {
         let first = self.0.first();
         let streams = "select count(*) from pg_stat_wal_receiver where status = 'streaming'";
-        if self.0.donor.is_running().await? && first.sql(streams).await? != "1" {
+        if !self.0.by_snapshots()
+            && self.0.donor.is_running().await?
+            && first.sql(streams).await? != "1"
+        {
             return Ok(Check::Blocked(format!(
                 "{} does not stream from the donor: look at the log of its server, and try again",
                 first.zone()
