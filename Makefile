@@ -27,7 +27,7 @@ ON_EACH := deaths::the_sync_takes_over_from_a_host_that_died \
 # Shards of `make bench-idle`.
 SHARDS ?= 1000
 
-.PHONY: help demo test test-coordination bench-idle build lint fuzz client coverage test-kills bench-rebuild
+.PHONY: help demo test test-coordination test-zfs bench-idle build lint fuzz client coverage test-kills bench-rebuild
 
 help: ## Say what there is to do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -60,6 +60,15 @@ test-coordination: ## Test whole shards against each coordination; 20 minutes
 bench-idle: ## Measure what idle shards cost a ZooKeeper ensemble; SHARDS=100 for fewer
 	@tools/need.sh build zookeeper
 	cargo bench --locked --package adapters --bench idle -- $(SHARDS)
+
+# Where OpenZFS is: each test program runs there, and cargo waits for it.
+ON_ZFS = cargo test --locked --config 'target."cfg(all())".runner = ["$(CURDIR)/tools/zfs-vm/run.sh"]'
+
+test-zfs: ## Check databases on the current OpenZFS, in an emulated machine where this one has none
+	@tools/need.sh build zfs-vm
+	$(ON_ZFS) --package adapters --test storage_snapshots --test storage_volumes -- zfs
+	$(ON_ZFS) --package manatee --test shard -- volumes::a_shard_on_zfs
+	@echo "make test-zfs: all of it passed"
 
 # How often either end of a seeding is killed, and the size of the database that is timed.
 KILLS ?= 50

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sees to it that this machine has what is named:
 #
-#   tools/need.sh [build] [lint] [coverage] [postgresql] [network] [zookeeper] [etcd] [filesystems]
+#   tools/need.sh [build] [lint] [coverage] [postgresql] [network] [zookeeper] [etcd] [filesystems] [zfs-vm]
 #
 # What Debian packages hold is installed where we may (root, or sudo without a password); Rust is
 # never installed, because Debian's is too old and where to put it is not ours to choose. What rustup
@@ -109,6 +109,22 @@ need_filesystems() {
         missing+=("root: the tests mount real file systems (btrfs on a loop device, ZFS on a pool in a file) and none of them is skipped; run 'make test' as root")
 }
 
+# What a machine with OpenZFS is built and run with; nothing of that where this one has it.
+need_zfs-vm() {
+    if [[ -e /dev/zfs ]]; then
+        need_postgresql
+        need_filesystems
+        return
+    fi
+    command -v qemu-system-x86_64 >/dev/null || packages+=(qemu-system-x86)
+    command -v mmdebstrap >/dev/null || packages+=(mmdebstrap)
+    command -v mke2fs >/dev/null || [[ -x /sbin/mke2fs ]] || packages+=(e2fsprogs)
+    command -v cpio >/dev/null || packages+=(cpio)
+    command -v objcopy >/dev/null || packages+=(binutils)
+    [[ $(id -u) == 0 ]] ||
+        missing+=("root: a root file system is made and mounted, which only root can; run it as root")
+}
+
 # Runs a command as root.
 as_root() {
     if [[ $(id -u) == 0 ]]; then "$@"; else sudo -n "$@"; fi
@@ -165,9 +181,9 @@ install() {
 
 for what in "$@"; do
     case $what in
-        build | lint | coverage | network | postgresql | zookeeper | etcd | filesystems) "need_$what" ;;
+        build | lint | coverage | network | postgresql | zookeeper | etcd | filesystems | zfs-vm) "need_$what" ;;
         *)
-            echo "tools/need.sh: $what: give any of build, lint, coverage, network, postgresql, zookeeper, etcd, filesystems" >&2
+            echo "tools/need.sh: $what: give any of build, lint, coverage, network, postgresql, zookeeper, etcd, filesystems, zfs-vm" >&2
             exit 2
             ;;
     esac
