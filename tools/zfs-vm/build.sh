@@ -15,7 +15,8 @@ fail() {
 
 . /etc/os-release
 [[ $ID == debian && $(uname -m) == x86_64 ]] ||
-    fail "builds on Debian on x86_64 only, and this is $PRETTY_NAME on $(uname -m)"
+    fail "builds on Debian on x86_64 only, and this is $PRETTY_NAME on $(uname -m); where the kernel has ZFS" \
+        'nothing is built, but /dev/zfs has to be there: modprobe zfs'
 [[ $(id -u) == 0 ]] || fail 'makes a root file system, which only root can: run it as root'
 
 export CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/manatee
@@ -30,17 +31,20 @@ if [[ -e $machine ]]; then
     exit
 fi
 echo "tools/zfs-vm/build.sh: building a machine with OpenZFS in $machine; that takes some minutes, once" >&2
+# What one left that was killed.
+rm -rf --one-file-system "$CACHE"/building.*
 work=$(mktemp --directory "$CACHE/building.XXXXXX")
 trap 'rm -rf --one-file-system "$work"' EXIT
 root=$work/root
 mkdir "$work/machine"
 
 # Where this machine has its packages from, and contrib, where ZFS is.
-sources() {
+sources=$(
     apt-get indextargets --format '$(SITE) $(RELEASE)' 'Created-By: Packages' 'Origin: Debian' |
         sort --unique | awk -v suite="$VERSION_CODENAME" '
             $2 == suite || index($2, suite "-") == 1 { print "deb", $1, $2, "main contrib" }'
-}
+)
+[[ -n $sources ]] || fail "apt knows no packages of Debian $VERSION_CODENAME: run 'apt-get update'"
 
 # The modules are compiled by us, not for the kernel that runs here as dkms would by itself; and Debian
 # makes a database of its own with PostgreSQL, which nobody needs.
@@ -53,12 +57,12 @@ packages=(
 )
 started=$SECONDS
 # What it mounts there is seen by nobody else, and goes with it. The lock goes with us alone.
-sources | unshare --mount nice mmdebstrap --quiet --mode=root --variant=apt --format=directory \
+unshare --mount nice mmdebstrap --quiet --mode=root --variant=apt --format=directory \
     --aptopt='Apt::Install-Recommends "false"' --dpkgopt=force-unsafe-io \
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
     --dpkgopt='path-exclude=/usr/share/locale/*' \
     --essential-hook="$prepare" --include="$(IFS=,; echo "${packages[*]}")" \
-    --customize-hook=./modules.sh "$VERSION_CODENAME" "$root" - >"$work/log" 2>&1 9>&- ||
+    --customize-hook=./modules.sh "$VERSION_CODENAME" "$root" - <<<"$sources" >"$work/log" 2>&1 9>&- ||
     { tail -n 40 "$work/log" >&2; fail 'the root file system could not be made; above is the end of what was said'; }
 kernel=$(ls "$root/lib/modules")
 

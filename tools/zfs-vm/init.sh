@@ -2,13 +2,12 @@
 # The first program of the machine that OpenZFS is tested in, and the only one that Debian did not bring:
 # makes the machine one that tests run in, runs the program that was given, tells how it ended, and
 # turns the machine off.
-export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root PAGER=cat RUST_BACKTRACE=1
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root PAGER=cat MANATEE_TEST_SLOWNESS=5
 exec >/dev/ttyS0 2>&1 </dev/null
 end() {
     echo "manatee-zfs-vm: ended with $1"
     sync
-    echo o >/proc/sysrq-trigger
-    sleep 60
+    exec busybox poweroff -f
 }
 mount -t proc proc /proc
 mount -t sysfs sys /sys
@@ -30,5 +29,6 @@ ln -sf /work/manatee "$path"
 echo "manatee-zfs-vm: OpenZFS $(cat /sys/module/zfs/version) after $(cut -d ' ' -f 1 /proc/uptime) s"
 mapfile -t arguments </work/arguments
 cd /work
-./test "${arguments[@]}"
-end $?
+# Not at a terminal, which the console is, so that it does not colour what it says.
+./test "${arguments[@]}" 2>&1 | cat
+end "${PIPESTATUS[0]}"

@@ -21,4 +21,4 @@ mod volumes;
 mod world;
 mod zookeeper;
 
-use world::{LIMIT, World};
+use world::{World, limit};

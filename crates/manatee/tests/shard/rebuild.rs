@@ -1,6 +1,6 @@
 //! `manatee adm rebuild` on peers of a real shard.
 
-use super::{LIMIT, World};
+use super::{World, limit};
 use anyhow::{Result, ensure};
 use cluster::Role;
 use manatee::shard::Peer;
@@ -50,7 +50,7 @@ fn peers_are_rebuilt_when_an_operator_asks() -> Result<()> {
         ensure!(!mark.exists(), "the database is another one");
     }
     world.ensure_unnoticed(failed)?;
-    world.shard.wait_whole(LIMIT)?;
+    world.shard.wait_whole(limit())?;
 
     let old = world.in_role(Role::Primary)?;
     old.kill_host()?;
