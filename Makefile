@@ -24,15 +24,22 @@ ON_EACH := deaths::the_sync_takes_over_from_a_host_that_died \
 	deaths::a_sitter_that_died_is_not_noticed_by_clients \
 	outages::losing_coordination_alone_stops_nobody
 
+# Where tests keep what they make, unless told otherwise.
+TMPDIR ?= $(shell tools/place.sh)
+test test-coordination test-transplant test-kills: export TMPDIR := $(TMPDIR)
+
+# How many tests run at once that have no whole shards: they wait most of their time.
+WAITING := $(shell echo $$((2 * $$(nproc))))
+
 # Shards of `make bench-idle`.
 SHARDS ?= 1000
 
-.PHONY: help demo test test-coordination test-zfs bench-idle build lint fuzz client coverage test-kills bench-rebuild
+.PHONY: help demo test test-coordination test-zfs bench-idle build lint fuzz client coverage test-kills test-transplant bench-rebuild
 
 help: ## Say what there is to do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-demo: ## Run a real shard on this machine and kill its primary; ARGS=--once ends by itself
+demo: ## Run a real shard on this machine and kill its primary; ARGS=--once ends by itself, ARGS=transplant moves a server in and out
 	@tools/need.sh build postgresql
 	cargo build --locked --release --package manatee
 	@"$(TARGET)/release/manatee" demo $(ARGS)
@@ -41,7 +48,8 @@ test: ## Check everything: format, lints, tests, recorded behaviour
 	@tools/need.sh build lint postgresql network zookeeper etcd filesystems
 	@$(MAKE) --no-print-directory lint
 	cargo build --locked --workspace
-	cargo test --locked --workspace
+	cargo test --locked --workspace --exclude manatee -- --test-threads=$(WAITING)
+	cargo test --locked --package manatee
 	for coordination in zookeeper etcd; do \
 		MANATEE_TEST_COORDINATION=$$coordination \
 			cargo test --locked --package manatee --test shard -- --exact $(ON_EACH); \
@@ -95,6 +103,10 @@ client: ## Let the original's client read a shard of ours: make client NODE_CLIE
 test-kills: ## Kill either end of a seeding again and again; KILLS=50
 	@tools/need.sh build postgresql filesystems
 	MANATEE_TEST_KILLS=$(KILLS) cargo test --locked --package manatee --test shard -- --exact volumes::a_seeding_outlives_both_of_its_ends --nocapture
+
+test-transplant: ## Undo a move of a database from each of its steps; 3 minutes
+	@tools/need.sh build postgresql
+	cargo test --locked --package manatee --test transplant -- --ignored --nocapture
 
 bench-rebuild: ## Time how a deposed peer comes back, and how fast snapshots travel, on btrfs; MIB=2048
 	@tools/need.sh build postgresql filesystems

@@ -39,13 +39,13 @@ macro_rules! conformance {
         mod zookeeper_of_one {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {
-                super::$name::<super::common::ZooKeeper<1>>().await;
+                super::$name::<super::common::zookeeper::ZooKeeper<1>>().await;
             })*
         }
         mod zookeeper_of_three {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {
-                super::$name::<super::common::ZooKeeper<3>>().await;
+                super::$name::<super::common::zookeeper::ZooKeeper<3>>().await;
             })*
         }
     };

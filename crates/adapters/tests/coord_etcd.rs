@@ -3,13 +3,11 @@
 mod common;
 
 use adapters::clock;
-use adapters::coord::{CoordEvent, Coordination, PutOutcome};
 use adapters::testing::Way;
 use cluster::{Generation, Millis};
 use common::etcd::EtcdOf;
-use common::{Backend, LONG, Stream, join, peer, put, sequences, state, stored, watch, within};
+use common::{Backend, LONG, join, peer, put, put_until_stored, sequences, state, stored, watch};
 use etcd_client::{Client, GetOptions, KeyValue};
-use std::sync::Arc;
 
 async fn raw<const N: usize>(etcd: &EtcdOf<N>) -> Client {
     Client::connect([etcd.servers.etcd.address(0).to_string()], None).await.expect("a client")
@@ -18,18 +16,6 @@ async fn raw<const N: usize>(etcd: &EtcdOf<N>) -> Client {
 async fn all(client: &mut Client) -> Vec<KeyValue> {
     let options = GetOptions::new().with_prefix();
     client.get("/", Some(options)).await.expect("to read").take_kvs()
-}
-
-/// Reads on until a confirmation that was sent from now on.
-async fn until_confirmed_anew(member: &mut Stream) {
-    let now = clock::now();
-    member
-        .until("a confirmation from now on", |event| match event {
-            CoordEvent::Confirmed { sent } if *sent >= now => Some(()),
-            CoordEvent::Expired => panic!("expired"),
-            _ => None,
-        })
-        .await;
 }
 
 /// As documented, because operators and other tools read it: names, values, and what is leased.
@@ -105,7 +91,7 @@ async fn a_peer_that_cannot_be_read_is_passed_over() {
     let (mut member, own) = join(&coord, 1, LONG).await;
     let key = format!("{}/1.example/election/by hand", etcd.root);
     raw(&etcd).await.put(key, "{", None).await.expect("to write");
-    until_confirmed_anew(&mut member).await;
+    member.until_confirmed_after(clock::now()).await;
     assert_eq!(sequences(&coord.read().await.expect("to read").active), [own]);
 }
 
@@ -118,7 +104,7 @@ async fn a_compaction_holds_no_watcher_up() {
     let mut version = put(&outside, None, 1).await;
     watcher.until_version(version).await;
     // Neither for one that is connected and slow to hear of it...
-    etcd.set(Way::Silent);
+    etcd.ways.set(Way::Silent);
     version = put(&outside, Some(version), 2).await;
     version = put(&outside, Some(version), 3).await;
     raw(&etcd).await.compact(version.0, None).await.expect("to compact");
@@ -146,44 +132,19 @@ async fn one_server_of_three_may_fail() {
     let mut version = put(&coord, None, 1).await;
     for server in 0..3 {
         etcd.servers.etcd.kill(server);
-        version = put_at_last(&coord, version, 2).await;
+        version = put_until_stored(&coord, Some(version), 2).await;
         watcher.until_version(version).await;
-        until_confirmed_anew(&mut member).await;
+        member.until_confirmed_after(clock::now()).await;
         etcd.servers.etcd.launch(server).expect("started");
         etcd.servers.etcd.wait_serving(server).expect("serving");
         etcd.servers.etcd.freeze(server);
-        version = put_at_last(&coord, version, 3).await;
+        version = put_until_stored(&coord, Some(version), 3).await;
         watcher.until_version(version).await;
-        until_confirmed_anew(&mut member).await;
+        member.until_confirmed_after(clock::now()).await;
         etcd.servers.etcd.thaw(server);
         etcd.servers.etcd.wait_serving(server).expect("serving");
     }
     assert_eq!(sequences(&coord.read().await.expect("to read").active), [own]);
-}
-
-/// As a sitter does: after a failure it reads, and tries again on what is stored.
-async fn put_at_last(
-    coord: &Arc<dyn Coordination>,
-    expected: cluster::Version,
-    generation: u64,
-) -> cluster::Version {
-    let putting = async {
-        let mut lost = false;
-        loop {
-            match coord.put(Some(expected), &state(generation)).await {
-                PutOutcome::Committed(version) => return version,
-                PutOutcome::Unknown(_) => lost = true,
-                PutOutcome::Conflict => assert!(lost, "a conflict with nobody"),
-            }
-            let Ok(read) = coord.read().await else { continue };
-            let now = read.state.expect("a state").version;
-            // We are the only writer: what is stored is what we wrote.
-            if now != expected {
-                return now;
-            }
-        }
-    };
-    within("a put", putting).await
 }
 
 /// All servers die and come back with their data, within the session: nothing has happened.
@@ -198,7 +159,7 @@ async fn all_servers_may_restart_within_the_session() {
     member.until_unreachable().await;
     (0..3).for_each(|server| etcd.servers.etcd.launch(server).expect("started"));
     (0..3).for_each(|server| etcd.servers.etcd.wait_serving(server).expect("serving"));
-    until_confirmed_anew(&mut member).await;
+    member.until_confirmed_after(clock::now()).await;
     let read = coord.read().await.expect("to read");
     assert_eq!(sequences(&read.active), [own]);
     assert_eq!(read.state.map(|state| state.version), Some(version));

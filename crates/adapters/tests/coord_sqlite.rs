@@ -66,7 +66,7 @@ async fn race(coord: &Arc<dyn Coordination>) {
                 println!("@helper committed {}", version.0);
             }
             PutOutcome::Conflict => {}
-            PutOutcome::Unknown(error) => panic!("{error:?}"),
+            PutOutcome::Refused(error) | PutOutcome::Unknown(error) => panic!("{error:?}"),
         }
     }
 }

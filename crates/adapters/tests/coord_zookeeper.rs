@@ -1,42 +1,30 @@
 //! What only ZooKeeper has: the original's layout, what others left in it, sessions that are taken
-//! over, credentials, TLS, and ensembles of which a part is away.
+//! over, and ensembles of which a part is away.
 
 mod common;
 
 use adapters::clock;
-use adapters::coord::zookeeper::{Address, Credentials, TlsAccess, ZkAccess, ZkCoord};
-use adapters::coord::{CoordEvent, Coordination, PutOutcome};
-use adapters::exec::Exec;
-use adapters::testing::{Ensemble, EnsembleOptions, Proxy, Way};
+use adapters::coord::zookeeper::{Address, ZkCoord};
+use adapters::coord::{Access, CoordEvent, Coordination, PutOutcome};
+use adapters::testing::{Ensemble, Proxy, Way};
 use cluster::{ClusterState, Generation, Millis};
+use common::zookeeper::{SharedEnsemble, ensemble, open_zookeeper};
 use common::{
-    LONG, SharedEnsemble, Stream, ZK_CALL, ensemble, fresh_root, join, open_zookeeper, peer, put,
-    sequences, state, stored, timed, watch, within,
+    LONG, ZK_CALL, fresh_root, join, peer, put, put_until_stored, sequences, state, timed, watch,
 };
-use futures_util::future::join_all;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use zookeeper_client::{Acl, Acls, AuthId, Client, CreateMode, Permission};
 
 /// What a call takes at most: its limit, and a little for a busy machine.
 const CALL_AT_MOST: Millis = Millis(ZK_CALL.0 + 1500);
 
-fn servers(shared: &SharedEnsemble) -> Vec<String> {
-    let ensemble = &shared.ensemble;
-    (0..ensemble.count()).map(|index| ensemble.address(index).to_string()).collect()
-}
-
 fn open(shared: &SharedEnsemble, root: &str) -> ZkCoord {
-    open_zookeeper(&servers(shared), root, &ZkAccess::default())
+    open_zookeeper(&shared.servers(), root, &Access::default())
 }
 
 fn shared_of(coord: &ZkCoord) -> Arc<dyn Coordination> {
     Arc::new(coord.clone())
-}
-
-/// A client of another make.
-async fn raw(shared: &SharedEnsemble) -> Client {
-    Client::connect(&servers(shared).join(",")).await.expect("a client")
 }
 
 async fn make(client: &Client, path: &str, data: &str, mode: CreateMode) {
@@ -76,7 +64,7 @@ async fn the_layout_is_the_originals() {
     assert_eq!(names, ["1-0000000000", "2-0000000001"]);
     assert!(history.iter().all(|child| child.owner == 0), "persistent");
 
-    let client = raw(&shared).await;
+    let client = shared.raw().await;
     let path = |name: &str| format!("{root}/1.example/{name}");
     let (data, state_stat) = client.get_data(&path("state")).await.expect("the state");
     assert_eq!(data, history[1].data);
@@ -92,7 +80,7 @@ async fn the_layout_is_the_originals() {
 async fn what_others_left_is_read() {
     let (shared, root) = (ensemble(1), fresh_root());
     let coord = open(&shared, &root);
-    let client = raw(&shared).await;
+    let client = shared.raw().await;
     let shard = format!("{root}/1.example");
     let old = r#"{"zoneId":"z","ip":"10.0.0.2","pgUrl":"tcp://postgres@10.0.0.2:5432/postgres"}"#;
     let v1 = CreateMode::EphemeralSequential;
@@ -145,7 +133,7 @@ async fn a_state_that_was_deleted_conflicts() {
     let mut watcher = watch(&coord).await;
     let version = put(&coord, None, 1).await;
     watcher.until_version(version).await;
-    let client = raw(&shared).await;
+    let client = shared.raw().await;
     client.delete(&format!("{root}/1.example/state"), None).await.expect("deleted");
     let gone = |event: &CoordEvent| matches!(event, CoordEvent::State(None)).then_some(());
     watcher.until("no state", gone).await;
@@ -161,12 +149,12 @@ async fn a_state_that_was_deleted_conflicts() {
 async fn nobody_sets_up_over_a_history() {
     let (shared, root) = (ensemble(1), fresh_root());
     let coord = shared_of(&open(&shared, &root));
-    let client = raw(&shared).await;
+    let client = shared.raw().await;
     let event = "1426704055000-10.0.0.1-AssumeLeader-Leader---";
     let path = format!("{root}/1.example/history/{event}");
     make(&client, &path, "", CreateMode::PersistentSequential).await;
     let outcome = coord.put(None, &state(1)).await;
-    let PutOutcome::Unknown(error) = outcome else { panic!("{outcome:?}") };
+    let PutOutcome::Refused(error) = outcome else { panic!("{outcome:?}") };
     let said = error.cause.to_string();
     assert!(said.contains("state-backfill") && said.contains("history"), "{said}");
     assert_eq!(coord.read().await.expect("to read").state, None);
@@ -174,9 +162,9 @@ async fn nobody_sets_up_over_a_history() {
 }
 
 fn with_file(shared: &SharedEnsemble, root: &str, file: PathBuf) -> Arc<dyn Coordination> {
-    let text = format!("//{}{root}", servers(shared).join(","));
+    let text = format!("//{}{root}", shared.servers().join(","));
     let address = Address::parse(&text, "1.example").expect("an address");
-    let access = ZkAccess::default();
+    let access = Access::default();
     Arc::new(ZkCoord::open(address, &access, ZK_CALL, Some(file)).expect("a client"))
 }
 
@@ -218,43 +206,6 @@ async fn a_restart_takes_its_registration_over() {
     assert!(time < Millis(LONG.0 / 2), "only after {time:?}: the old session expired");
 }
 
-fn access(user: &str, password: &str) -> ZkAccess {
-    let credentials = Credentials { user: user.to_owned(), password: password.to_owned() };
-    ZkAccess { credentials: Some(credentials), tls: None }
-}
-
-/// What is made with credentials can be read by everybody and written by their holder alone.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn credentials_keep_others_from_writing() {
-    let (shared, root) = (ensemble(1), fresh_root());
-    let open = |access: &ZkAccess| -> Arc<dyn Coordination> {
-        Arc::new(open_zookeeper(&servers(&shared), &root, access))
-    };
-    let ours = open(&access("manatee", "secret"));
-    let (_member, sequence) = join(&ours, 1, LONG).await;
-    let version = put(&ours, None, 1).await;
-    for stranger in [open(&ZkAccess::default()), open(&access("manatee", "other"))] {
-        let view = stranger.read().await.expect("to read");
-        assert_eq!(view.state.expect("a state").version, version);
-        assert_eq!(sequences(&view.active), [sequence]);
-        assert_eq!(stranger.history().await.expect("to read").len(), 1);
-        let refused = stranger.put(Some(version), &state(2)).await;
-        let PutOutcome::Unknown(error) = refused else { panic!("{refused:?}") };
-        let cause = error.cause.to_string();
-        assert!(cause.contains("state may not be written with our credentials"), "{cause}");
-        let error = stranger.join(&peer(2), LONG).await.map(drop).expect_err("refused");
-        assert!(error.cause.to_string().contains("election"), "{}", error.cause);
-    }
-    let version = put(&open(&access("manatee", "secret")), Some(version), 2).await;
-    assert_eq!(stored(&ours).await.expect("a state").version, version);
-    let client = raw(&shared).await;
-    let names = ["", "/election", "/state", "/history", "/history/1-0000000000"];
-    for path in names.map(|name| format!("{root}/1.example{name}")) {
-        client.delete(&path, None).await.expect_err("not ours to delete");
-        assert!(client.set_data(&path, b"x", None).await.is_err(), "{path}");
-    }
-}
-
 /// No server runs, or each takes connections and never answers: an error that names them, in time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_answers() {
@@ -266,7 +217,7 @@ async fn nobody_answers() {
     let proxy = Proxy::start(shared.ensemble.address(0)).expect("a proxy");
     proxy.set(Way::Silent);
     for servers in [vec![nobody.clone()], vec![proxy.address().to_string(), nobody]] {
-        let coord = open_zookeeper(&servers, &root, &ZkAccess::default());
+        let coord = open_zookeeper(&servers, &root, &Access::default());
         let (who, next) = (peer(1), state(1));
         let calls =
             async { tokio::join!(coord.join(&who, LONG), coord.read(), coord.put(None, &next)) };
@@ -286,17 +237,12 @@ async fn one_of_three_is_silent() {
         .map(|index| Proxy::start(shared.ensemble.address(index)).expect("a proxy"))
         .collect();
     let servers: Vec<_> = proxies.iter().map(|proxy| proxy.address().to_string()).collect();
-    let coord = shared_of(&open_zookeeper(&servers, &root, &ZkAccess::default()));
+    let coord = shared_of(&open_zookeeper(&servers, &root, &Access::default()));
     let (mut member, own) = join(&coord, 1, Millis(4000)).await;
     for silent in &proxies {
         silent.set(Way::Silent);
         let since = clock::now();
-        let again = |event: &CoordEvent| match event {
-            CoordEvent::Confirmed { sent } if *sent > since + Millis(1000) => Some(()),
-            CoordEvent::Expired => panic!("expired"),
-            _ => None,
-        };
-        member.until("a confirmation", again).await;
+        member.until_confirmed_after(since + Millis(1000)).await;
         let (read, time) = timed(coord.read()).await;
         assert_eq!(sequences(&read.expect("to read").active), [own]);
         assert!(time < ZK_CALL, "{time:?}");
@@ -310,7 +256,7 @@ async fn a_black_hole_ends_a_session_in_time() {
     let (shared, root) = (ensemble(1), fresh_root());
     let proxy = Proxy::start(shared.ensemble.address(0)).expect("a proxy");
     let inside = [proxy.address().to_string()];
-    let coord = shared_of(&open_zookeeper(&inside, &root, &ZkAccess::default()));
+    let coord = shared_of(&open_zookeeper(&inside, &root, &Access::default()));
     let mut watcher = watch(&shared_of(&open(&shared, &root))).await;
     let timeout = Millis(3000);
     let (mut member, own) = join(&coord, 1, timeout).await;
@@ -349,7 +295,7 @@ async fn idle_traffic_is_heartbeats() {
     let (directory, root) = (tempfile::tempdir().expect("a directory"), fresh_root());
     let ensemble = Ensemble::start(directory.path(), 1).expect("a server");
     let server = [ensemble.address(0).to_string()];
-    let coord = shared_of(&open_zookeeper(&server, &root, &ZkAccess::default()));
+    let coord = shared_of(&open_zookeeper(&server, &root, &Access::default()));
     put(&coord, None, 1).await;
     let timeout = Millis(6000);
     let (mut member, _) = join(&coord, 1, timeout).await;
@@ -386,7 +332,7 @@ async fn a_session_outlives_leaders() {
     let (directory, root) = (tempfile::tempdir().expect("a directory"), fresh_root());
     let ensemble = Ensemble::start(directory.path(), 3).expect("an ensemble");
     let servers: Vec<_> = (0..3).map(|index| ensemble.address(index).to_string()).collect();
-    let coord = shared_of(&open_zookeeper(&servers, &root, &ZkAccess::default()));
+    let coord = shared_of(&open_zookeeper(&servers, &root, &Access::default()));
     let (mut member, own) = join(&coord, 1, Millis(10_000)).await;
     let mut version = None;
     for generation in 1..=3 {
@@ -396,126 +342,10 @@ async fn a_session_outlives_leaders() {
         member.until_version(version.expect("stored")).await;
         ensemble.launch(leader).expect("Java");
         ensemble.wait_serving(leader).expect("serving");
-        let since = clock::now();
-        let again = |event: &CoordEvent| match event {
-            CoordEvent::Confirmed { sent } if *sent > since => Some(()),
-            CoordEvent::Expired => panic!("expired"),
-            _ => None,
-        };
-        member.until("a confirmation", again).await;
+        member.until_confirmed_after(clock::now()).await;
     }
     assert_eq!(sequences(&coord.read().await.expect("to read").active), [own]);
     assert_eq!(coord.history().await.expect("to read").len(), 3);
-}
-
-/// As a peer does: after a lost answer it reads what is there.
-async fn put_until_stored(
-    coord: &Arc<dyn Coordination>,
-    expected: Option<adapters::coord::Version>,
-    generation: u64,
-) -> adapters::coord::Version {
-    let storing = async {
-        loop {
-            match coord.put(expected, &state(generation)).await {
-                PutOutcome::Committed(version) => return version,
-                PutOutcome::Unknown(_) | PutOutcome::Conflict => {
-                    if let Ok(view) = coord.read().await
-                        && let Some(stored) = view.state
-                        && Some(stored.version) != expected
-                    {
-                        return stored.version;
-                    }
-                }
-            }
-        }
-    };
-    within("a put", storing).await
-}
-
-/// Certificates as an operator would make them.
-struct Certificates(tempfile::TempDir);
-
-impl Certificates {
-    fn make() -> Self {
-        let directory = tempfile::tempdir().expect("a directory");
-        let certificates = Certificates(directory);
-        let openssl = |command: &str| {
-            let exec =
-                Exec::new("openssl").args(command.split(' ')).directory(certificates.0.path());
-            exec.run_briefly().expect("openssl");
-        };
-        openssl(
-            "req -x509 -newkey rsa:2048 -noenc -keyout ca.key -out ca.pem -days 2 -subj /CN=ca \
-             -addext basicConstraints=critical,CA:TRUE",
-        );
-        for (name, usage) in [("server", "serverAuth,clientAuth"), ("client", "clientAuth")] {
-            openssl(&format!(
-                "req -newkey rsa:2048 -noenc -keyout {name}.key -out {name}.csr -subj /CN={name}"
-            ));
-            let extensions = format!("subjectAltName=IP:127.0.0.1\nextendedKeyUsage={usage}\n");
-            std::fs::write(certificates.path(&format!("{name}.ext")), extensions).expect("written");
-            openssl(&format!(
-                "x509 -req -in {name}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out {name}.pem \
-                 -days 2 -extfile {name}.ext"
-            ));
-        }
-        let read = |name: &str| std::fs::read_to_string(certificates.path(name)).expect("read");
-        let both = read("server.key") + &read("server.pem");
-        std::fs::write(certificates.path("server-store.pem"), both).expect("written");
-        certificates
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-}
-
-/// A server that takes TLS only from clients with a certificate: ours comes in with one, and not
-/// without, nor when it does not know who vouches for the server, nor in plain text.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tls_both_ways() {
-    let certificates = Certificates::make();
-    let name = |file: &str| certificates.path(file).display().to_string();
-    let lines = [
-        "secureClientPortAddress=127.0.0.1".to_owned(),
-        "secureClientPort={secure_port}".to_owned(),
-        "serverCnxnFactory=org.apache.zookeeper.server.NettyServerCnxnFactory".to_owned(),
-        format!("ssl.keyStore.location={}", name("server-store.pem")),
-        "ssl.keyStore.type=PEM".to_owned(),
-        format!("ssl.trustStore.location={}", name("ca.pem")),
-        "ssl.trustStore.type=PEM".to_owned(),
-        "ssl.clientAuth=need".to_owned(),
-        "ssl.hostnameVerification=false".to_owned(),
-    ];
-    let options = EnsembleOptions { lines: lines.into(), ..EnsembleOptions::default() };
-    let directory = tempfile::tempdir().expect("a directory");
-    let ensemble = Ensemble::start_with(directory.path(), 1, &options).expect("a server");
-    let secure = [ensemble.secure_address(0).to_string()];
-    let root = fresh_root();
-    let identity = Some((certificates.path("client.pem"), certificates.path("client.key")));
-    let tls = |ca: &Path, identity: Option<(PathBuf, PathBuf)>| ZkAccess {
-        credentials: None,
-        tls: Some(TlsAccess { ca_file: ca.to_owned(), identity }),
-    };
-    let ca = certificates.path("ca.pem");
-    let coord = shared_of(&open_zookeeper(&secure, &root, &tls(&ca, identity.clone())));
-    let (mut member, sequence) = join(&coord, 1, LONG).await;
-    member.until_confirmed().await;
-    put(&coord, None, 1).await;
-    assert_eq!(sequences(&coord.read().await.expect("to read").active), [sequence]);
-    let stranger = Certificates::make();
-    let refused = [
-        tls(&ca, None),
-        tls(&stranger.path("ca.pem"), identity),
-        tls(&ca, Some((stranger.path("client.pem"), stranger.path("client.key")))),
-        ZkAccess::default(),
-    ];
-    let refused = refused.map(|access| open_zookeeper(&secure, &root, &access));
-    let (reads, time) = timed(join_all(refused.iter().map(|coord| coord.read()))).await;
-    assert!(reads.iter().all(Result::is_err), "{reads:?}");
-    assert!(time < CALL_AT_MOST, "{time:?}");
-    let Stream::Member(member) = member else { unreachable!("join gives a member") };
-    member.leave().await.expect("to leave");
 }
 
 /// What has changed and cannot be read again is not vouched for, though the session lives and every
@@ -523,7 +353,7 @@ async fn tls_both_ways() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_read_is_not_confirmed() {
     let shared = ensemble(1);
-    let client = raw(&shared).await;
+    let client = shared.raw().await;
     // It beats as the member does, in a shard that nothing happens to.
     let quiet = shared_of(&open(&shared, &fresh_root()));
     let (mut witness, _) = join(&quiet, 1, UNREAD).await;

@@ -82,6 +82,58 @@ async fn one_that_did_not_diverge_only_follows() {
     follows(&old, &new).await;
 }
 
+/// Whoever was superseded may hear of it before the other has been promoted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_is_being_promoted_is_waited_for() {
+    let (old, new) = pair().await;
+    old.session().await.batch_execute("create table t (n int)").await.expect("a table");
+    new.wait("exists (select from pg_stat_wal_receiver where status = 'streaming')").await;
+    old.postgres.stop(StopMode::Fast).await.expect("a stop");
+    new.apply(&standby(None, &[])).await;
+    let source = new.source();
+    let promotion = async {
+        // Asked once, in vain.
+        let asked =
+            "exists (select from pg_stat_activity where application_name = 'manatee rewind')";
+        new.wait(asked).await;
+        new.wait(&format!("not {asked}")).await;
+        new.apply(&promoted(&[])).await;
+    };
+    let (is_ancestor, ()) = tokio::join!(old.postgres.follow_if_ancestor(&source), promotion);
+    assert!(is_ancestor.expect("a comparison"), "all that it has, the other has");
+}
+
+/// A standby received what the new primary never had, and did not replay it. Its control file looks like
+/// that of one which did not diverge: `pg_rewind` itself sees nothing wrong.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_that_received_a_diverged_tail_is_refused() {
+    let (old, new) = pair().await;
+    old.session().await.batch_execute("create table t (n int)").await.expect("a table");
+    let third = Peer::new("third");
+    old.apply(&primary(Counts::Alone, &[&new, &third])).await;
+    let third = third.standby_of(&old).await;
+    let end = old.value("select pg_current_wal_flush_lsn()::text").await;
+    for standby in [&new, &third] {
+        standby.wait(&format!("pg_last_wal_replay_lsn() >= '{end}'")).await;
+    }
+    third.session().await.batch_execute("select pg_wal_replay_pause()").await.expect("a pause");
+    third.wait("pg_get_wal_replay_pause_state() = 'paused'").await;
+    new.apply(&standby(None, &[])).await;
+    old.session().await.batch_execute("insert into t values (3001)").await.expect("a row");
+    let end = old.value("select pg_current_wal_flush_lsn()::text").await;
+    third.wait(&format!("pg_last_wal_receive_lsn() >= '{end}'")).await;
+    assert_eq!(third.value("select count(*)::text from t").await, "0", "it was not replayed");
+    third.postgres.stop(StopMode::Fast).await.expect("a stop");
+    new.apply(&promoted(&[])).await;
+
+    let refused = third.postgres.follow_if_ancestor(&new.source()).await.expect_err("not known");
+    assert!(matches!(refused.cause, PgCause::Standby), "{}", chain(&refused));
+    let refused = third.postgres.rewind(&new.source(), |_, _| {}).await.expect_err("not known");
+    assert!(chain(&refused).contains("copy the database instead"), "{}", chain(&refused));
+    third.apply(&standby(None, &[])).await;
+    third.wait("(select count(*) from t where n = 3001) = 1").await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_rewound_to_is_refused_and_nothing_is_touched() {
     let (old, new) = parted().await;

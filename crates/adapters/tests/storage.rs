@@ -161,6 +161,33 @@ async fn a_full_disk() {
     b.apply(&standby(Some(&a), &[])).await;
 }
 
+/// A copy that is kept and has no room leaves nothing, and what a crash left of one goes with the next.
+#[tokio::test]
+async fn half_a_copy_does_not_stay() {
+    let a = Peer::new("a").primary(Counts::Alone, &[]).await;
+    let b = Peer::new("b");
+    let _mounted = Mounted::new(&b.settings.dataset, "160m");
+    b.seed(&a).await;
+    let filler = b.settings.dataset.join("filler");
+    let mut file = fs::File::create(&filler).expect("a file");
+    while file.write_all(&[1; 4096]).is_ok() {}
+    file.set_len(file.metadata().expect("its size").len() - (10 << 20)).expect("some room");
+    drop(file);
+    let error = b.storage().keep("replaced").await.expect_err("no room");
+    assert!(matches!(error.cause, StorageCause::Full(_)), "{}", chain(&error));
+    assert_eq!(names(&b, "data"), ["data"]);
+
+    fs::remove_file(&filler).expect("room");
+    let crashed = "data.replaced-20260102T030405.123456Z.incomplete";
+    for name in [crashed, "data.mine.incomplete"] {
+        fs::create_dir_all(b.settings.dataset.join(name).join("base")).expect("a leftover");
+    }
+    let kept = b.storage().keep("replaced").await.unwrap_or_else(|e| panic!("{}", chain(&e)));
+    let kept = kept.file_name().expect("a name").to_str().expect("a name").to_owned();
+    assert_eq!(names(&b, "data"), ["data", "data.mine.incomplete", &kept]);
+    assert!(b.settings.dataset.join(kept).join("PG_VERSION").exists());
+}
+
 /// An operator's database that was never ours: established, and taken over with its role missing.
 #[tokio::test]
 async fn a_foreign_database_is_taken_over() {

@@ -69,6 +69,8 @@ struct Put {
     /// Whether it declares a generation, so that nothing may be acknowledged by the old pair until
     /// it is settled (rule D5).
     declares: bool,
+    /// Whether an earlier declaration was unsettled when it was sent, and is so still when it fails.
+    settles: bool,
 }
 
 /// Where a write stands.
@@ -105,6 +107,9 @@ pub struct Machine {
     seen: Option<Option<Version>>,
     reading: bool,
     put_at: Monotonic,
+    /// Why the write that is wanted was refused, and how often in a row (rule M4).
+    refusal: Option<String>,
+    refusals: u32,
 
     inspecting: bool,
     database: Option<Database>,
@@ -160,6 +165,8 @@ impl Machine {
             seen: None,
             reading: false,
             put_at: start,
+            refusal: None,
+            refusals: 0,
             inspecting: true,
             database: None,
             server: Server::Unknown,
@@ -219,7 +226,7 @@ impl Machine {
             fenced: self.fenced,
             rebuild_asked: self.asked.is_some(),
             serve_until: self.serve_until(),
-            failure: self.failure.clone(),
+            failure: self.failure.clone().or_else(|| self.refusal.clone()),
         }
     }
 

@@ -80,6 +80,9 @@ reasons! {
     /// The session is lost; a new one is being opened.
     NoSession { problem: String } = "M2",
         "holding everything as it is, without a coordination session: {problem}";
+    /// A write was refused, and is tried again.
+    Refused { problem: String } = "M4",
+        "the cluster state may not be stored; going on with what is stored, and trying again: {problem}";
     /// A write's outcome is not settled yet.
     Settling { generation: Generation } = "D5",
         "holding everything as it is until it is known whether the write of generation {generation} was stored";
@@ -166,12 +169,15 @@ reasons! {
     /// The primary is gone and no async is there.
     TakeoverNoAsync { primary: PeerId } = "D1",
         "the primary {primary} is gone, but no async is present to become sync: no takeover";
+    /// The primary is gone and this peer has no database, or does not know yet what is in it.
+    TakeoverUnproven { primary: PeerId } = "D3",
+        "no takeover from {primary}: there is no database here yet, or it is not known how far it goes";
     /// The primary is gone and this peer has not all that was acknowledged.
-    TakeoverBehind { primary: PeerId, wal: Option<Lsn>, needed: Lsn } = "D3",
-        "no takeover from {primary}: this peer has not proven that it has the WAL up to {needed} (it has {wal:?})";
+    TakeoverBehind { primary: PeerId, wal: Lsn, needed: Lsn } = "D3",
+        "no takeover from {primary}: the WAL here ends at {wal}, and {needed} is where this generation began";
     /// The primary is gone and this peer's data is on another timeline.
-    TakeoverDiverged { primary: PeerId, timeline: Option<u32>, needed: u32 } = "D3",
-        "no takeover from {primary}: this peer has not proven that it followed timeline {needed} (it is on {timeline:?})";
+    TakeoverDiverged { primary: PeerId, timeline: u32, needed: u32 } = "D3",
+        "no takeover from {primary}: the database here is on timeline {timeline}, and this generation began on {needed}";
     /// Taking over: first detach.
     Detaching { primary: PeerId } = "D2", "taking over from {primary}: detaching from it first";
     /// Taking over: declaring.

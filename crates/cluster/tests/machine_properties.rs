@@ -259,6 +259,7 @@ impl World {
                 }
                 PutOutcome::Unknown("lost".to_owned())
             }
+            60..90 => PutOutcome::Refused("no permission".to_owned()),
             _ if stored == expected => PutOutcome::Committed(self.store(state)),
             _ => PutOutcome::Conflict,
         };

@@ -1,95 +1,17 @@
 //! What one peer does about a state that is not there, is illegal, or was written by others; and what
 //! it says then.
 
+mod one;
+
 use cluster::{
-    Action, Applied, ClusterState, Counts, Database, DeposedPolicy, Event, Freeze, Gate,
-    Generation, Lsn, Machine, MachineConfig, Millis, Monotonic, Now, PeerIdent, PgCommand,
-    PgConfig, PgOutcome, PutOutcome, Reason, Role, StateError, StateSeen, Version, check_successor,
+    Action, ApplyError, ClusterState, Counts, Database, Event, Freeze, Generation, Lsn, Monotonic,
+    PgCommand, PgConfig, PgOutcome, PutOutcome, Reason, Role, StateError, StateSeen, Version,
+    check_successor,
 };
-
-const LEASE: u64 = 3_000;
-
-fn peer(number: usize) -> PeerIdent {
-    PeerIdent::new(&format!("10.0.0.{number}"), 5432, 12345, &format!("zone{number}"))
-}
-
-fn state(generation: u64, order: [usize; 3]) -> ClusterState {
-    let [primary, sync, last] = order.map(peer);
-    ClusterState {
-        generation: Generation(generation),
-        primary,
-        sync: Some(sync),
-        asyncs: vec![last],
-        deposed: Vec::new(),
-        init_wal: Lsn::new(100),
-        init_timeline: Some(1),
-        freeze: None,
-        one_node_write_mode: None,
-        promote: None,
-        extra: serde_json::Map::new(),
-    }
-}
-
-/// A primary's configuration of this generation with peer 2 as sync.
-fn primary(generation: u64, counts: Counts) -> PgConfig {
-    let downstream = vec![peer(2).id];
-    let generation = Generation(generation);
-    PgConfig::Primary { generation, counts, gate: Gate::Open, downstream }
-}
-
-/// Peer 1, after its sitter has looked at its host.
-struct One {
-    machine: Machine,
-    now: u64,
-}
-
-impl One {
-    fn new(database: Database, running: Option<PgConfig>) -> Self {
-        let (machine, actions) = Machine::new(MachineConfig {
-            me: peer(1),
-            one_node_write_mode: false,
-            deposed: DeposedPolicy::Auto,
-            lease: Millis(LEASE),
-            retry_min: Millis(500),
-            retry_max: Millis(2_000),
-            give_up: Millis(10_000),
-        });
-        assert_eq!(actions, [Action::Inspect]);
-        let mut one = One { machine, now: 1_000 };
-        let applied = running.map(|config| Applied { config, position: Lsn::new(100) });
-        one.tell(Event::Inspected { database, running: applied.is_some(), applied });
-        one
-    }
-
-    fn tell(&mut self, event: Event) -> Vec<Action> {
-        let wall = "2020-01-01T00:00:00Z".parse().expect("a time");
-        self.machine.handle(Now { monotonic: Monotonic(self.now), wall }, event)
-    }
-
-    /// A session in which this is read.
-    fn join(&mut self, seen: Option<StateSeen>, active: Vec<PeerIdent>) -> Vec<Action> {
-        let sent = Monotonic(self.now);
-        let events =
-            [Event::Joined, Event::State(seen), Event::Active(active), Event::Confirmed { sent }];
-        events.into_iter().flat_map(|event| self.tell(event)).collect()
-    }
-
-    fn rule(&self) -> &'static str {
-        self.machine.reason().rule()
-    }
-}
-
-fn seen(version: i64, state: ClusterState) -> Option<StateSeen> {
-    Some(StateSeen { version: Version(version), state: Ok(state) })
-}
-
-fn all() -> Vec<PeerIdent> {
-    (1..=3).map(peer).collect()
-}
-
-fn is_command(action: &Action) -> bool {
-    matches!(action, Action::Postgres(_) | Action::Fence | Action::Put { .. } | Action::Leave)
-}
+use one::{
+    LEASE, One, all, counts_again, declared_and_not_answered, is_command, peer, primary, seen,
+    state,
+};
 
 /// Holds everything as it is and says which field is wrong (rule S1); goes on when it is mended.
 #[test]
@@ -197,28 +119,6 @@ fn a_lost_answer_is_settled_before_anything_else() {
     assert!(counts_again(&actions), "{actions:?}");
 }
 
-/// Whether peer 2 is allowed to acknowledge again.
-fn counts_again(actions: &[Action]) -> bool {
-    actions.iter().any(|action| match action {
-        Action::Postgres(PgCommand::Apply(PgConfig::Primary { counts, .. })) => {
-            *counts == Counts::Sync(peer(2).id)
-        }
-        _ => false,
-    })
-}
-
-/// Peer 1, primary, whose sync was gone: it has declared generation 2 from 200, and the answer is lost.
-fn declared_and_not_answered() -> One {
-    let mut one = One::new(Database::Established, Some(primary(1, Counts::Sync(peer(2).id))));
-    one.join(seen(1, state(1, [1, 2, 3])), vec![peer(1), peer(3)]);
-    let position = Lsn::new(200);
-    let actions = one.tell(Event::PgDone(PgOutcome::Applied { position, timeline: Some(1) }));
-    assert!(actions.iter().any(|action| matches!(action, Action::Put { .. })), "{actions:?}");
-    one.tell(Event::PutDone(PutOutcome::Unknown("no answer".to_owned())));
-    one.now += 1_000;
-    one
-}
-
 /// A conflict settles nothing (rule D5): the present state is stored once more, and is answered with a
 /// conflict, because the lost declaration has just arrived. Only what is read then says so.
 #[test]
@@ -247,6 +147,26 @@ fn a_target_that_is_held_settles_nothing() {
     let actions = one.tell(Event::Wake);
     assert!(!counts_again(&actions), "{actions:?}");
     assert_eq!(one.machine.state().map(|state| state.generation), Some(Generation(2)));
+}
+
+/// A sync whose database was kept aside for a copy that failed has nothing to take over with, and says so
+/// (rule D3); what the old one held counts for nothing.
+#[test]
+fn a_sync_without_a_database_does_not_take_over() {
+    let mut one = One::new(Database::Established, None);
+    one.join(seen(1, state(1, [2, 1, 3])), all());
+    one.tell(Event::PutDone(PutOutcome::Committed(Version(2))));
+    let position = Lsn::new(200);
+    one.tell(Event::PgDone(PgOutcome::Applied { position, timeline: Some(1) }));
+    one.tell(Event::Diverged { from: peer(2).id });
+    let actions = one.tell(Event::PgDone(PgOutcome::Stopped));
+    let copies = |action: &Action| matches!(action, Action::Postgres(PgCommand::Rebuild(..)));
+    assert!(actions.iter().any(copies), "{actions:?}");
+    let problem = "no source gives a copy".to_owned();
+    let database = Some(Database::None);
+    one.tell(Event::PgFailed(ApplyError { problem, running: false, database }));
+    one.tell(Event::Active(vec![peer(1), peer(3)]));
+    assert_eq!(one.machine.reason(), &Reason::TakeoverUnproven { primary: peer(2).id });
 }
 
 /// A proof ends when it is left (rule D2): on the way back to its sync, which may acknowledge at any

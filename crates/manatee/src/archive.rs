@@ -7,7 +7,8 @@
 //! ```
 //!
 //! So `zstd -dc FILE | tar -x` unpacks it without this program. The manifest comes last because only then
-//! is it known; a file without one is no backup.
+//! is it known; a file without one is no backup. The archive holds the files of a data directory, whatever
+//! file system they were on, so that it can be restored on any.
 
 use cluster::Lsn;
 use jiff::Timestamp;
@@ -31,6 +32,17 @@ const LEVEL: i32 = 3;
 /// What is read at once.
 const CHUNK: usize = 1 << 18;
 
+/// How the files of a backup were got.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Taken {
+    /// By a base backup of the running server: the database as it was in the end.
+    #[default]
+    BaseBackup,
+    /// From a snapshot of the file system: the database as it was in the beginning, as after a crash.
+    Snapshot,
+}
+
 /// What a backup holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -47,6 +59,9 @@ pub struct Manifest {
     pub zone: String,
     /// Which database it is, on all its peers; as text, because not every program keeps such numbers.
     pub system_identifier: String,
+    /// How it was taken; those that do not say so are base backups.
+    #[serde(default)]
+    pub taken: Taken,
     /// The timeline that the backup begins on.
     pub timeline: u32,
     /// Where recovery begins.
@@ -63,6 +78,16 @@ pub struct Manifest {
     pub compressed_bytes: u64,
     /// XXH3 (128 bits) of the tar archive, in hexadecimal.
     pub checksum: String,
+}
+
+impl Manifest {
+    /// When the database was as it is in the backup.
+    pub fn as_of(&self) -> Timestamp {
+        match self.taken {
+            Taken::BaseBackup => self.finished,
+            Taken::Snapshot => self.begun,
+        }
+    }
 }
 
 /// Why a file is no backup that can be restored.
@@ -256,6 +281,7 @@ mod tests {
             peer: "10.0.0.1:5432:12345".to_owned(),
             zone: "a".to_owned(),
             system_identifier: "7445212345678901234".to_owned(),
+            taken: Taken::BaseBackup,
             timeline: 2,
             lsn: Lsn::new(0x300_0028),
             postgres_version: "15".to_owned(),

@@ -12,3 +12,4 @@ pub mod shard;
 pub mod sim_cmd;
 pub mod sitter;
 pub mod status;
+pub mod transplant;

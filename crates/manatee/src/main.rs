@@ -2,7 +2,7 @@
 //! binary. Started as `manatee-adm` it is `manatee adm`.
 
 use clap::{Parser, Subcommand};
-use manatee::{adm, demo, sim_cmd, sitter};
+use manatee::{adm, demo, sim_cmd, sitter, transplant};
 use std::{
     ffi::OsString,
     path::{Path, PathBuf},
@@ -34,6 +34,9 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Look at a shard and administer it by hand. Started as `manatee-adm`, this program is this.
     Adm(Box<adm::Adm>),
+    /// Move an existing PostgreSQL into a shard, and back out: with a plan, a journal and an undo.
+    #[command(subcommand)]
+    Transplant(transplant::TransplantCommand),
     /// The simulator: the rules of a shard in a modelled world.
     #[command(subcommand)]
     Sim(sim_cmd::SimCommand),
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         Command::Sitter { config } => sitter::run(&config),
         Command::Demo(args) => demo::run(&args),
         Command::Adm(adm) => adm::run(*adm),
+        Command::Transplant(command) => transplant::run(command),
         Command::Sim(command) => sim_cmd::run(&command),
     };
     result.unwrap_or_else(|error| {

@@ -1,6 +1,8 @@
 //! The backup service and its receiver, over real sockets: what is sent arrives, whatever happens to the
 //! connections on the way, and only at those who belong to the shard.
 
+mod certificates;
+
 use adapters::clock;
 use anyhow::{Context, Result, ensure};
 use async_trait::async_trait;
@@ -14,7 +16,6 @@ use std::{
     collections::BTreeSet,
     io,
     net::{Ipv4Addr, SocketAddr},
-    path::Path,
     pin::Pin,
     sync::{
         Arc,
@@ -340,37 +341,11 @@ async fn no_stream_is_faster_than_it_may_be() -> Result<()> {
     Ok(())
 }
 
-/// An authority, a certificate of it for the loopback address, and one of another authority.
-fn certificates(directory: &Path) -> Result<(TlsFiles, TlsFiles)> {
-    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-
-    let make = |name: &str| -> Result<TlsFiles> {
-        let mut authority = CertificateParams::new(Vec::new())?;
-        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let authority_key = KeyPair::generate()?;
-        let authority_certificate = authority.self_signed(&authority_key)?;
-        let issuer = Issuer::new(authority, authority_key);
-        let key = KeyPair::generate()?;
-        let own = CertificateParams::new(vec!["127.0.0.1".to_owned()])?;
-        let own = own.signed_by(&key, &issuer)?;
-        let file = |part: &str, pem: String| -> Result<_> {
-            let path = directory.join(format!("{name}-{part}.pem"));
-            std::fs::write(&path, pem)?;
-            Ok(path)
-        };
-        Ok(TlsFiles {
-            authority: file("authority", authority_certificate.pem())?,
-            certificate: file("certificate", own.pem())?,
-            key: file("key", key.serialize_pem())?,
-        })
-    };
-    Ok((make("ours")?, make("theirs")?))
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn with_tls_both_sides_show_a_certificate_of_the_shard() -> Result<()> {
     let directory = tempfile::tempdir()?;
-    let (ours, theirs) = certificates(directory.path())?;
+    let make = |name| certificates::make(directory.path(), name);
+    let (ours, theirs) = (make("ours")?, make("theirs")?);
     let memory = Arc::new(Memory::of((4 << 20) + 1));
     let serving = start(memory.clone(), Limits::default(), Some(ours.clone())).await?;
     let address = serving.address.to_string();

@@ -6,12 +6,8 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::Path,
     process::{Child, Command, Stdio},
-    sync::{Mutex, PoisonError},
 };
 use tempfile::TempDir;
-
-/// Each has servers of its own, and is sensitive to how long things take.
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// A directory that PostgreSQL's user can enter.
 fn directory() -> TempDir {
@@ -46,7 +42,6 @@ fn left_in(directory: &Path) -> Vec<String> {
 /// and nothing is left running.
 #[test]
 fn nothing_is_lost_and_nothing_is_left() {
-    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let directory = directory();
     let output = demo(directory.path()).output().expect("the demonstration");
     let (text, errors) =
@@ -62,6 +57,29 @@ fn nothing_is_lost_and_nothing_is_left() {
     assert!(ledger.lines().count() >= 500, "{} rows", ledger.lines().count());
 }
 
+/// A server moves into a shard and, after that has lost its primary, back out; every acknowledged row is
+/// there each time, and nothing is left running.
+#[test]
+fn a_move_there_and_back_loses_nothing() {
+    let directory = directory();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_manatee"));
+    command.args(["demo", "transplant", "--dir"]).arg(directory.path()).stdin(Stdio::null());
+    let output = command.output().expect("the demonstration");
+    let (text, errors) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{}\n{text}\n{errors}", output.status);
+    for told in
+        ["do stop-donor", "the cut-over: no write", "the takeover: no write", "undo stop-donor"]
+    {
+        assert!(text.contains(told), "it does not say {told:?}:\n{text}");
+    }
+    assert_eq!(text.matches("none is lost, none is there twice").count(), 5, "{text}");
+    let name = directory.path().to_string_lossy();
+    let wide = text.lines().find(|line| line.chars().count() > 80 && !line.contains(&*name));
+    assert_eq!(wide, None);
+    assert_eq!(left_in(directory.path()), [""; 0]);
+}
+
 fn terminate(child: &Child) {
     let pid = rustix::process::Pid::from_child(child);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it runs");
@@ -70,7 +88,6 @@ fn terminate(child: &Child) {
 /// Told to stop while PostgreSQL is being set up, it stops everything and says that it proved nothing.
 #[test]
 fn a_signal_stops_everything() {
-    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let directory = directory();
     let mut child = demo(directory.path()).spawn().expect("the demonstration");
     let mut stdout = BufReader::new(child.stdout.take().expect("piped"));

@@ -41,6 +41,8 @@ mutations! {
     FenceWaits = "fence-waits", "F1";
     /// A rebuild is answered as done and nothing is copied.
     RejoinUnrepaired = "rejoin-unrepaired", "X1";
+    /// An async that is asked to rebuild copies any other member than its upstream.
+    CopyAnybody = "copy-anybody", "X5";
     /// The write that settles a lost declaration is answered as stored and is not.
     NeverSettle = "never-settle", "D5";
     /// A standby reports what it has received as flushed.

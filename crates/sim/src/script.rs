@@ -25,7 +25,7 @@ stop sitter|postgres a      SIGSTOP
 resume a                    SIGCONT
 lose disk a                 the host fails, and its data is gone
 expire a                    the service ends the session of a
-next put of a late|lost|answer-lost
+next put of a late|lost|answer-lost|refused
 fail next command of a
 freeze | unfreeze
 promote sync | promote async N
@@ -162,7 +162,8 @@ impl Script {
                     "late" => PutFault::Late,
                     "lost" => PutFault::Lost,
                     "answer-lost" => PutFault::AnswerLost,
-                    _ => return Err(format!("late, lost or answer-lost, not {how:?}")),
+                    "refused" => PutFault::Refused,
+                    _ => return Err(format!("late, lost, answer-lost or refused, not {how:?}")),
                 };
                 Fault::NextPut(self.who(peer)?, fault)
             }

@@ -75,10 +75,11 @@ const SEEN: &[(Mutation, u64, &[&str])] = &[
     (Mutation::AssumeStored, 0, &["commits", "writes", "deposed", "histories"]),
     (Mutation::FenceWaits, 0, &["one primary"]),
     (Mutation::RejoinUnrepaired, 0, &["deposed"]),
-    (Mutation::NeverSettle, 0, &["commits", "writes"]),
-    (Mutation::ReportUnflushed, 380, &["commits", "histories"]),
+    (Mutation::CopyAnybody, 5560, &["commits"]),
+    (Mutation::NeverSettle, 10, &["commits", "writes"]),
+    (Mutation::ReportUnflushed, 1080, &["commits", "histories"]),
     (Mutation::StayAlone, 0, &["alone"]),
-    (Mutation::TimelinesCollide, 350, &["histories", "commits"]),
+    (Mutation::TimelinesCollide, 520, &["histories", "commits"]),
 ];
 
 #[test]

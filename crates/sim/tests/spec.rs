@@ -8,7 +8,7 @@ use std::{
 };
 
 /// How SPEC.md marks a rule that is no decision's reason.
-const MARKS: [&str; 3] = ["(law)", "(machine)", "(adapter)"];
+const MARKS: [&str; 4] = ["(law)", "(machine)", "(adapter)", "(transplant)"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")

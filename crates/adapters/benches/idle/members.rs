@@ -1,8 +1,8 @@
 //! The process that all members live in.
 
 use super::{MEMBERS, Outcome, SESSION};
-use adapters::coord::zookeeper::{Address, ZkAccess, ZkCoord};
-use adapters::coord::{CoordEvent, Coordination, Membership, PutOutcome};
+use adapters::coord::zookeeper::{Address, ZkCoord};
+use adapters::coord::{Access, CoordEvent, Coordination, Membership, PutOutcome};
 use cluster::{ClusterState, Millis, PeerIdent};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use std::io::{Read, Write};
@@ -67,7 +67,7 @@ async fn shard(servers: &str, number: usize) -> Result<Vec<Box<dyn Membership>>,
     for member in 0..MEMBERS {
         let address = Address::parse(&format!("//{servers}/manatee"), &name);
         let address = address.map_err(|error| error.to_string())?;
-        let coord = ZkCoord::open(address, &ZkAccess::default(), CALL, None);
+        let coord = ZkCoord::open(address, &Access::default(), CALL, None);
         let coord = coord.map_err(|error| error.to_string())?;
         let joined = coord.join(&peer(member), SESSION).await;
         members.push(joined.map_err(|error| format!("{error}: {}", error.cause))?);

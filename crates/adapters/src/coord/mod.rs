@@ -2,6 +2,7 @@
 //!
 //! Every backend passes the same conformance suite (`tests/coord_conformance.rs`).
 
+mod access;
 pub mod etcd;
 mod follow;
 mod mailbox;
@@ -10,6 +11,7 @@ pub mod sqlite;
 mod url;
 pub mod zookeeper;
 
+pub use access::{Access, Credentials, TlsAccess};
 pub use url::{Options, open};
 
 use async_trait::async_trait;
@@ -60,6 +62,9 @@ pub enum PutOutcome {
     Committed(Version),
     /// The stored state is another than the one named; nothing was written.
     Conflict,
+    /// Refused, for a permission that is missing or for what stands there: it was not stored, and never
+    /// will be, now or later. Says what an operator can do about it.
+    Refused(CoordError),
     /// The answer was lost: it may or may not have been stored. Read again before deciding.
     Unknown(CoordError),
 }
@@ -154,8 +159,9 @@ pub trait Coordination: Send + Sync {
     async fn read(&self) -> Result<View, CoordError>;
 
     /// Stores `state` if the stored version is still `expected` (`None`: if nothing is stored), and
-    /// appends it to the history, in one transaction. Every failure is `Unknown`, also one that
-    /// surely came before anything was stored: the caller has to read again either way.
+    /// appends it to the history, in one transaction. `Refused` is only what the service answered
+    /// itself, or would be asked in vain; every other failure is `Unknown`, also one that surely came
+    /// before anything was stored: the caller has to read again.
     async fn put(&self, expected: Option<Version>, state: &ClusterState) -> PutOutcome;
 
     /// Every write so far, oldest first.

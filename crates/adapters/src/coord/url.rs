@@ -1,8 +1,8 @@
 //! From the address in a configuration to a backend.
 
 use super::etcd::{EtcdCoord, address as etcd};
-use super::zookeeper::{Address, AddressError as ZkAddressError, ZkAccess, ZkCoord};
-use super::{CoordError, Coordination, sqlite::SqliteCoord};
+use super::zookeeper::{Address, AddressError as ZkAddressError, ZkCoord};
+use super::{Access, CoordError, Coordination, sqlite::SqliteCoord};
 use cluster::Millis;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,8 +12,8 @@ use std::sync::Arc;
 pub struct Options {
     /// Bounds every call.
     pub call_timeout: Millis,
-    /// For `zk:` addresses.
-    pub zookeeper: ZkAccess,
+    /// For `zk:` and `etcd:` addresses.
+    pub access: Access,
     /// Where a member writes down which session it registered with, so that the next one takes its
     /// registration over. Only for whoever holds a lock that lets no two run.
     pub session_file: Option<PathBuf>,
@@ -22,7 +22,7 @@ pub struct Options {
 impl Options {
     /// No credentials, and nothing written down.
     pub fn new(call_timeout: Millis) -> Self {
-        Options { call_timeout, zookeeper: ZkAccess::default(), session_file: None }
+        Options { call_timeout, access: Access::default(), session_file: None }
     }
 }
 
@@ -53,8 +53,8 @@ enum Place {
 }
 
 /// The coordination of `shard` at the service that `url` names: `sqlite:/path`, for sitters of one
-/// machine, `zk://host:port,host:port/root` or `etcd://host:port,host:port/root`. Every call of it ends within the limit; so does this
-/// one, which may block as long.
+/// machine, `zk://host:port,host:port/root` or `etcd://host:port,host:port/root`. Every call of it ends
+/// within the limit; so does this one, which may block as long.
 ///
 /// # Errors
 /// When the address is none that this version supports, or the service cannot be used.
@@ -68,14 +68,14 @@ pub fn open(
         operation: "open",
         cause: cause.into(),
     })?;
-    let Options { call_timeout, zookeeper, session_file } = options;
+    let Options { call_timeout, access, session_file } = options;
     Ok(match place {
         Place::File(path) => Arc::new(SqliteCoord::open(&path, shard, *call_timeout)?),
         Place::Ensemble(address) => {
-            Arc::new(ZkCoord::open(address, zookeeper, *call_timeout, session_file.clone())?)
+            Arc::new(ZkCoord::open(address, access, *call_timeout, session_file.clone())?)
         }
         Place::Etcd(etcd::Address { servers, root }) => {
-            Arc::new(EtcdCoord::new(&servers, &root, shard, *call_timeout))
+            Arc::new(EtcdCoord::open(&servers, &root, shard, access, *call_timeout)?)
         }
     })
 }

@@ -1,7 +1,7 @@
 //! Commands as streams: what one prints is read while it runs, what one takes is written to it.
 //!
-//! Nothing is kept but what the pipe to the command holds (64 KiB on Linux), so that whoever is slower
-//! makes the other wait. A stream that ended well is never mistaken for one that broke off: reading
+//! Nothing is kept but what the pipe to the command holds (1 MiB on Linux, where that may be had), so that
+//! whoever is slower makes the other wait. A stream that ended well is never mistaken for one that broke off: reading
 //! gives its end only after the command has succeeded, and a writer that is dropped before
 //! `shutdown` kills the command instead of letting it see an end of its input.
 
@@ -10,6 +10,7 @@ use std::{
     fmt,
     future::Future,
     io,
+    os::fd::AsFd,
     pin::Pin,
     process::Stdio,
     task::{Context, Poll, ready},
@@ -18,6 +19,10 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     process::{Child, ChildStdin, ChildStdout},
 };
+
+/// How much a pipe is to hold, in bytes: the most that Linux grants to everybody.
+#[cfg(target_os = "linux")]
+const PIPE: usize = 1 << 20;
 
 /// How a command ended, when it has.
 type Ending = Pin<Box<dyn Future<Output = Result<(), ExecError>> + Send>>;
@@ -68,6 +73,7 @@ impl Exec {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().map_err(|source| self.error(ExecCause::Spawn(source)))?;
         let stdout = child.stdout.take().expect("it was asked for");
+        widen(&stdout);
         Ok(Reader { stdout, drained: false, end: End::of(child, self) })
     }
 
@@ -81,9 +87,18 @@ impl Exec {
         let mut command = self.command();
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().map_err(|source| self.error(ExecCause::Spawn(source)))?;
-        let stdin = child.stdin.take();
+        let stdin = child.stdin.take().inspect(widen);
         Ok(Writer { end: End::of(child, self), stdin })
     }
+}
+
+/// Lets a pipe hold more: the larger it is, the less often its ends have to take turns. Where the system
+/// refuses it stays as it is.
+fn widen(pipe: &impl AsFd) {
+    #[cfg(target_os = "linux")]
+    rustix::pipe::fcntl_setpipe_size(pipe, PIPE).ok();
+    #[cfg(not(target_os = "linux"))]
+    let _ = pipe;
 }
 
 impl End {

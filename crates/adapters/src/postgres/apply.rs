@@ -7,6 +7,7 @@ use super::{
     render::{self, Files, Shape},
     server::Server,
     session::{Session, identifier, literal, parse},
+    timelines::drop_reservations,
 };
 use cluster::{Counts, Gate, Lsn, PeerId, PgConfig};
 use std::sync::{Arc, PoisonError};
@@ -250,7 +251,7 @@ impl Inner {
         if !signal.exists() {
             files::write(&signal, "", self.user.as_ref())?;
         }
-        self.drop_reservations()?;
+        drop_reservations(&self.data)?;
         self.start_closed(shape, epoch).await
     }
 

@@ -89,6 +89,12 @@ pub enum PgCause {
         /// Its process.
         pid: u32,
     },
+    /// It was a standby's, and only a primary's will do.
+    #[error(
+        "it was a standby's, which does not say where the WAL that it received ends, so that it cannot be \
+         known whether that diverged: copy the database instead"
+    )]
+    Standby,
     /// Only a primary will do.
     #[error("{peer} is not a primary")]
     NotAPrimary {

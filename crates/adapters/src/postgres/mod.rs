@@ -31,6 +31,7 @@ pub use guard::{RefusedSetting, check_names};
 pub use history::Divergence;
 pub use probe::{Probe, Receiver, Sender};
 pub use server::fence_dataset;
+pub use timelines::drop_reservations;
 
 use crate::exec::OsUser;
 use crate::storage::{SeedRequest, SeedSource};
@@ -174,6 +175,16 @@ struct Inner {
     names: Mutex<Option<String>>,
     /// Held while the server is being changed.
     changing: tokio::sync::Mutex<()>,
+}
+
+/// What this setting is where the operator has not set it, if that is not PostgreSQL's own default.
+pub fn default_of(name: &str) -> Option<&'static str> {
+    render::DEFAULTS.iter().find(|(found, _)| *found == name).map(|(_, value)| *value)
+}
+
+/// The replication slot of a peer at its upstream.
+pub fn slot_of(peer: &PeerId) -> String {
+    render::slot_name(peer)
 }
 
 impl Postgres {
@@ -354,11 +365,12 @@ impl Postgres {
     }
 
     /// Makes the database here a standby's of this primary if its whole history is a part of that
-    /// primary's, so that nothing has to be copied; whether it was. It must have been stopped in an
-    /// orderly way.
+    /// primary's, so that nothing has to be copied; whether it was. It must have been a primary's, and
+    /// stopped in an orderly way.
     ///
     /// # Errors
-    /// When that cannot be found out; nothing is changed then.
+    /// When that cannot be found out; nothing is changed then. [`PgCause::Command`] is all that a rewind
+    /// may still help against.
     pub async fn follow_if_ancestor(&self, source: &SeedSource) -> Result<bool, PgError> {
         let inner = &self.inner;
         let work = Box::pin(inner.follow_if_ancestor(source));
@@ -366,12 +378,12 @@ impl Postgres {
     }
 
     /// Makes the database here, whatever became of it, what a base backup of this primary would be,
-    /// by copying only what differs. It must have been stopped. What was written here and not there is
-    /// lost from it: keep a copy first. Tells bytes done and to do.
+    /// by copying only what differs. It must have been a primary's, and stopped. What was written here and
+    /// not there is lost from it: keep a copy first. Tells bytes done and to do.
     ///
     /// # Errors
-    /// When that is not possible: the source is no primary or another database, or no longer has the
-    /// WAL since the two parted. When it fails halfway, there is no database afterwards.
+    /// When that is not possible: it was a standby's, the source is no primary or another database, or no
+    /// longer has the WAL since the two parted. When it fails halfway, there is no database afterwards.
     pub async fn rewind(
         &self,
         source: &SeedSource,

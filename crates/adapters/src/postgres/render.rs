@@ -82,8 +82,8 @@ pub(super) fn files(
     let hba = hba(settings, clients);
     let ident = ident(settings);
     let mut conf = String::from("# Written by Manatee; changes made here are lost.\n");
-    for (name, value) in defaults(settings) {
-        line(&mut conf, &name, &value);
+    for (name, value) in DEFAULTS {
+        line(&mut conf, name, value);
     }
     conf += "\n# The operator's.\n";
     for (name, value) in &settings.user_settings {
@@ -113,19 +113,15 @@ fn line(conf: &mut String, name: &str, value: &str) {
 }
 
 /// What the operator may set otherwise.
-fn defaults(_settings: &Settings) -> Vec<(String, String)> {
-    [
-        ("max_wal_senders", "32"),
-        ("max_replication_slots", "32"),
-        ("wal_level", "replica"),
-        ("synchronous_commit", "on"),
-        ("password_encryption", "scram-sha-256"),
-        ("log_line_prefix", "%m [%p] %q%u@%d %a "),
-        ("wal_receiver_timeout", "10s"),
-    ]
-    .map(|(name, value)| (name.to_owned(), value.to_owned()))
-    .into()
-}
+pub(super) const DEFAULTS: [(&str, &str); 7] = [
+    ("max_wal_senders", "32"),
+    ("max_replication_slots", "32"),
+    ("wal_level", "replica"),
+    ("synchronous_commit", "on"),
+    ("password_encryption", "scram-sha-256"),
+    ("log_line_prefix", "%m [%p] %q%u@%d %a "),
+    ("wal_receiver_timeout", "10s"),
+];
 
 /// What must be as it is here.
 pub(super) fn ours(

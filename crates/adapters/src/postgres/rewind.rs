@@ -8,6 +8,10 @@
 //! The source is asked first whether its control file knows the timeline that it writes: until the
 //! first checkpoint after a promotion it does not, and `pg_rewind` would find that nothing has to be
 //! done.
+//!
+//! A standby's database is refused. Where a primary's ends, its last checkpoint or the WAL after it
+//! tells; of a standby's, `pg_rewind` looks at what was replayed alone. WAL that was received beyond that,
+//! on a branch that the source is not on, would be overlooked: nothing would seem to have diverged.
 
 use super::{
     Inner, POLL, PgCause,
@@ -15,7 +19,7 @@ use super::{
     process,
     session::within,
 };
-use crate::{exec::Exec, storage::SeedSource};
+use crate::{clock, exec::Exec, storage::SeedSource};
 use cluster::Millis;
 use std::{fs, path::Path};
 use tokio_postgres::{Client, Config, NoTls};
@@ -26,6 +30,9 @@ const REWINDING: &str = "data.rewinding-";
 /// How long the first checkpoint after a promotion may take until it is given up. It is asked for at
 /// once (see `checkpoint_soon`), so that this is the time to write out what is in memory.
 const CHECKPOINT: Millis = Millis(120_000);
+
+/// How long the source may take to become a primary, or to answer, until it is given up.
+const PROMOTION: Millis = Millis(10_000);
 
 /// What `pg_rewind` says when the target's history is a part of the source's.
 const NOTHING_TO_DO: &str = "no rewind required";
@@ -38,6 +45,13 @@ const FUNCTIONS: [&str; 4] = [
     "pg_read_binary_file(text, bigint, bigint, boolean)",
 ];
 
+/// What a source says of itself.
+struct State {
+    system_identifier: Option<u64>,
+    /// Whether its control file names the timeline that it writes; `None` while it writes none.
+    knows_its_timeline: Option<bool>,
+}
+
 impl Inner {
     /// See [`super::Postgres::answers`].
     pub async fn answers(&self, source: &SeedSource) -> bool {
@@ -47,7 +61,7 @@ impl Inner {
     /// See [`super::Postgres::follow_if_ancestor`].
     pub async fn follow_if_ancestor(&self, source: &SeedSource) -> Result<bool, PgCause> {
         let ours = self.at_rest()?;
-        self.wait_for_checkpoint(source, ours).await?;
+        self.wait_for(source, ours).await?;
         // Of a database that was not shut down in an orderly way it says nothing: that is an error.
         let command = self.pg_rewind(source, &self.data).arg("--dry-run");
         let output = command.limit(CHECKPOINT).run().await?;
@@ -67,7 +81,7 @@ impl Inner {
     ) -> Result<(), PgCause> {
         self.remove_half_rewound().await?;
         let ours = self.at_rest()?;
-        self.wait_for_checkpoint(source, ours).await?;
+        self.wait_for(source, ours).await?;
         let name = format!("{REWINDING}{}", uuid::Uuid::new_v4());
         let aside = self.settings.dataset.join(name);
         fs::rename(&self.data, &aside)
@@ -90,7 +104,8 @@ impl Inner {
             .map_err(PgCause::file(&self.data))
     }
 
-    /// The identity of the database here, whose server must not run.
+    /// The identity of the database here, which must have been a primary's, and whose server must not
+    /// run.
     fn at_rest(&self) -> Result<u64, PgCause> {
         if files::read(&self.data.join("PG_VERSION"))?.is_none() {
             return Err(PgCause::NoDatabase);
@@ -98,6 +113,7 @@ impl Inner {
         let running = process::of_server(&self.data).map_err(PgCause::file(&self.data))?;
         match running.first() {
             Some(&pid) => Err(PgCause::StillRunning { pid }),
+            None if self.data.join(STANDBY_SIGNAL).exists() => Err(PgCause::Standby),
             None => files::system_identifier(&self.data),
         }
     }
@@ -145,31 +161,46 @@ impl Inner {
         Ok(())
     }
 
-    /// Waits until the source's control file knows the timeline that the source writes.
-    async fn wait_for_checkpoint(&self, source: &SeedSource, ours: u64) -> Result<(), PgCause> {
-        let client = self.client_of(source).await?;
-        let sql = "select pg_is_in_recovery()::text, \
-            (select system_identifier::text from pg_control_system()), \
-            (select (timeline_id = ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)) \
-              ::bit(32)::int)::text from pg_control_checkpoint() where not pg_is_in_recovery())";
-        let waited = async {
-            loop {
-                let row = client.query_one(sql, &[]).await?;
-                let field = |index| row.get::<_, Option<&str>>(index);
-                if field(0) != Some("false") {
-                    return Err(PgCause::NotAPrimary { peer: source.peer.clone() });
+    /// Waits until the source is a primary whose control file knows the timeline that it writes. One that
+    /// has just been declared so is being promoted, and may be started again for that.
+    async fn wait_for(&self, source: &SeedSource, ours: u64) -> Result<(), PgCause> {
+        let since = clock::now();
+        loop {
+            let peer = source.peer.clone();
+            let (missing, limit) = match self.state_of(source).await {
+                Ok(State { system_identifier, .. }) if system_identifier != Some(ours) => {
+                    return Err(PgCause::AnotherDatabase { peer });
                 }
-                let theirs = field(1).and_then(|text| text.parse::<i64>().ok());
-                if theirs.map(i64::cast_unsigned) != Some(ours) {
-                    return Err(PgCause::AnotherDatabase { peer: source.peer.clone() });
+                Ok(State { knows_its_timeline: Some(true), .. }) => return Ok(()),
+                Ok(State { knows_its_timeline: Some(false), .. }) => {
+                    let what = "a checkpoint of the source after its promotion".to_owned();
+                    (PgCause::Timeout { what, limit: CHECKPOINT }, CHECKPOINT)
                 }
-                if field(2) == Some("true") {
-                    return Ok(());
+                Ok(State { knows_its_timeline: None, .. }) => {
+                    (PgCause::NotAPrimary { peer }, PROMOTION)
                 }
-                tokio::time::sleep(10 * POLL).await;
+                Err(error) => (error, PROMOTION),
+            };
+            if clock::now() - since > limit {
+                return Err(missing);
             }
-        };
-        within(CHECKPOINT, "a checkpoint of the source after its promotion", waited).await?
+            tokio::time::sleep(10 * POLL).await;
+        }
+    }
+
+    async fn state_of(&self, source: &SeedSource) -> Result<State, PgCause> {
+        let client = self.client_of(source).await?;
+        let sql = "select (select system_identifier::text from pg_control_system()), \
+            (select timeline_id = ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)) \
+              ::bit(32)::int from pg_control_checkpoint() where not pg_is_in_recovery())";
+        let asked = client.query_one(sql, &[]);
+        let row = within(self.settings.query_timeout, "an answer of the source", asked).await??;
+        let identifier: Option<i64> =
+            row.get::<_, Option<&str>>(0).and_then(|text| text.parse().ok());
+        Ok(State {
+            system_identifier: identifier.map(i64::cast_unsigned),
+            knows_its_timeline: row.get(1),
+        })
     }
 
     /// A session at the source, as the replication role.

@@ -16,7 +16,10 @@
 //!   fetching of histories, was interrupted.
 
 use super::{Inner, PgCause, files};
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 /// The whole content of a reservation. PostgreSQL passes over comments.
 const RESERVED: &str = "# reserved by Manatee: no timeline of this shard has this number\n";
@@ -48,29 +51,6 @@ impl Inner {
         Ok(())
     }
 
-    /// Takes away the reservations above the newest timeline that is real here.
-    pub fn drop_reservations(&self) -> Result<(), PgCause> {
-        let directory = self.data.join("pg_wal");
-        let mut reserved = Vec::new();
-        let mut newest = 0;
-        let entries = fs::read_dir(&directory).map_err(PgCause::file(&directory))?;
-        for entry in entries {
-            let path = entry.map_err(PgCause::file(&directory))?.path();
-            let Some(number) = number_of(&path) else { continue };
-            if files::read(&path)?.as_deref() == Some(RESERVED) {
-                reserved.push((number, path));
-            } else {
-                newest = newest.max(number);
-            }
-        }
-        for (number, path) in reserved {
-            if number > newest {
-                fs::remove_file(&path).map_err(PgCause::file(&path))?;
-            }
-        }
-        Ok(())
-    }
-
     /// The newest timeline of which there is WAL here: that of a segment, which is there only if some
     /// of it was received or written here. A history file proves no such thing. 0 without any.
     pub fn newest_segment(&self) -> Result<u32, PgCause> {
@@ -84,6 +64,33 @@ impl Inner {
     }
 }
 
+/// Takes away the reservations above the newest timeline that is real in this data directory: a server that
+/// is to recover to the newest one must be started without them.
+///
+/// # Errors
+/// When its files cannot be read or removed.
+pub fn drop_reservations(data: &Path) -> Result<(), PgCause> {
+    let directory = data.join("pg_wal");
+    let mut reserved = Vec::new();
+    let mut newest = 0;
+    let entries = fs::read_dir(&directory).map_err(PgCause::file(&directory))?;
+    for entry in entries {
+        let path = entry.map_err(PgCause::file(&directory))?.path();
+        let Some(number) = number_of(&path) else { continue };
+        if files::read(&path)?.as_deref() == Some(RESERVED) {
+            reserved.push((number, path));
+        } else {
+            newest = newest.max(number);
+        }
+    }
+    for (number, path) in reserved {
+        if number > newest {
+            fs::remove_file(&path).map_err(PgCause::file(&path))?;
+        }
+    }
+    Ok(())
+}
+
 /// The timeline whose WAL is in the segment of this name.
 fn segment_of(name: &str) -> Option<u32> {
     let digits = name.len() == 24 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -91,7 +98,7 @@ fn segment_of(name: &str) -> Option<u32> {
 }
 
 /// The timeline whose history this file is.
-fn number_of(path: &std::path::Path) -> Option<u32> {
+fn number_of(path: &Path) -> Option<u32> {
     let name = path.file_name()?.to_str()?.strip_suffix(".history")?;
     (name.len() == 8).then(|| u32::from_str_radix(name, 16).ok()).flatten()
 }
@@ -99,7 +106,6 @@ fn number_of(path: &std::path::Path) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::Path;
 
     #[test]
     fn only_history_files_are_taken_for_such() {

@@ -1,6 +1,6 @@
 //! What is set aside: when it may be, and what it is called: `REASON-TIME`.
 
-use super::StorageCause;
+use super::{StorageCause, error::at};
 use crate::postgres::process;
 use std::path::Path;
 
@@ -31,8 +31,7 @@ pub(super) fn at_rest(data: &Path) -> Result<(), StorageCause> {
     if !data.exists() {
         return Err(StorageCause::NoDatabase(data.to_owned()));
     }
-    let running = process::of_server(data)
-        .map_err(|source| StorageCause::File { path: data.to_owned(), source })?;
+    let running = process::of_server(data).map_err(at(data))?;
     match running.first() {
         Some(&pid) => Err(StorageCause::InUse { path: data.to_owned(), pid }),
         None => Ok(()),

@@ -1,7 +1,7 @@
 //! A base backup of a running PostgreSQL: what every backend can be filled with, and the only way
 //! without snapshots.
 
-use super::{SeedPhase, SeedProgress, SeedRequest, SeedSource, Seeded, StorageCause};
+use super::{SeedPhase, SeedProgress, SeedRequest, SeedSource, Seeded, StorageCause, error::at};
 use crate::{
     exec::{Exec, ExecCause, ExecError, OsUser},
     postgres::files::{self, MARKER, Marker, STANDBY_SIGNAL, Served},
@@ -168,11 +168,6 @@ pub(super) fn entries(dataset: &Path, prefix: &str) -> Result<Vec<PathBuf>, Stor
     Ok(found)
 }
 
-pub(super) fn at(path: &Path) -> impl FnOnce(io::Error) -> StorageCause {
-    let path = path.to_owned();
-    move |source| StorageCause::File { path, source }
-}
-
 /// Deletes a whole database, which takes a while.
 pub(super) async fn delete(path: PathBuf) -> Result<(), StorageCause> {
     let target = path.clone();
@@ -199,7 +194,8 @@ fn shortage(dataset: &Path, needed: u64) -> Option<StorageCause> {
     (needed > free).then_some(StorageCause::NoSpace { needed, free })
 }
 
-fn full_or_failed(error: ExecError) -> StorageCause {
+/// Knows a command that failed because nothing was left to write on.
+pub(super) fn full_or_failed(error: ExecError) -> StorageCause {
     match &error.cause {
         ExecCause::Failed { output, .. } if output.contains("No space left on device") => {
             StorageCause::Full(error)

@@ -3,7 +3,8 @@
 
 use super::{
     Capabilities, SeedProgress, SeedRequest, Seeded, Storage, StorageCause, StorageError, aside,
-    basebackup::{self, at, delete, entries},
+    basebackup::{self, delete, entries, full_or_failed},
+    error::at,
 };
 use crate::{exec::Exec, postgres::files};
 use async_trait::async_trait;
@@ -12,6 +13,9 @@ use std::{
     path::{Path, PathBuf},
 };
 use tokio::sync::watch;
+
+/// The end of the name of a copy that is not complete.
+const INCOMPLETE: &str = ".incomplete";
 
 /// A dataset that is a plain directory.
 #[derive(Debug, Clone)]
@@ -96,15 +100,23 @@ impl Dir {
 
     async fn copy_aside(&self, reason: &str) -> Result<PathBuf, StorageCause> {
         let aside = self.dataset.join(format!("data.{}", aside::suffix(reason)?));
+        // Its name has a time, so that no later copy would come upon what an interrupted one left.
+        for path in entries(&self.dataset, "data.")? {
+            if path
+                .to_str()
+                .and_then(|name| name.strip_suffix(INCOMPLETE))
+                .and_then(set_aside_at)
+                .is_some()
+            {
+                delete(path).await?;
+            }
+        }
         self.copy(&aside).await?;
         Ok(aside)
     }
 
     async fn prune(&self, keep: usize) -> Result<Vec<PathBuf>, StorageCause> {
-        let known = |path: PathBuf| {
-            let suffix = path.file_name()?.to_str()?.strip_prefix("data.")?;
-            Some((aside::time_of(suffix)?.to_owned(), path))
-        };
+        let known = |path: PathBuf| Some((set_aside_at(path.to_str()?)?.to_owned(), path));
         let found = entries(&self.dataset, "data.")?.into_iter().filter_map(known).collect();
         let mut deleted = Vec::new();
         for path in aside::beyond(found, keep) {
@@ -121,16 +133,36 @@ impl Dir {
             return Err(StorageCause::InTheWay(to.to_owned()));
         }
         let mut name = to.file_name().unwrap_or_default().to_owned();
-        name.push(".incomplete");
+        name.push(INCOMPLETE);
         let incomplete = to.with_file_name(name);
         if incomplete.exists() {
             delete(incomplete.clone()).await?;
         }
-        let copy = Exec::new("cp").args(["--archive", "--reflink=auto"]);
-        copy.arg(&data).arg(&incomplete).run().await?;
-        // Started in the meantime: what was copied is of many moments.
-        aside::at_rest(&data)?;
-        Exec::new("sync").arg("--file-system").arg(&incomplete).run().await?;
+        if let Err(error) = copy_all(&data, &incomplete).await {
+            // It may have taken the last of the room.
+            if incomplete.exists()
+                && let Err(left) = delete(incomplete.clone()).await
+            {
+                let path = incomplete.display();
+                tracing::warn!("{path}: half a copy could not be removed: {left}");
+            }
+            return Err(error);
+        }
         fs::rename(&incomplete, to).and_then(|()| files::sync_parent(to)).map_err(at(to))
     }
+}
+
+/// Copies a stopped database, durably.
+async fn copy_all(data: &Path, to: &Path) -> Result<(), StorageCause> {
+    let copy = Exec::new("cp").args(["--archive", "--reflink=auto"]);
+    copy.arg(data).arg(to).run().await.map_err(full_or_failed)?;
+    // Started in the meantime: what was copied is of many moments.
+    aside::at_rest(data)?;
+    Exec::new("sync").arg("--file-system").arg(to).run().await?;
+    Ok(())
+}
+
+/// When the database at this path was set aside; `None` for what we did not set aside.
+fn set_aside_at(path: &str) -> Option<&str> {
+    aside::time_of(path.rsplit('/').next()?.strip_prefix("data.")?)
 }

@@ -3,7 +3,10 @@
 use super::BadName;
 use crate::{exec::ExecError, postgres::PgCause};
 use cluster::PeerId;
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 /// A failed operation on a dataset.
 #[derive(Debug, thiserror::Error)]
@@ -187,6 +190,12 @@ pub enum StorageCause {
         #[source]
         source: io::Error,
     },
+}
+
+/// A failed operation on this file.
+pub(super) fn at(path: &Path) -> impl FnOnce(io::Error) -> StorageCause {
+    let path = path.to_owned();
+    move |source| StorageCause::File { path, source }
 }
 
 fn describe(failures: &[(PeerId, Box<StorageCause>)]) -> String {

@@ -5,14 +5,14 @@
 //! A snapshot of a running primary holds what belongs to that server alone: its process id, its
 //! replication slots, which would hold back WAL here for ever, its postmaster's options. They go.
 
-use super::{DatasetName, Snapshots, StorageCause, StorageError};
+use super::{DatasetName, Snapshots, StorageCause, StorageError, error::at};
 use crate::{
     exec::{Exec, OsUser},
     postgres::files::{self, MARKER, Marker, STANDBY_SIGNAL, Served},
 };
 use cluster::{Lsn, Millis};
 use std::{
-    fs, io,
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -32,6 +32,8 @@ pub struct DatabaseFacts {
     pub version: String,
     /// In which state it was left, in PostgreSQL's words.
     pub state: String,
+    /// How long the files of its WAL are, in bytes.
+    pub wal_segment: u64,
 }
 
 /// What a database has to be, to be taken.
@@ -44,6 +46,22 @@ pub struct Expected {
 }
 
 impl DatabaseFacts {
+    /// What `pg_controldata` printed, in the C locale, of a database of this major version.
+    pub fn parse(text: &str, version: &str) -> Option<DatabaseFacts> {
+        let field = |name: &str| {
+            let mut lines = text.lines().filter_map(|line| line.split_once(':'));
+            lines.find(|(found, _)| *found == name).map(|(_, value)| value.trim())
+        };
+        Some(DatabaseFacts {
+            system_identifier: field("Database system identifier")?.parse().ok()?,
+            timeline: field("Latest checkpoint's TimeLineID")?.parse().ok()?,
+            checkpoint: field("Latest checkpoint's REDO location")?.parse().ok()?,
+            version: version.to_owned(),
+            state: field("Database cluster state")?.to_owned(),
+            wal_segment: field("Bytes per WAL segment")?.parse().ok()?,
+        })
+    }
+
     /// What is wrong with it.
     pub fn problem(&self, expected: &Expected) -> Option<String> {
         let found = self.system_identifier;
@@ -95,23 +113,9 @@ pub async fn examine(
         return Err(wrong(format!("its control file is damaged: {warned}")));
     }
     let version = files::read(&data.join("PG_VERSION"))?.unwrap_or_default();
-    parse(&text, version.trim()).ok_or_else(|| StorageCause::Answer {
+    DatabaseFacts::parse(&text, version.trim()).ok_or_else(|| StorageCause::Answer {
         command: format!("pg_controldata {}", data.display()),
         answer: text,
-    })
-}
-
-fn parse(text: &str, version: &str) -> Option<DatabaseFacts> {
-    let field = |name: &str| {
-        let mut lines = text.lines().filter_map(|line| line.split_once(':'));
-        lines.find(|(found, _)| *found == name).map(|(_, value)| value.trim())
-    };
-    Some(DatabaseFacts {
-        system_identifier: field("Database system identifier")?.parse().ok()?,
-        timeline: field("Latest checkpoint's TimeLineID")?.parse().ok()?,
-        checkpoint: field("Latest checkpoint's REDO location")?.parse().ok()?,
-        version: version.to_owned(),
-        state: field("Database cluster state")?.to_owned(),
     })
 }
 
@@ -189,11 +193,6 @@ impl Incoming {
     }
 }
 
-fn at(path: &Path) -> impl FnOnce(io::Error) -> StorageCause {
-    let path = path.to_owned();
-    move |source| StorageCause::File { path, source }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -203,16 +202,17 @@ mod tests {
         Database cluster state:               in production\n\
         Latest checkpoint location:           0/3000060\n\
         Latest checkpoint's REDO location:    0/3000028\n\
-        Latest checkpoint's TimeLineID:       3\n";
+        Latest checkpoint's TimeLineID:       3\n\
+        Bytes per WAL segment:                16777216\n";
 
     #[test]
     fn the_control_file_is_read() {
-        let facts = parse(TEXT, "15").expect("understood");
+        let facts = DatabaseFacts::parse(TEXT, "15").expect("understood");
         assert_eq!(facts.system_identifier, 7_445_212_345_678_901_234);
         assert_eq!((facts.timeline, facts.version.as_str()), (3, "15"));
         assert_eq!(facts.checkpoint, "0/3000028".parse().expect("a position"));
-        assert_eq!(facts.state, "in production");
-        assert_eq!(parse("nothing", "15"), None);
+        assert_eq!((facts.state.as_str(), facts.wal_segment), ("in production", 16 << 20));
+        assert_eq!(DatabaseFacts::parse("nothing", "15"), None);
         let check = |system_identifier, newest_timeline, fits: bool| {
             let expected = Expected { system_identifier, newest_timeline };
             assert_eq!(facts.problem(&expected).is_none(), fits, "{expected:?}");

@@ -1,6 +1,6 @@
 //! What is mounted where, as this process sees it.
 
-use super::StorageCause;
+use super::{StorageCause, error::at};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -17,8 +17,7 @@ pub(super) fn mounted_on(at: &Path) -> Result<Option<String>, StorageCause> {
 /// Where what is mounted, in the order of mounting: the directory, the kind, the source.
 pub(super) fn mounts() -> Result<Vec<(PathBuf, String, String)>, StorageCause> {
     let path = Path::new("/proc/self/mountinfo");
-    let text = fs::read_to_string(path)
-        .map_err(|source| StorageCause::File { path: path.to_owned(), source })?;
+    let text = fs::read_to_string(path).map_err(at(path))?;
     let mount = |line: &str| {
         let (before, after) = line.split_once(" - ")?;
         let mut after = after.split(' ');

@@ -98,13 +98,22 @@ impl SnapshotName {
         SnapshotName(format!("{now:0DIGITS$}"))
     }
 
-    /// The name of a snapshot that is taken now, in milliseconds since the epoch, for some purpose.
+    /// The name of a snapshot that is taken then, in milliseconds since the epoch, for some purpose.
     ///
     /// # Errors
     /// When the purpose cannot be part of a name.
     pub fn for_purpose(now: u64, purpose: &str) -> Result<Self, BadName> {
         checked(purpose, "purpose of a snapshot")?;
         SnapshotName::new(&format!("{now:0DIGITS$}-{purpose}"))
+    }
+
+    /// The name of a snapshot that is taken now for some purpose, by the wall clock.
+    ///
+    /// # Errors
+    /// When the purpose cannot be part of a name.
+    pub fn now(purpose: &str) -> Result<Self, BadName> {
+        let now = u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or_default();
+        SnapshotName::for_purpose(now, purpose)
     }
 
     /// When it was taken, in milliseconds since the epoch, as its name says; `None` when it is not

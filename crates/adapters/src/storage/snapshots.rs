@@ -14,7 +14,7 @@
 //! ([`super::plan_send`]), and whether it is the right database ([`super::Incoming`]).
 
 use super::{
-    Capabilities, DatasetName, Guid, HoldTag, Mark, SnapshotName, StorageCause, Unfinished,
+    Capabilities, DatasetName, Guid, HoldTag, Mark, SnapshotName, StorageCause, Unfinished, error,
 };
 use crate::exec::{Reader, Writer};
 use async_trait::async_trait;
@@ -325,9 +325,8 @@ pub(super) fn broken(error: io::Error) -> StorageCause {
 
 /// Makes the directory that something is to be mounted on, or sees that it is empty.
 pub(super) fn mountpoint(at: &Path) -> Result<(), StorageCause> {
-    let file = |source| StorageCause::File { path: at.to_owned(), source };
-    std::fs::create_dir_all(at).map_err(file)?;
-    if std::fs::read_dir(at).map_err(file)?.next().is_some() {
+    std::fs::create_dir_all(at).map_err(error::at(at))?;
+    if std::fs::read_dir(at).map_err(error::at(at))?.next().is_some() {
         return Err(StorageCause::MountpointNotEmpty(at.to_owned()));
     }
     Ok(())

@@ -4,8 +4,8 @@
 //! What is set aside is called `NAME.REASON-TIME`, beside it.
 
 use super::{
-    BadName, Btrfs, Capabilities, DatasetName, Purpose, SeedProgress, SeedRequest, Seeded,
-    SnapshotName, Snapshots, Storage, StorageCause, StorageError, Zfs, aside, basebackup,
+    Btrfs, Capabilities, DatasetName, Purpose, SeedProgress, SeedRequest, Seeded, SnapshotName,
+    Snapshots, Storage, StorageCause, StorageError, Zfs, aside, basebackup,
 };
 use async_trait::async_trait;
 use std::{
@@ -155,7 +155,7 @@ impl Volume {
         let snapshots = self.open().await?;
         let aside = DatasetName::new(&format!("{}.{suffix}", self.name))?;
         // As it was, whatever anybody does who looks into it.
-        snapshots.snapshot(&self.name, &name_now(reason)?).await?;
+        snapshots.snapshot(&self.name, &SnapshotName::now(reason)?).await?;
         snapshots.unmount(&self.name).await?;
         snapshots.rename(&self.name, &aside).await?;
         Ok(PathBuf::from(snapshots.full_name(&aside)))
@@ -165,7 +165,7 @@ impl Volume {
         aside::suffix(reason)?;
         aside::at_rest(&self.data())?;
         let snapshots = self.open().await?;
-        let made = snapshots.snapshot(&self.name, &name_now(reason)?).await?;
+        let made = snapshots.snapshot(&self.name, &SnapshotName::now(reason)?).await?;
         Ok(PathBuf::from(format!("{}@{}", snapshots.full_name(&self.name), made.name)))
     }
 
@@ -194,12 +194,6 @@ impl Volume {
         }
         Ok(destroyed)
     }
-}
-
-/// The name of a snapshot that is made now for this.
-fn name_now(purpose: &str) -> Result<SnapshotName, BadName> {
-    let now = u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or(0);
-    SnapshotName::for_purpose(now, purpose)
 }
 
 /// The parent and the name.

@@ -6,15 +6,19 @@
 
 mod etcd;
 mod proxy;
+mod servers;
 mod zookeeper;
 
-pub use etcd::{Etcd, EtcdError};
+pub use etcd::{Etcd, EtcdOptions};
 pub use proxy::{Proxy, Way};
-pub use zookeeper::{Ensemble, EnsembleError, EnsembleOptions, Mode};
+pub use servers::StartError;
+pub use zookeeper::{Ensemble, EnsembleOptions, Mode};
 
 use std::ffi::OsString;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Where a peer or a server lives, and how a program is started there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,29 +40,30 @@ impl Host {
 /// connections, which could take the port of a server while it is down.
 const PORTS: std::ops::Range<u16> = 12_000..32_000;
 
-/// Ports of loopback that nobody listens on now. All are held until the last is found, so that none
-/// comes twice; the search begins anywhere, so that two tests that start together hardly meet.
+/// Ports of loopback that nobody listens on now. The search goes on where the last one of this process
+/// ended, because the servers of another test may be down only for now; the first begins anywhere, so
+/// that two processes hardly meet.
 ///
 /// # Errors
 /// When there are too few.
 pub fn free_ports(count: usize) -> io::Result<Vec<u16>> {
-    let span = u128::from(PORTS.end - PORTS.start);
-    let start = u16::try_from(uuid::Uuid::new_v4().as_u128() % span).unwrap_or_default();
-    let mut held = Vec::new();
-    for offset in 0..PORTS.end - PORTS.start {
-        if held.len() == count {
-            break;
+    static NEXT: LazyLock<AtomicUsize> = LazyLock::new(|| {
+        let random = uuid::Uuid::new_v4().as_u128() % PORTS.len() as u128;
+        AtomicUsize::new(usize::try_from(random).unwrap_or_default())
+    });
+    let mut ports = Vec::new();
+    for _ in PORTS {
+        if ports.len() == count {
+            return Ok(ports);
         }
-        let port = PORTS.start + (start + offset) % (PORTS.end - PORTS.start);
+        let offset = NEXT.fetch_add(1, Ordering::Relaxed) % PORTS.len();
+        let port = PORTS.start + u16::try_from(offset).expect("less than there are ports");
         // One that cannot be had is somebody else's.
-        if let Ok(listener) = TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
-            held.push((port, listener));
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            ports.push(port);
         }
     }
-    if held.len() < count {
-        return Err(io::Error::other(format!("no {count} free ports on loopback")));
-    }
-    Ok(held.into_iter().map(|(port, _)| port).collect())
+    Err(io::Error::other(format!("no {count} free ports on loopback")))
 }
 
 #[cfg(test)]

@@ -1,18 +1,11 @@
 //! A private ZooKeeper: one server or several, from Debian's packages.
 
 use super::Host;
-use crate::clock;
-use crate::exec::{Exec, ExecError};
-use cluster::Millis;
-use rustix::process::{Pid, Signal, kill_process};
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use super::servers::{Servers, StartError, exchange};
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::Child;
-use std::sync::mpsc::{Sender, channel};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 /// Where Debian has the server.
 const JAR: &str = "/usr/share/java/zookeeper.jar";
@@ -20,43 +13,6 @@ const JAR: &str = "/usr/share/java/zookeeper.jar";
 const JARS: &str = "/usr/share/java";
 /// As short as keeps an ensemble on a busy machine together. A session is at least two of them.
 const TICK: u32 = 500;
-/// How long all servers may take to serve. On a quiet machine it is two seconds.
-const START_LIMIT: Millis = Millis(60_000);
-/// Between two questions whether a server serves.
-const POLL: Duration = Duration::from_millis(50);
-/// How long a server may take to answer such a question.
-const ANSWER_LIMIT: Duration = Duration::from_millis(1000);
-
-/// An ensemble that could not be started.
-#[derive(Debug, thiserror::Error)]
-pub enum EnsembleError {
-    /// It is not installed.
-    #[error("there is no {JAR}: install the package zookeeper")]
-    Missing,
-    /// A file of it.
-    #[error("cannot prepare {path}")]
-    Files {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// No port.
-    #[error("no ports for ZooKeeper")]
-    Ports(#[source] io::Error),
-    /// Java.
-    #[error("cannot start ZooKeeper")]
-    Start(#[source] ExecError),
-    /// It does not serve.
-    #[error("ZooKeeper does not serve after {limit} ms; the log of server {server} ends: {log}", limit = START_LIMIT.0)]
-    NotServing {
-        /// Which of them.
-        server: usize,
-        /// What it said last.
-        log: String,
-    },
-}
 
 /// What an ensemble is to be like.
 #[derive(Debug, Clone, Default)]
@@ -90,53 +46,19 @@ pub enum Mode {
 /// A private ensemble. Dropping it kills it; its directory stays.
 #[derive(Debug)]
 pub struct Ensemble {
-    servers: Vec<Server>,
+    places: Vec<Place>,
     class_path: String,
     syncs: bool,
-    keeper: Keeper,
+    servers: Servers,
 }
 
-/// A thread that starts the servers and lives as long as they may: the kernel kills them when it
-/// ends, also when this process is killed.
+/// Where a server is.
 #[derive(Debug)]
-struct Keeper(Sender<Order>);
-
-/// What to start, where its output goes, and where to answer.
-type Order = (Exec, File, Sender<Result<Child, ExecError>>);
-
-impl Keeper {
-    fn start() -> Self {
-        let (orders, received) = channel::<Order>();
-        std::thread::spawn(move || {
-            for (exec, log, answer) in received {
-                // Whoever ordered waits for the answer.
-                let _ = answer.send(exec.child(&log));
-            }
-        });
-        Keeper(orders)
-    }
-
-    fn launch(&self, exec: Exec, log: File) -> Result<Child, EnsembleError> {
-        let (answer, answered) = channel();
-        let sent = self.0.send((exec, log, answer)).ok();
-        let child = sent.and_then(|()| answered.recv().ok());
-        child.expect("the keeper lives as long as its ensemble").map_err(EnsembleError::Start)
-    }
-}
-
-#[derive(Debug)]
-struct Server {
+struct Place {
     host: Host,
     directory: PathBuf,
     port: u16,
     secure_port: u16,
-    process: Mutex<Option<Child>>,
-}
-
-impl Server {
-    fn process(&self) -> MutexGuard<'_, Option<Child>> {
-        self.process.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Ensemble {
@@ -144,7 +66,7 @@ impl Ensemble {
     ///
     /// # Errors
     /// When ZooKeeper is not installed, or does not serve in time.
-    pub fn start(directory: &Path, count: usize) -> Result<Ensemble, EnsembleError> {
+    pub fn start(directory: &Path, count: usize) -> Result<Ensemble, StartError> {
         Ensemble::start_with(directory, count, &EnsembleOptions::default())
     }
 
@@ -156,27 +78,26 @@ impl Ensemble {
         directory: &Path,
         count: usize,
         options: &EnsembleOptions,
-    ) -> Result<Ensemble, EnsembleError> {
+    ) -> Result<Ensemble, StartError> {
         if !Path::new(JAR).exists() {
-            return Err(EnsembleError::Missing);
+            return Err(StartError::Missing(JAR, "zookeeper"));
         }
-        let ports = super::free_ports(4 * count).map_err(EnsembleError::Ports)?;
+        let ports = super::free_ports(4 * count);
+        let ports = ports.map_err(|error| StartError::Ports("ZooKeeper", error))?;
         let ports: Vec<&[u16]> = ports.chunks(4).collect();
-        let mut servers = Vec::new();
+        let mut places = Vec::new();
         for (index, own) in ports.iter().enumerate() {
             let directory = directory.join(format!("zookeeper-{index}"));
             write_files(&directory, index, &ports, options)
-                .map_err(|source| EnsembleError::Files { path: directory.clone(), source })?;
+                .map_err(|source| StartError::Files { path: directory.clone(), source })?;
             let (port, secure_port) = (own[0], own[3]);
-            let (host, process) = (options.host(index), Mutex::default());
-            servers.push(Server { host, directory, port, secure_port, process });
+            let host = options.host(index);
+            places.push(Place { host, directory, port, secure_port });
         }
-        let ensemble = Ensemble {
-            servers,
-            class_path: class_path(),
-            syncs: options.syncs,
-            keeper: Keeper::start(),
-        };
+        let logs = places.iter().map(|place| place.directory.join("log"));
+        let servers = Servers::new("ZooKeeper", logs);
+        let (class_path, syncs) = (class_path(), options.syncs);
+        let ensemble = Ensemble { places, class_path, syncs, servers };
         for index in 0..count {
             ensemble.launch(index)?;
         }
@@ -188,17 +109,17 @@ impl Ensemble {
 
     /// How many servers it has, up or down.
     pub fn count(&self) -> usize {
-        self.servers.len()
+        self.servers.count()
     }
 
     /// Where a server takes clients.
     pub fn address(&self, index: usize) -> SocketAddr {
-        (self.servers[index].host.ip, self.servers[index].port).into()
+        (self.places[index].host.ip, self.places[index].port).into()
     }
 
     /// The port of a server that `{secure_port}` stood for.
     pub fn secure_address(&self, index: usize) -> SocketAddr {
-        (self.servers[index].host.ip, self.servers[index].secure_port).into()
+        (self.places[index].host.ip, self.places[index].secure_port).into()
     }
 
     /// The address of all servers, with nothing about a root.
@@ -212,12 +133,7 @@ impl Ensemble {
     /// # Errors
     /// When it does not answer within a second.
     pub fn four_letters(&self, index: usize, command: &str) -> io::Result<String> {
-        let mut stream = TcpStream::connect_timeout(&self.address(index), ANSWER_LIMIT)?;
-        stream.set_read_timeout(Some(ANSWER_LIMIT))?;
-        stream.write_all(command.as_bytes())?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
+        exchange(self.address(index), command)
     }
 
     /// What a server is now; `None` when it does not serve.
@@ -239,85 +155,52 @@ impl Ensemble {
 
     /// Kills a server, if it runs, as a power failure would.
     pub fn kill(&self, index: usize) {
-        if let Some(mut child) = self.servers[index].process().take() {
-            // It is our child, not waited for yet: the id is its own. A frozen one dies as well.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+        self.servers.kill(index);
     }
 
     /// Starts a server that was killed; does not wait until it serves.
     ///
     /// # Errors
     /// When Java cannot be started.
-    pub fn launch(&self, index: usize) -> Result<(), EnsembleError> {
-        let server = &self.servers[index];
-        let files = |source| EnsembleError::Files { path: server.directory.clone(), source };
-        let log = OpenOptions::new().create(true).append(true).open(server.directory.join("log"));
-        let class_path = format!("{}:{}", server.directory.display(), self.class_path);
-        let exec = Exec::new("setpriv")
-            .args(["--pdeathsig", "KILL"])
-            .args(&server.host.enter)
-            .arg("java")
-            .args(["-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"])
-            .args(["-Dzookeeper.admin.enableServer=false", "-Dzookeeper.4lw.commands.whitelist=*"])
-            .arg(format!("-Dzookeeper.forceSync={}", if self.syncs { "yes" } else { "no" }))
-            .args(["-cp", &class_path, "org.apache.zookeeper.server.quorum.QuorumPeerMain"])
-            .arg(server.directory.join("zoo.cfg"));
-        let child = self.keeper.launch(exec, log.map_err(files)?)?;
-        *server.process() = Some(child);
-        Ok(())
+    pub fn launch(&self, index: usize) -> Result<(), StartError> {
+        let Place { host, directory, .. } = &self.places[index];
+        let class_path = format!("{}:{}", directory.display(), self.class_path);
+        let sync = if self.syncs { "yes" } else { "no" };
+        self.servers.launch(index, |exec| {
+            exec.args(&host.enter)
+                .arg("java")
+                .args(["-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"])
+                .args([
+                    "-Dzookeeper.admin.enableServer=false",
+                    "-Dzookeeper.4lw.commands.whitelist=*",
+                ])
+                .arg(format!("-Dzookeeper.forceSync={sync}"))
+                .args(["-cp", &class_path, "org.apache.zookeeper.server.quorum.QuorumPeerMain"])
+                .arg(directory.join("zoo.cfg"))
+        })
     }
 
     /// Waits until a server serves.
     ///
     /// # Errors
     /// When it does not in time.
-    pub fn wait_serving(&self, index: usize) -> Result<(), EnsembleError> {
-        let begin = clock::now();
-        while self.mode(index).is_none() {
-            if clock::now() - begin >= START_LIMIT {
-                let log = fs::read_to_string(self.servers[index].directory.join("log"));
-                let log = log.unwrap_or_else(|error| error.to_string());
-                let lines: Vec<_> = log.lines().rev().take(20).collect();
-                let log = lines.into_iter().rev().collect::<Vec<_>>().join("\n");
-                return Err(EnsembleError::NotServing { server: index, log });
-            }
-            std::thread::sleep(POLL);
-        }
-        Ok(())
+    pub fn wait_serving(&self, index: usize) -> Result<(), StartError> {
+        self.servers.wait(index, || self.mode(index).is_some())
     }
 
     /// Lets a server stand still: it keeps its connections and answers nothing.
     pub fn freeze(&self, index: usize) {
-        self.signal(index, Signal::STOP);
+        self.servers.freeze(index);
     }
 
     /// Lets it go on.
     pub fn thaw(&self, index: usize) {
-        self.signal(index, Signal::CONT);
+        self.servers.thaw(index);
     }
 
     /// The process of a server; `None` when it was killed.
     pub fn process(&self, index: usize) -> Option<u32> {
-        self.servers[index].process().as_ref().map(Child::id)
-    }
-
-    fn signal(&self, index: usize, signal: Signal) {
-        let process = self.servers[index].process();
-        let pid = process.as_ref().and_then(|child| i32::try_from(child.id()).ok());
-        if let Some(pid) = pid.and_then(Pid::from_raw) {
-            // It is our child, not waited for yet: the id is its own.
-            let _ = kill_process(pid, signal);
-        }
-    }
-}
-
-impl Drop for Ensemble {
-    fn drop(&mut self) {
-        for index in 0..self.count() {
-            self.kill(index);
-        }
+        self.servers.process(index)
     }
 }
 

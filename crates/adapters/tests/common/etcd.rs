@@ -1,16 +1,16 @@
 //! A shard in a real etcd, and a way to each server that can be cut.
 
-use super::{Backend, Heal, fresh_root};
-use adapters::coord::Coordination;
+use super::{Backend, Ways, fresh_root};
 use adapters::coord::etcd::EtcdCoord;
 use adapters::coord::memory::LostPut;
-use adapters::testing::{Etcd, Proxy, Way};
+use adapters::coord::{Access, Coordination};
+use adapters::testing::{Etcd, Way};
 use cluster::Millis;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// Bounds each call: a put waits for the disks of a majority, which others may keep busy.
-const CALL: Millis = Millis(10_000);
+pub const CALL: Millis = Millis(10_000);
 
 /// An etcd with its files.
 pub struct Servers {
@@ -42,7 +42,7 @@ fn shared(count: usize) -> Arc<Servers> {
 pub struct EtcdOf<const N: usize> {
     pub servers: Arc<Servers>,
     pub root: String,
-    proxies: Arc<Vec<Proxy>>,
+    pub ways: Ways,
 }
 
 impl<const N: usize> EtcdOf<N> {
@@ -52,18 +52,17 @@ impl<const N: usize> EtcdOf<N> {
     }
 
     fn at(servers: Arc<Servers>) -> Self {
-        let proxy = |index| Proxy::start(servers.etcd.address(index)).expect("a proxy");
-        let proxies = Arc::new((0..N).map(proxy).collect());
-        EtcdOf { servers, root: fresh_root(), proxies }
+        let ways = Ways::to((0..N).map(|index| servers.etcd.address(index)));
+        EtcdOf { servers, root: fresh_root(), ways }
     }
 
-    pub fn set(&self, way: Way) {
-        self.proxies.iter().for_each(|proxy| proxy.set(way));
+    fn open(&self, servers: &[String]) -> Arc<dyn Coordination> {
+        Arc::new(open_etcd(servers, &self.root, &Access::default()))
     }
+}
 
-    fn open(&self, servers: Vec<String>) -> Arc<dyn Coordination> {
-        Arc::new(EtcdCoord::new(&servers, &self.root, "1.example", CALL))
-    }
+pub fn open_etcd(servers: &[String], root: &str, access: &Access) -> EtcdCoord {
+    EtcdCoord::open(servers, root, "1.example", access, CALL).expect("a client")
 }
 
 impl<const N: usize> Backend for EtcdOf<N> {
@@ -73,25 +72,21 @@ impl<const N: usize> Backend for EtcdOf<N> {
         EtcdOf::at(shared(N))
     }
     fn client(&self) -> Arc<dyn Coordination> {
-        self.open(self.proxies.iter().map(|proxy| proxy.address().to_string()).collect())
+        self.open(&self.ways.addresses())
     }
     fn outside(&self) -> Arc<dyn Coordination> {
-        self.open((0..N).map(|index| self.servers.etcd.address(index).to_string()).collect())
+        let servers: Vec<_> = (0..N).map(|i| self.servers.etcd.address(i).to_string()).collect();
+        self.open(&servers)
     }
     fn cut(&self) {
-        self.set(Way::Closed);
+        self.ways.set(Way::Closed);
     }
     fn heal(&self) {
-        self.set(Way::Open);
+        self.ways.set(Way::Open);
     }
     fn lose_next_put(&self, fate: LostPut) -> Option<Box<dyn Send>> {
-        self.set(match fate {
-            LostPut::NotStored => Way::Closed,
-            // Only a put names a key of the history.
-            LostPut::Stored => {
-                Way::NoAnswerTo(|asked| asked.windows(9).any(|part| part == b"/history/"))
-            }
-        });
-        Some(Box::new(Heal(self.proxies.clone())))
+        // Only a put names a key of the history.
+        let is_put = |asked: &[u8]| asked.windows(9).any(|part| part == b"/history/");
+        Some(self.ways.lose_next_put(fate, is_put))
     }
 }

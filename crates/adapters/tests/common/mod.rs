@@ -3,21 +3,21 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 pub mod etcd;
+pub mod zookeeper;
 
 use adapters::clock;
 use adapters::coord::memory::{LostPut, MemoryCoord, MemoryService};
 use adapters::coord::sqlite::SqliteCoord;
-use adapters::coord::zookeeper::{Address, ZkAccess, ZkCoord};
 use adapters::coord::{
     CoordEvent, Coordination, Membership, PutOutcome, Registration, StoredState, Version, Watch,
 };
-use adapters::testing::{Ensemble, Proxy, Way};
-use cluster::{ClusterState, Millis, PeerIdent};
-use std::collections::BTreeMap;
+use adapters::testing::{Proxy, Way};
+use cluster::{ClusterState, Millis, Monotonic, PeerIdent};
 use std::future::Future;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 /// Nothing that is waited for takes this long unless it is broken.
@@ -132,105 +132,45 @@ impl Backend for Sqlite {
     }
 }
 
-/// One of the ensembles that the tests of a process share while any of them runs.
-pub struct SharedEnsemble {
-    pub ensemble: Ensemble,
-    _directory: tempfile::TempDir,
-}
-
-/// The ensemble of this many servers.
-pub fn ensemble(servers: usize) -> Arc<SharedEnsemble> {
-    static SHARED: Mutex<BTreeMap<usize, Weak<SharedEnsemble>>> = Mutex::new(BTreeMap::new());
-    let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(ensemble) = shared.get(&servers).and_then(Weak::upgrade) {
-        return ensemble;
-    }
-    let directory = tempfile::tempdir().expect("a directory");
-    let ensemble = Ensemble::start(directory.path(), servers).expect("a ZooKeeper ensemble");
-    let ensemble = Arc::new(SharedEnsemble { ensemble, _directory: directory });
-    shared.insert(servers, Arc::downgrade(&ensemble));
-    ensemble
-}
-
 /// A root that no other test has.
 pub fn fresh_root() -> String {
     static ROOTS: AtomicU32 = AtomicU32::new(0);
     format!("/test-{}/manatee", ROOTS.fetch_add(1, Ordering::Relaxed))
 }
 
-/// A real ensemble; those inside go to each server through a proxy.
-pub struct ZooKeeper<const SERVERS: usize> {
-    pub shared: Arc<SharedEnsemble>,
-    proxies: Arc<Vec<Proxy>>,
-    root: String,
-}
+/// A way to each server of a service that can be cut.
+#[derive(Clone)]
+pub struct Ways(Arc<Vec<Proxy>>);
 
-impl<const SERVERS: usize> ZooKeeper<SERVERS> {
+impl Ways {
+    pub fn to(servers: impl Iterator<Item = SocketAddr>) -> Self {
+        Ways(Arc::new(servers.map(|server| Proxy::start(server).expect("a proxy")).collect()))
+    }
+
+    pub fn addresses(&self) -> Vec<String> {
+        self.0.iter().map(|proxy| proxy.address().to_string()).collect()
+    }
+
     pub fn set(&self, way: Way) {
-        self.proxies.iter().for_each(|proxy| proxy.set(way));
+        self.0.iter().for_each(|proxy| proxy.set(way));
     }
-    fn open(&self, servers: Vec<String>) -> Arc<dyn Coordination> {
-        Arc::new(open_zookeeper(&servers, &self.root, &ZkAccess::default()))
+
+    /// The next put does not arrive, or whatever is a put has no answer, until what is returned is dropped.
+    pub fn lose_next_put(&self, fate: LostPut, is_put: fn(&[u8]) -> bool) -> Box<dyn Send> {
+        self.set(match fate {
+            LostPut::NotStored => Way::Closed,
+            LostPut::Stored => Way::NoAnswerTo(is_put),
+        });
+        Box::new(Heal(self.clone()))
     }
 }
 
-pub fn open_zookeeper(servers: &[String], root: &str, access: &ZkAccess) -> ZkCoord {
-    let address = Address::parse(&format!("//{}{root}", servers.join(",")), "1.example");
-    ZkCoord::open(address.expect("an address"), access, ZK_CALL, None).expect("a client")
-}
-
-/// A request of a ZooKeeper client that is a transaction: length, number, kind.
-pub fn is_transaction(mut sent: &[u8]) -> bool {
-    while let Some((head, _)) = sent.split_at_checked(12) {
-        let word =
-            |at: usize| i32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
-        if word(8) == 14 {
-            return true;
-        }
-        let length = usize::try_from(word(0)).unwrap_or(usize::MAX);
-        sent = sent.get(length.saturating_add(4)..).unwrap_or_default();
-    }
-    false
-}
-
-/// Opens the way again.
-pub struct Heal(Arc<Vec<Proxy>>);
+/// Opens the ways again.
+struct Heal(Ways);
 
 impl Drop for Heal {
     fn drop(&mut self) {
-        self.0.iter().for_each(|proxy| proxy.set(Way::Open));
-    }
-}
-
-impl<const SERVERS: usize> Backend for ZooKeeper<SERVERS> {
-    // Four ticks.
-    const SHORT: Millis = Millis(2000);
-    const STEADY: Millis = Millis(5000);
-    fn new() -> Self {
-        let shared = ensemble(SERVERS);
-        let addresses = (0..SERVERS).map(|index| shared.ensemble.address(index));
-        let proxies = addresses.map(|address| Proxy::start(address).expect("a proxy")).collect();
-        ZooKeeper { shared, proxies: Arc::new(proxies), root: fresh_root() }
-    }
-    fn client(&self) -> Arc<dyn Coordination> {
-        self.open(self.proxies.iter().map(|proxy| proxy.address().to_string()).collect())
-    }
-    fn outside(&self) -> Arc<dyn Coordination> {
-        let addresses = (0..SERVERS).map(|index| self.shared.ensemble.address(index));
-        self.open(addresses.map(|address| address.to_string()).collect())
-    }
-    fn cut(&self) {
-        self.set(Way::Closed);
-    }
-    fn heal(&self) {
-        self.set(Way::Open);
-    }
-    fn lose_next_put(&self, fate: LostPut) -> Option<Box<dyn Send>> {
-        self.set(match fate {
-            LostPut::NotStored => Way::Closed,
-            LostPut::Stored => Way::NoAnswerTo(is_transaction),
-        });
-        Some(Box::new(Heal(self.proxies.clone())))
+        self.0.set(Way::Open);
     }
 }
 
@@ -318,7 +258,16 @@ impl Stream {
         .await;
     }
 
-    /// A registration of this peer of its own, by the latest list.
+    /// A confirmation that was sent after this moment, of the same session.
+    pub async fn until_confirmed_after(&mut self, moment: Monotonic) {
+        self.until("a later confirmation", |event| match event {
+            CoordEvent::Confirmed { sent } if *sent > moment => Some(()),
+            CoordEvent::Expired => panic!("expired"),
+            _ => None,
+        })
+        .await;
+    }
+
     pub async fn until_confirmed(&mut self) {
         self.until("confirmed", |event| {
             matches!(event, CoordEvent::Confirmed { .. }).then_some(())
@@ -358,6 +307,33 @@ pub async fn put(
         PutOutcome::Committed(version) => version,
         other => panic!("put of generation {generation} at {expected:?}: {other:?}"),
     }
+}
+
+/// As a sitter does: after a failure it reads, and tries again on what is stored. Nobody else writes, so
+/// that what is stored instead is what it wrote.
+pub async fn put_until_stored(
+    coord: &Arc<dyn Coordination>,
+    expected: Option<Version>,
+    generation: u64,
+) -> Version {
+    let putting = async {
+        let mut lost = false;
+        loop {
+            match coord.put(expected, &state(generation)).await {
+                PutOutcome::Committed(version) => return version,
+                PutOutcome::Unknown(_) => lost = true,
+                PutOutcome::Conflict => assert!(lost, "a conflict with nobody"),
+                PutOutcome::Refused(error) => panic!("{error:?}"),
+            }
+            if let Ok(view) = coord.read().await
+                && let Some(version) = view.state.map(|state| state.version)
+                && Some(version) != expected
+            {
+                return version;
+            }
+        }
+    };
+    within("a put", putting).await
 }
 
 pub async fn stored(coord: &Arc<dyn Coordination>) -> Option<StoredState> {

@@ -40,7 +40,7 @@ pub fn isolated(test: &str, body: impl FnOnce(&Path)) {
         rustix::process::geteuid().is_root(),
         "{test} mounts a real file system, which needs root: run the tests as root"
     );
-    let place = tempfile::Builder::new().prefix("manatee-fs-").tempdir_in("/tmp");
+    let place = tempfile::Builder::new().prefix("manatee-fs-").tempdir();
     let place = place.expect("a directory");
     fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).expect("its mode");
     // Whoever is killed in this line, the ones after it end with it.

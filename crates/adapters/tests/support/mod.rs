@@ -5,13 +5,11 @@
 use adapters::{
     postgres::{Found, Postgres, Settings},
     storage::{Dir, SeedProgress, SeedSource, Storage},
+    testing::free_ports,
 };
 use cluster::{Counts, Gate, Generation, Millis, PeerId, PeerIdent, PgConfig, StandbyRole};
 use rustix::process::{Pid, Signal, kill_process};
-use std::{
-    collections::BTreeMap, fs, net::TcpListener, os::unix::fs::PermissionsExt, path::Path,
-    time::Duration,
-};
+use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
 use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio_postgres::{Client, NoTls};
@@ -67,8 +65,7 @@ pub fn signal(pid: u32, signal: Signal) {
 }
 
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("its address").port()
+    free_ports(1).expect("a free port")[0]
 }
 
 impl Peer {
@@ -77,7 +74,7 @@ impl Peer {
     }
 
     pub fn with(name: &str, change: impl FnOnce(&mut Settings)) -> Peer {
-        let directory = tempfile::Builder::new().prefix("manatee-").tempdir_in("/tmp");
+        let directory = tempfile::Builder::new().prefix("manatee-").tempdir();
         Peer::within(directory.expect("a directory"), name, change)
     }
 

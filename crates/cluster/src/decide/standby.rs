@@ -77,17 +77,21 @@ pub(super) fn decide_sync(view: &View<'_>, state: &ClusterState) -> Decision {
     let proven = proven_position(view, &detached);
     // A position that quiescing proved is the whole truth; until then the newest one known spares
     // a peer that is still behind from detaching again and again.
-    let wal = proven.or(view.wal);
-    if wal.is_none_or(|wal| wal < state.init_wal) {
-        let needed = state.init_wal;
-        let reason = Reason::TakeoverBehind { primary: primary_id, wal, needed };
-        return Decision { reason, ..following };
-    }
-    if let Some(needed) = state.init_timeline
-        && view.timeline.is_none_or(|timeline| timeline < needed)
-    {
-        let timeline = view.timeline;
-        let reason = Reason::TakeoverDiverged { primary: primary_id, timeline, needed };
+    let unproven = match (proven.or(view.wal), view.timeline, state.init_timeline) {
+        (None, ..) | (_, None, Some(_)) => {
+            Some(Reason::TakeoverUnproven { primary: primary_id.clone() })
+        }
+        (Some(wal), ..) if wal < state.init_wal => {
+            let (primary, needed) = (primary_id.clone(), state.init_wal);
+            Some(Reason::TakeoverBehind { primary, wal, needed })
+        }
+        (_, Some(timeline), Some(needed)) if timeline < needed => {
+            let primary = primary_id.clone();
+            Some(Reason::TakeoverDiverged { primary, timeline, needed })
+        }
+        _ => None,
+    };
+    if let Some(reason) = unproven {
         return Decision { reason, ..following };
     }
     let postgres = PgTarget::run(detached);

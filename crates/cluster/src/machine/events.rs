@@ -171,7 +171,18 @@ impl Machine {
             unreachable!("a put was answered that was not in flight: {outcome:?}");
         };
         let unsettled = match outcome {
+            PutOutcome::Refused(problem) => {
+                self.refusal = Some(problem);
+                self.put_at = now + self.delay(self.refusals);
+                self.refusals += 1;
+                // It leaves nothing to settle; what it was to settle may still arrive.
+                if put.settles {
+                    self.writing = Writing::Limbo(put);
+                }
+                return;
+            }
             PutOutcome::Committed(version) => {
+                self.forget_refusal();
                 // A watch may have told of it, or of something newer, already.
                 if self.version() == put.expected && self.known != Known::Nothing {
                     self.known = Known::Legal(version, Box::new(put.state));
@@ -188,6 +199,7 @@ impl Machine {
                 Some(put)
             }
         };
+        self.forget_refusal();
         self.put_at = now + self.config.retry_min;
         self.writing = Writing::Reading { unsettled };
         self.reading = true;
@@ -267,10 +279,14 @@ impl Machine {
         self.failure = None;
     }
 
-    /// What was known of the old data says nothing of a new copy.
     fn take_copy(&mut self) {
         self.stopped();
         self.database = Some(Database::Established);
+        self.forget_data();
+    }
+
+    /// What was known of data that is gone says nothing of what comes in its place.
+    fn forget_data(&mut self) {
         self.timeline = None;
         self.wal = None;
         self.diverged_from = None;
@@ -295,6 +311,10 @@ impl Machine {
             self.postgres.take().expect("a command was answered that was not in flight");
         if let Some(database) = error.database {
             self.database = Some(database);
+        }
+        // What was kept aside for a copy that failed proves nothing of what is here.
+        if self.database == Some(Database::None) {
+            self.forget_data();
         }
         // Which configuration is in force after a failure is not known: it is applied anew.
         if error.running {

@@ -84,12 +84,34 @@ impl Machine {
         self.decision = decide(&view);
         self.decided_in = self.state().map(|state| state.generation);
         self.forget_request();
+        self.yield_to_refusal(now.monotonic);
         if self.should_give_up(now.monotonic) {
             self.decision.postgres = PgTarget::Abdicate;
             self.decision.write = None;
             let problem = self.failure.clone().unwrap_or_default();
             self.decision.reason = Reason::GivingUp { problem };
+            self.forget_refusal();
         }
+    }
+
+    /// A write that was refused is not tried again at once, and until then this peer is what it was
+    /// before it quiesced: its partner may need it (rule M4).
+    fn yield_to_refusal(&mut self, now: Monotonic) {
+        if self.decision.retreat.is_none() && !self.wants_write() {
+            self.forget_refusal();
+        } else if self.refusal.is_some()
+            && now < self.put_at
+            && !self.declaration_unsettled()
+            && let Some(retreat) = self.decision.retreat.take()
+        {
+            self.decision.postgres = retreat;
+            self.decision.write = None;
+        }
+    }
+
+    pub(super) fn forget_refusal(&mut self) {
+        self.refusal = None;
+        self.refusals = 0;
     }
 
     /// Where what is done is not what was decided, says why.
@@ -98,6 +120,10 @@ impl Machine {
         if stopped && matches!(self.decision.role, Role::Primary | Role::Unknown) {
             let problem = self.session_problem.clone().unwrap_or_else(|| "in a session".to_owned());
             self.decision.reason = Reason::Fenced { problem };
+            return;
+        }
+        if let (Some(problem), true) = (&self.refusal, self.is_informed()) {
+            self.decision.reason = Reason::Refused { problem: problem.clone() };
             return;
         }
         let PgTarget::Run { config, .. } = &self.decision.postgres else { return };
@@ -207,20 +233,28 @@ impl Machine {
         if !limbo && self.writing != Writing::Nothing || !self.is_informed() || now < self.put_at {
             return;
         }
+        if !self.wants_write() {
+            return;
+        }
         let expected = self.version();
-        let unsettled = limbo || self.may_have_declared();
-        let state = match (self.decision.write.take(), self.state()) {
-            (Some(state), _) => state,
-            // Going back on a declaration that may still arrive: the same state under a new version
-            // makes sure that it cannot (rule D5).
-            (None, Some(state)) if unsettled && !self.keeps_quiesced() => state.clone(),
-            _ => return,
+        let Some(state) = self.decision.write.take().or_else(|| self.state().cloned()) else {
+            return;
         };
         let state = state.without_words_of_registrations();
-        let declares =
-            self.state().is_some_and(|old| old.generation != state.generation) || unsettled;
-        self.writing = Writing::Putting(Put { expected, state: state.clone(), declares });
+        let declares = self.state().is_some_and(|old| old.generation != state.generation)
+            || limbo
+            || self.may_have_declared();
+        let put = Put { expected, state: state.clone(), declares, settles: limbo };
+        self.writing = Writing::Putting(put);
         actions.push(Action::Put { expected, state: Box::new(state) });
+    }
+
+    /// Whether there is something to store: what was decided; or, going back on a declaration that may
+    /// still arrive, the same state under a new version, which makes sure that it cannot (rule D5).
+    fn wants_write(&self) -> bool {
+        let unsettled = matches!(self.writing, Writing::Limbo(_)) || self.may_have_declared();
+        self.decision.write.is_some()
+            || unsettled && !self.keeps_quiesced() && self.state().is_some()
     }
 
     fn keeps_quiesced(&self) -> bool {
@@ -365,8 +399,8 @@ impl Machine {
     /// The earliest time at which something is due without an event.
     fn next_wake(&self, now: Monotonic) -> Option<Monotonic> {
         let join = (self.session == Session::None).then_some(self.join_at);
-        let put = (self.writing != Writing::Nothing || self.decision.write.is_some())
-            .then_some(self.put_at);
+        let write = self.decision.write.is_some() || self.refusal.is_some();
+        let put = (self.writing != Writing::Nothing || write).then_some(self.put_at);
         let retry = self.postgres.is_none().then_some(self.retry_at);
         let fence = if self.exposed { self.serve_until() } else { None };
         let fence_again = self.exposed.then_some(self.fence_at);

@@ -59,6 +59,8 @@ pub enum PutOutcome {
     Committed(Version),
     /// Another state is stored; nothing was written.
     Conflict,
+    /// Refused, for this reason: it was not stored, and never will be (rule M4).
+    Refused(String),
     /// The answer was lost, for this reason.
     Unknown(String),
 }

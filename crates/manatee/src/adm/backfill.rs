@@ -1,7 +1,7 @@
 //! `adm state-backfill`: gives a shard of the first version the cluster state of the second.
 
 use super::Shard;
-use super::change::unsettled;
+use super::change::{refused, unsettled};
 use adapters::coord::{PutOutcome, StoredState};
 use anyhow::{Context, Result, bail};
 use cluster::{ClusterState, PeerIdent, v1};
@@ -90,6 +90,7 @@ pub async fn write(shard: &Shard, state: &ClusterState) -> Result<()> {
         match shard.coord.put(None, state).await {
             PutOutcome::Committed(_) => return Ok(()),
             PutOutcome::Conflict => {}
+            PutOutcome::Refused(error) => return Err(refused(error, lost)),
             PutOutcome::Unknown(error) => lost = Some(error),
         }
     }
@@ -123,7 +124,7 @@ mod tests {
             sessions.push(client.join(&peer(*n), Millis(60_000)).await.expect("joined"));
         }
         let target =
-            Target { url: "memory:".to_owned(), shard: "1.example".to_owned(), zookeeper: None };
+            Target { url: "memory:".to_owned(), shard: "1.example".to_owned(), access: None };
         World { service, shard: Shard { coord: Arc::new(client), target }, sessions }
     }
 

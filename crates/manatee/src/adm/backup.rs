@@ -1,11 +1,16 @@
 //! `adm backup`: the database of this peer in one file.
 //!
-//! PostgreSQL's own base backup, taken of the server that runs here, so that it is consistent whatever
-//! the storage is.
+//! Where the storage has snapshots, the files of one: the file system makes it at once, and PostgreSQL
+//! notices nothing. Elsewhere PostgreSQL's own base backup of the server that runs here. Both are a data
+//! directory in a tar archive.
+
+mod snapshot;
+
+pub(super) use snapshot::BACKUP;
 
 use super::command::Json;
 use crate::VERSION;
-use crate::archive::{Manifest, Writer};
+use crate::archive::{Manifest, Taken, Writer};
 use crate::sitter::{config::Config, executor};
 use adapters::{clock, exec::Exec, postgres::Postgres};
 use anyhow::{Context, Result, bail};
@@ -17,7 +22,10 @@ use std::{
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
-use tokio::io::AsyncReadExt;
+use tokio::{
+    io::AsyncReadExt,
+    signal::unix::{SignalKind, signal},
+};
 
 /// Between two lines of progress.
 const PERIOD: Millis = Millis(5_000);
@@ -29,8 +37,8 @@ const HEAD: usize = 64 << 10;
 /// Writes a backup of the peer whose sitter has this file; what is to be printed.
 ///
 /// # Errors
-/// When there is no database, its server does not run, or the file cannot be written. No file is left
-/// then.
+/// When there is no database, its server does not run where it has to, or the file cannot be written. No
+/// file is left then.
 pub async fn backup(file: &Path, to: &Path, json: Json) -> Result<String> {
     let config = Config::load(file)?;
     let me = config.ident()?;
@@ -43,8 +51,12 @@ pub async fn backup(file: &Path, to: &Path, json: Json) -> Result<String> {
     let target = target(to, &config, &me, begun)?;
     let unfinished = Unfinished::create(&target)?;
     let mut writer = Writer::new(BufWriter::new(unfinished.file.try_clone()?))?;
-    let head = copy(base_backup(&config, &postgres)?, &mut writer).await?;
-    let (timeline, lsn) = label(&head).context("the base backup does not say where it begins")?;
+    let (taken, (timeline, lsn)) = match config.open_storage()?.volume() {
+        Some(volume) => {
+            (Taken::Snapshot, snapshot::copy(&config, volume, &postgres, &mut writer).await?)
+        }
+        None => (Taken::BaseBackup, base_backup(&config, &postgres, &mut writer).await?),
+    };
     let (mut buffer, manifest) = writer.finish(|contents| Manifest {
         format: 1,
         made_by: format!("manatee {VERSION}"),
@@ -52,6 +64,7 @@ pub async fn backup(file: &Path, to: &Path, json: Json) -> Result<String> {
         peer: me.id.to_string(),
         zone: me.zone_id.clone(),
         system_identifier: identifier.to_string(),
+        taken,
         timeline,
         lsn,
         postgres_version: major.trim().to_owned(),
@@ -67,8 +80,9 @@ pub async fn backup(file: &Path, to: &Path, json: Json) -> Result<String> {
     if json.json {
         return Ok(format!("{}\n", serde_json::json!({ "file": target, "manifest": manifest })));
     }
+    let of = if taken == Taken::Snapshot { "a snapshot" } else { "a base backup" };
     Ok(format!(
-        "{}: {} MiB in {} MiB, timeline {timeline} from {lsn}\n",
+        "{}: {of}, {} MiB in {} MiB, timeline {timeline} from {lsn}\n",
         target.display(),
         manifest.bytes >> 20,
         manifest.compressed_bytes >> 20
@@ -129,8 +143,16 @@ impl Drop for Unfinished {
     }
 }
 
-/// `pg_basebackup` of the server that runs here, as one tar archive with the WAL that it needs.
-fn base_backup(config: &Config, postgres: &Postgres) -> Result<adapters::exec::Reader> {
+/// A backup that is being written to its file.
+type Output = Writer<BufWriter<File>>;
+
+/// `pg_basebackup` of the server that runs here, as one tar archive with the WAL that it needs; where it
+/// begins.
+async fn base_backup(
+    config: &Config,
+    postgres: &Postgres,
+    writer: &mut Output,
+) -> Result<(u32, Lsn)> {
     let settings = postgres.settings();
     let host = match settings.listen.split(',').next().unwrap_or_default().trim() {
         "" | "*" | "0.0.0.0" | "::" => config.ip.to_string(),
@@ -144,19 +166,22 @@ fn base_backup(config: &Config, postgres: &Postgres) -> Result<adapters::exec::R
         .args(["--no-password", "--format=tar", "--pgdata=-", "--wal-method=fetch"])
         .args(["--checkpoint=fast", "--host", &host])
         .args(["--port", &settings.port.to_string(), "--username", &settings.replication_user]);
-    Ok(command.reader()?)
+    let head = copy(command, writer).await.context("the base backup failed")?;
+    label(&head).context("the base backup does not say where it begins")
 }
 
-/// Copies all of it and says how far it is; its beginning.
-async fn copy(
-    mut input: adapters::exec::Reader,
-    writer: &mut Writer<BufWriter<File>>,
-) -> Result<Vec<u8>> {
+/// Copies all that the command prints and says how far it is; its beginning.
+async fn copy(command: Exec, writer: &mut Output) -> Result<Vec<u8>> {
+    let mut input = command.reader()?;
     let (mut chunk, mut head) = (vec![0; CHUNK], Vec::new());
     let begun = clock::now();
     let mut told = begun;
+    let mut interrupted = signal(SignalKind::interrupt())?;
     loop {
-        let read = input.read(&mut chunk).await.context("the base backup failed")?;
+        let read = tokio::select! {
+            read = input.read(&mut chunk) => read?,
+            _ = interrupted.recv() => bail!("interrupted"),
+        };
         if read == 0 {
             return Ok(head);
         }

@@ -65,6 +65,7 @@ pub async fn change_among(
                 match shard.coord.put(Some(version), &next).await {
                     PutOutcome::Committed(_) => return Ok(()),
                     PutOutcome::Conflict => {}
+                    PutOutcome::Refused(error) => return Err(refused(error, lost)),
                     PutOutcome::Unknown(error) => lost = Some(error),
                 }
             }
@@ -95,6 +96,16 @@ fn settled(
         Some(Stored { state: None, error: None, .. }) => {
             bail!("not changed: the state that is stored for shard {name:?} cannot be read")
         }
+    }
+}
+
+/// That a write was refused, for the operator; or, after one whose answer was lost, that the second
+/// attempt was.
+pub fn refused(error: CoordError, lost: Option<CoordError>) -> anyhow::Error {
+    let error = anyhow::Error::from(error);
+    match lost {
+        None => error.context("not changed"),
+        Some(lost) => unsettled(lost).context(format!("refused when tried again: {error:#}")),
     }
 }
 

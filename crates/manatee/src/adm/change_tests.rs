@@ -17,8 +17,7 @@ fn now() -> Timestamp {
 }
 
 fn shard(coord: Arc<dyn Coordination>) -> Shard {
-    let target =
-        Target { url: "memory:".to_owned(), shard: "1.example".to_owned(), zookeeper: None };
+    let target = Target { url: "memory:".to_owned(), shard: "1.example".to_owned(), access: None };
     Shard { coord, target }
 }
 

@@ -186,9 +186,10 @@ pub enum AdmCommand {
     },
     /// Write a backup of this peer's database into one file; run it on the peer itself
     ///
-    /// A base backup of the PostgreSQL that runs here, compressed, checksummed, with a manifest. The file
-    /// appears only when it is complete, and never replaces another. `zstd -dc FILE | tar -x` unpacks it
-    /// as well as `restore`.
+    /// Where its storage has snapshots, the files of a new one, without PostgreSQL noticing; else a base
+    /// backup of the PostgreSQL that runs here. Compressed, checksummed, with a manifest that says which. The
+    /// file appears only when it is complete, and never replaces another. It is restored on any storage;
+    /// `zstd -dc FILE | tar -x` unpacks it as well as `restore`.
     Backup {
         /// The file to write, or an existing directory, where it gets a name that says what it is
         #[arg(long, value_name = "FILE|DIR")]

@@ -1,8 +1,8 @@
 //! Which shard, and where: from options, the environment or a sitter's file.
 
-use crate::sitter::config::ZooKeeperConfig;
-use adapters::coord::zookeeper::{Address, ZkAccess, ZkCoord};
-use adapters::coord::{self, Coordination};
+use crate::sitter::config::{AccessConfig, AccessTables};
+use adapters::coord::zookeeper::{Address, ZkCoord};
+use adapters::coord::{self, Access, Coordination};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use cluster::Millis;
@@ -20,7 +20,8 @@ const CALL_TIMEOUT: Millis = Millis(10_000);
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
 #[command(next_help_heading = "Which shard")]
 pub struct Reach {
-    /// Where the peers of the shard meet: zk://host:port,host:port or sqlite:/path/of/the/file
+    /// Where the peers of the shard meet: zk://host:port,host:port, etcd://host:port,host:port or
+    /// sqlite:/path/of/the/file
     ///
     /// Environment: MANATEE_COORDINATION.
     #[arg(long, value_name = "URL")]
@@ -37,7 +38,8 @@ pub struct Reach {
     pub shard: Option<String>,
     /// A sitter's file, for whichever of the two is not given otherwise
     ///
-    /// Only `coordination`, `shard` and `[zookeeper]` are read from it. Environment: MANATEE_SITTER_CONFIG.
+    /// Only `coordination`, `shard`, `[zookeeper]` and `[etcd]` are read from it. Environment:
+    /// MANATEE_SITTER_CONFIG.
     #[arg(short, long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 }
@@ -49,8 +51,8 @@ pub struct Target {
     pub url: String,
     /// Its name.
     pub shard: String,
-    /// Who we are to a ZooKeeper ensemble, and the sitter's file that says so, where one was read.
-    pub zookeeper: Option<(ZooKeeperConfig, PathBuf)>,
+    /// Who we are to the coordination, where a sitter's file was read that says so.
+    pub access: Option<AccessTables>,
 }
 
 /// What is read of a sitter's file: nothing else in it may be a reason to refuse.
@@ -59,7 +61,9 @@ struct SitterFile {
     coordination: Option<String>,
     shard: Option<String>,
     #[serde(default)]
-    zookeeper: ZooKeeperConfig,
+    zookeeper: AccessConfig,
+    #[serde(default)]
+    etcd: AccessConfig,
 }
 
 impl SitterFile {
@@ -68,6 +72,10 @@ impl SitterFile {
         let text =
             fs::read_to_string(path).with_context(|| format!("cannot read sitter file {name}"))?;
         toml::from_str(&text).map_err(|error| anyhow::anyhow!("sitter file {name}: {error}"))
+    }
+
+    fn access(self, path: &Path) -> AccessTables {
+        AccessTables { zookeeper: self.zookeeper, etcd: self.etcd, file: path.to_owned() }
     }
 }
 
@@ -106,22 +114,23 @@ impl Reach {
     pub fn target(self, environment: impl Fn(&str) -> Option<String>) -> Result<Target> {
         let variable = |name| environment(name).filter(|value| !value.is_empty());
         let zk = |servers: String| format!("zk://{servers}");
-        let named = self.config.as_deref().map(SitterFile::load).transpose()?.unwrap_or_default();
-        let mut zookeeper = self.config.clone().map(|path| (named.zookeeper, path));
+        let mut named =
+            self.config.as_deref().map(SitterFile::load).transpose()?.unwrap_or_default();
         let mut url = self
             .coordination
             .or(self.zk.map(zk))
-            .or(named.coordination)
+            .or(named.coordination.take())
             .or_else(|| variable("MANATEE_COORDINATION"))
             .or_else(|| variable("ZK_IPS").map(zk));
-        let mut shard = self.shard.or(named.shard).or_else(|| variable("SHARD"));
+        let mut shard = self.shard.or(named.shard.take()).or_else(|| variable("SHARD"));
+        let mut access = self.config.as_deref().map(|path| named.access(path));
         if let (None, Some(path)) = (&self.config, variable("MANATEE_SITTER_CONFIG"))
             && (url.is_none() || shard.is_none())
         {
-            let file = SitterFile::load(Path::new(&path)).context("MANATEE_SITTER_CONFIG")?;
-            url = url.or(file.coordination);
-            shard = shard.or(file.shard);
-            zookeeper = Some((file.zookeeper, path.into()));
+            let mut file = SitterFile::load(Path::new(&path)).context("MANATEE_SITTER_CONFIG")?;
+            url = url.or(file.coordination.take());
+            shard = shard.or(file.shard.take());
+            access = Some(file.access(Path::new(&path)));
         }
         let Some(url) = url else {
             bail!(
@@ -136,7 +145,7 @@ impl Reach {
                  sitter's file that has `shard` (MANATEE_SITTER_CONFIG)"
             );
         };
-        Ok(Target { url, shard, zookeeper })
+        Ok(Target { url, shard, access })
     }
 }
 
@@ -158,9 +167,7 @@ impl Target {
             }
         }
         let mut options = coord::Options::new(CALL_TIMEOUT);
-        if self.url.starts_with("zk:") {
-            options.zookeeper = self.zookeeper_access()?;
-        }
+        options.access = self.access()?;
         Ok(coord::open(&self.url, &self.shard, &options)?)
     }
 
@@ -174,15 +181,12 @@ impl Target {
         };
         let address = Address::parse(rest, &self.shard)
             .with_context(|| format!("coordination {}", self.url))?;
-        let coord = ZkCoord::open(address, &self.zookeeper_access()?, CALL_TIMEOUT, None)?;
+        let coord = ZkCoord::open(address, &self.access()?, CALL_TIMEOUT, None)?;
         Ok(coord.exists(path).await?)
     }
 
-    fn zookeeper_access(&self) -> Result<ZkAccess> {
-        match &self.zookeeper {
-            Some((config, path)) => config.access(path),
-            None => Ok(ZkAccess::default()),
-        }
+    fn access(&self) -> Result<Access> {
+        self.access.as_ref().map_or_else(|| Ok(Access::default()), |one| one.access(&self.url))
     }
 }
 

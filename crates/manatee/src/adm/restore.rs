@@ -1,10 +1,12 @@
 //! `adm restore`: what is in a backup, in a directory of its own.
 
 use super::command::Json;
-use crate::archive::{self, Broken, Manifest};
+use crate::archive::{self, Broken, Manifest, Taken};
+use crate::shard::SOCKET_PATH;
 use adapters::{
     exec::{Exec, OsUser},
-    postgres::programs,
+    postgres::{drop_reservations, programs},
+    storage::{Expected, examine},
 };
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -63,6 +65,10 @@ pub async fn restore(options: &Restore) -> Result<String> {
             at.display()
         );
     }
+    let socket = at.join(format!(".s.PGSQL.{}", options.port));
+    if socket.as_os_str().len() > SOCKET_PATH {
+        bail!("{} is too long a path for a socket in it: give a shorter one", at.display());
+    }
     eprintln!("verifying {} MiB", manifest.compressed_bytes >> 20);
     archive::unpack(&mut file, &manifest, |_| Ok(())).map_err(whole)?;
     let root = rustix::process::geteuid().is_root();
@@ -85,7 +91,7 @@ pub async fn restore(options: &Restore) -> Result<String> {
         "shard {} as {} had it at {}, timeline {} from {}, is in {}\nstart: {start}\nlook: psql -h {} -p {} -U postgres\n",
         manifest.shard,
         manifest.zone,
-        manifest.finished,
+        manifest.as_of(),
         manifest.timeline,
         manifest.lsn,
         at.display(),
@@ -111,9 +117,21 @@ impl Place<'_> {
             bail!("it holds PostgreSQL {}, its manifest says otherwise", found.trim());
         }
         eprintln!("verifying what was restored");
-        let verify = Exec::new(self.bin.join("pg_verifybackup")).as_user(self.user);
-        verify.arg("--exit-on-error").arg(self.at).run().await?;
-        self.make_its_own(port)
+        if manifest.taken == Taken::BaseBackup {
+            let verify = Exec::new(self.bin.join("pg_verifybackup")).as_user(self.user);
+            verify.arg("--exit-on-error").arg(self.at).run().await?;
+        }
+        let facts = examine(self.at, &self.bin.join("pg_controldata"), self.user).await?;
+        let system_identifier = manifest.system_identifier.parse().ok();
+        if let Some(problem) = facts.problem(&Expected { system_identifier, newest_timeline: None })
+        {
+            bail!("what was restored is another database: {problem}");
+        }
+        self.make_its_own(port)?;
+        match manifest.taken {
+            Taken::BaseBackup => Ok(()),
+            Taken::Snapshot => self.recover().await,
+        }
     }
 
     async fn extract(&self, file: &mut File, manifest: &Manifest) -> Result<()> {
@@ -168,6 +186,24 @@ impl Place<'_> {
             self.give(&path)?;
         }
         Ok(())
+    }
+
+    /// Recovers what is as after a crash, to the end of all WAL that is there, and leaves it shut down in an
+    /// orderly way. By itself it would stay on the timeline of its last checkpoint, and a standby's may be
+    /// from before its upstream's promotion.
+    async fn recover(&self) -> Result<()> {
+        eprintln!("recovering it");
+        drop_reservations(self.at)?;
+        let signal = self.at.join("recovery.signal");
+        fs::write(&signal, "")?;
+        self.give(&signal)?;
+        let postgres = Exec::new(self.bin.join("postgres")).as_user(self.user);
+        let postgres = postgres.args(["--single", "-c", "restore_command=false"]);
+        let postgres = postgres.args(["-c", "recovery_target_timeline=latest"]);
+        // Else it would want what the peer had of everything.
+        let postgres = postgres.args(["-c", "hot_standby=off"]);
+        let ended = postgres.arg("-D").arg(self.at).arg("postgres").run().await;
+        ended.map(drop).context("it does not recover")
     }
 
     fn give(&self, path: &Path) -> Result<()> {

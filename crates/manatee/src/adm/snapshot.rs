@@ -3,24 +3,28 @@
 //! Each command is one operation of the file system, so that the sitter need not be asked: it looks at
 //! what is there each time that it makes or removes one. Those that it must not remove are held.
 
+use super::backup::BACKUP;
 use super::command::Json;
 use super::table::{self, Column};
+use crate::backup::SEED;
 use crate::sitter::config::{Backend, Config};
 use adapters::storage::{
-    HoldTag, Purpose, Size, Snapshot, SnapshotName, Snapshots, Storage, Volume,
+    HoldTag, KEPT, Purpose, Size, Snapshot, SnapshotName, Snapshots, Storage, Volume,
 };
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
-use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::{path::Path, sync::Arc};
+
+/// What snapshots are made for that go by themselves.
+const RESERVED: [&str; 3] = [SEED, KEPT, BACKUP];
 
 /// What can be done with them.
 #[derive(Debug, Subcommand)]
 pub enum SnapshotCommand {
     /// Make one now
     Create {
-        /// A word that becomes part of its name; periodic ones have none, and only those are removed by age
+        /// A word that becomes part of its name; what has one of an operator's is never removed by itself
         #[arg(short, long, default_value = "manual")]
         purpose: String,
         /// Also hold it, under this tag
@@ -102,8 +106,12 @@ struct Row {
 impl One<'_> {
     async fn create(&self, purpose: &str, hold: Option<String>, json: Json) -> Result<String> {
         let tag = hold.as_deref().map(HoldTag::new).transpose()?;
-        let now = u64::try_from(Timestamp::now().as_millisecond())?;
-        let name = SnapshotName::for_purpose(now, purpose)?;
+        if RESERVED.contains(&purpose) {
+            bail!(
+                "the purpose {purpose:?} is our own, and what has it is removed by itself: give another word"
+            );
+        }
+        let name = SnapshotName::now(purpose)?;
         if !self.volume.dataset().join("data/PG_VERSION").exists() {
             bail!("there is no database in {}: nothing to keep", self.volume.dataset().display());
         }

@@ -1,6 +1,7 @@
 //! The receiver of a stream.
 
 use super::auth::{HEADER, Secret};
+use super::pace::Pace;
 use super::segment::decompressed;
 use super::tls::{TlsFiles, provider};
 use super::wire::{
@@ -33,6 +34,8 @@ const PATIENCE: Millis = Millis(60_000);
 const RETRY: Duration = Duration::from_millis(20);
 /// ...up to this.
 const LONGEST_RETRY: Duration = Duration::from_secs(1);
+/// How many segments may wait to be written here while the next ones come.
+const AHEAD: usize = 4;
 /// The longest answer that is no segment, in bytes.
 const ANSWER: u64 = 16 << 20;
 
@@ -92,8 +95,8 @@ struct Arrived {
     bytes: Vec<u8>,
     transferred: u64,
     whole: Option<u128>,
-    /// Whether the network, and not the sender's reading, was what took long.
-    network_bound: bool,
+    /// How long it took, but for the sender's reading.
+    took: Millis,
 }
 
 impl Remote {
@@ -173,7 +176,7 @@ impl Remote {
         mut sink: impl AsyncWrite + Unpin,
         progress: &watch::Sender<Progress>,
     ) -> Result<Progress, FetchError> {
-        let (sender, mut segments) = mpsc::channel::<Result<Arrived, FetchError>>(1);
+        let (sender, mut segments) = mpsc::channel::<Result<Arrived, FetchError>>(AHEAD);
         let (remote, id) = (self.clone(), started.id);
         // Ends when nobody takes its segments any more.
         let puller = spawn_blocking(move || remote.pull_all(id, &sender));
@@ -203,14 +206,14 @@ impl Remote {
 
     /// Blocks. Hands over one segment after the other, and lets go of the stream at its end.
     fn pull_all(&self, id: uuid::Uuid, segments: &mpsc::Sender<Result<Arrived, FetchError>>) {
-        let mut smaller = false;
+        let mut pace = Pace::default();
         for index in 0.. {
+            let smaller = pace.compresses(segments.capacity() > 0);
             let arrived = self.pull_one(id, index, smaller, segments);
             let last = arrived.as_ref().map_or(true, |arrived| arrived.whole.is_some());
-            // Smaller segments help where the network is slow, and cost where the disk is.
-            let waits = segments.capacity() > 0;
-            smaller =
-                waits && arrived.as_ref().is_ok_and(|arrived| arrived.network_bound || smaller);
+            if let Ok(arrived) = &arrived {
+                pace.came(arrived.took);
+            }
             if segments.blocking_send(arrived).is_err() || last {
                 break;
             }
@@ -277,8 +280,8 @@ impl Remote {
         if bytes.len() != length || xxh3_64(&bytes) != checksum {
             return Err(self.corrupt(target, "the checksum of a segment"));
         }
-        let network_bound = (clock::now() - asked).0 > 2 * waited.0;
-        Ok(Arrived { bytes, transferred, whole, network_bound })
+        let took = Millis((clock::now() - asked).0.saturating_sub(waited.0));
+        Ok(Arrived { bytes, transferred, whole, took })
     }
 
     async fn get<T: DeserializeOwned + Send + 'static>(

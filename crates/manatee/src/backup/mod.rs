@@ -14,6 +14,7 @@ mod fetch;
 mod jobs;
 mod legacy;
 mod outlet;
+mod pace;
 mod receive;
 mod segment;
 mod service;
@@ -25,7 +26,7 @@ pub use fetch::{FetchError, Progress, Remote};
 pub use jobs::{Jobs, Limits, Outgoing, Outlet, Refusal};
 pub use legacy::LegacyOutlet;
 pub use outlet::{StorageOutlet, release_leftovers};
-pub use receive::{ReceiveError, Received, Reception, SEED};
+pub use receive::{ReceiveError, Received, Reception, SEED, take};
 pub use service::{Service, Serving, serve};
 pub use tls::{TlsError, TlsFiles};
 pub use wire::{

@@ -116,12 +116,6 @@ fn mark_info(mark: &Mark) -> SnapshotInfo {
     SnapshotInfo { name, guid, created: None, bytes: None }
 }
 
-/// The name of a snapshot that is made now.
-pub(crate) fn name_now(purpose: &str) -> Result<SnapshotName, adapters::storage::BadName> {
-    let now = u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or_default();
-    SnapshotName::for_purpose(now, purpose)
-}
-
 #[async_trait]
 impl Outlet for StorageOutlet {
     async fn offer(&self) -> Result<Offer, Refusal> {
@@ -138,7 +132,7 @@ impl Outlet for StorageOutlet {
 
     async fn snapshot(&self, request: &SnapshotRequest) -> Result<SnapshotInfo, Refusal> {
         let (snapshots, dataset) = self.snapshots().await?;
-        let name = name_now(&request.purpose).map_err(failed)?;
+        let name = SnapshotName::now(&request.purpose).map_err(failed)?;
         Ok(info(&snapshots.snapshot(dataset, &name).await.map_err(failed)?))
     }
 

@@ -12,11 +12,12 @@ use adapters::{
     exec::OsUser,
     storage::{
         BadName, Base, DatabaseFacts, DatasetName, Expected, Guid, Incoming, Mark, Receivable,
-        SendConflict, SendPlan, Sendable, SnapshotName, Snapshots, Storage, StorageCause,
-        StorageError, Volume, plan_send,
+        SendConflict, SendPlan, Sendable, Snapshot, SnapshotName, Snapshots, Storage, StorageCause,
+        StorageError, Unfinished, Volume, plan_send,
     },
 };
-use std::{path::PathBuf, sync::Arc};
+use axum::http::StatusCode;
+use std::{io, path::PathBuf, sync::Arc};
 use tokio::sync::watch;
 
 /// What new snapshots at the sender are made for.
@@ -94,6 +95,13 @@ pub struct Received {
     pub facts: DatabaseFacts,
 }
 
+/// A stream that the sender has begun.
+struct Begun {
+    started: StreamStarted,
+    wanted: Guid,
+    incremental: bool,
+}
+
 impl Reception<'_> {
     /// Fetches a new snapshot of the sender and puts it in place as a standby's database. The dataset's
     /// own name must be free by the time that all has come: `make_way` is called then.
@@ -117,19 +125,12 @@ impl Reception<'_> {
             return Err(ReceiveError::Format { theirs: offer.format, ours });
         }
         let into = self.beside("incoming")?;
-        let (part, incremental) = self.prepare(&snapshots, &into, offer).await?;
-        let request = StreamRequest {
-            receiver: self.receiver.clone(),
-            part,
-            accepted: snapshots.features(),
-            rate: self.rate,
-        };
-        let wanted = Guid::new(request.part.to());
-        let started = self.remote.begin(&request).await?;
+        let Begun { started, wanted, incremental } = self.begin(&snapshots, &into, offer).await?;
         if let Some(estimate) = started.estimate {
             estimated(estimate);
         }
-        let (snapshot, bytes) = self.take(&*snapshots, &into, &started, progress).await?;
+        let taken = take(self.remote, &*snapshots, &into, &started, progress).await?;
+        let (snapshot, Progress { bytes, .. }) = taken;
         if snapshot.guid != wanted {
             return Err(ReceiveError::Another { wanted, came: snapshot.guid.clone() });
         }
@@ -157,25 +158,52 @@ impl Reception<'_> {
         DatasetName::new(&format!("{}.{what}", self.volume.name()))
     }
 
-    /// Decides what is to come, and makes the dataset that it comes into fit for it.
-    async fn prepare(
+    /// Begins what is to come, and makes the dataset that it comes into fit for it.
+    async fn begin(
         &self,
         snapshots: &Arc<dyn Snapshots>,
         into: &DatasetName,
         offer: Offer,
-    ) -> Result<(Part, bool), ReceiveError> {
-        let mut sendable =
+    ) -> Result<Begun, ReceiveError> {
+        let sendable =
             Sendable { snapshots: marks(&offer.snapshots)?, bookmarks: marks(&offer.bookmarks)? };
-        if self.resume
-            && let Some(unfinished) = snapshots.unfinished(into).await?
-        {
-            let receivable = Receivable { snapshots: Vec::new(), unfinished: Some(unfinished) };
-            if let SendPlan::Resume { token, to } = plan_send(&sendable, &receivable, None)? {
-                tracing::info!(snapshot = %to.name, "going on where the last transfer broke off");
-                let token = token.as_str().to_owned();
-                return Ok((Part::Rest { token, to: to.guid.to_string() }, true));
+        let unfinished = if self.resume { snapshots.unfinished(into).await? } else { None };
+        if let Some(part) = unfinished.and_then(|unfinished| rest(&sendable, unfinished)) {
+            match self.ask(snapshots, part, true).await {
+                Err(error) if is_in_vain(&error) => {
+                    tracing::info!("the last transfer is not gone on with: {error}");
+                }
+                begun => return Ok(begun?),
             }
         }
+        let (part, incremental) = self.prepare(snapshots, into, sendable).await?;
+        Ok(self.ask(snapshots, part, incremental).await?)
+    }
+
+    async fn ask(
+        &self,
+        snapshots: &Arc<dyn Snapshots>,
+        part: Part,
+        incremental: bool,
+    ) -> Result<Begun, FetchError> {
+        let wanted = Guid::new(part.to());
+        let request = StreamRequest {
+            receiver: self.receiver.clone(),
+            part,
+            accepted: snapshots.features(),
+            rate: self.rate,
+        };
+        let started = self.remote.begin(&request).await?;
+        Ok(Begun { started, wanted, incremental })
+    }
+
+    /// Removes what is left of an earlier transfer, and decides what is to come.
+    async fn prepare(
+        &self,
+        snapshots: &Arc<dyn Snapshots>,
+        into: &DatasetName,
+        mut sendable: Sendable,
+    ) -> Result<(Part, bool), ReceiveError> {
         snapshots.abandon(into).await?;
         self.clear(&**snapshots, into).await?;
         let request = SnapshotRequest { purpose: SEED.to_owned() };
@@ -224,36 +252,74 @@ impl Reception<'_> {
         Ok(ours.iter().rev().find(|one| theirs(&one.guid)).map(|one| one.mark()))
     }
 
-    /// Removes what an earlier transfer left that came in completely and was never put in place.
+    /// Removes what an earlier transfer left: what came in completely and was never put in place, or the
+    /// branch that a difference was to come into. That has snapshots of what it was split off from, which
+    /// gets them back.
     async fn clear(
         &self,
         snapshots: &dyn Snapshots,
         into: &DatasetName,
     ) -> Result<(), StorageCause> {
         let known = snapshots.datasets().await?;
-        if known.iter().any(|dataset| dataset.name == *into) {
-            snapshots.unmount(into).await?;
-            snapshots.destroy(into).await?;
+        if !known.iter().any(|dataset| dataset.name == *into) {
+            return Ok(());
         }
-        Ok(())
+        snapshots.unmount(into).await?;
+        loop {
+            let list = snapshots.list(into).await?;
+            let mut clones = list.iter().flat_map(|one| &one.clones);
+            let first = clones.next();
+            let own = first.into_iter().chain(clones).find(|clone| *clone == self.volume.name());
+            // Each time it has fewer of them.
+            let Some(next) = own.or(first) else { break };
+            snapshots.promote(next).await?;
+        }
+        snapshots.destroy(into).await
     }
+}
 
-    async fn take(
-        &self,
-        snapshots: &dyn Snapshots,
-        into: &DatasetName,
-        started: &StreamStarted,
-        progress: &watch::Sender<Progress>,
-    ) -> Result<(adapters::storage::Snapshot, u64), ReceiveError> {
-        let mut stream = snapshots.receive(into).await?;
-        match self.remote.pull(started, &mut stream, progress).await {
-            Ok(done) => Ok((snapshots.finish(stream).await?, done.bytes)),
-            Err(error) => {
-                stream.abort().await;
-                Err(error.into())
-            }
+/// Takes a stream that the sender has begun into a dataset; what came, and bytes of the stream.
+///
+/// # Errors
+/// When it does not come, or the file system does not take it.
+pub async fn take(
+    remote: &Remote,
+    snapshots: &dyn Snapshots,
+    into: &DatasetName,
+    started: &StreamStarted,
+    progress: &watch::Sender<Progress>,
+) -> Result<(Snapshot, Progress), ReceiveError> {
+    let mut stream = snapshots.receive(into).await?;
+    match remote.pull(started, &mut stream, progress).await {
+        Ok(done) => Ok((snapshots.finish(stream).await?, done)),
+        // The file system takes no more, and says why at its end.
+        Err(FetchError::Write(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+            snapshots.finish(stream).await?;
+            Err(FetchError::Write(error).into())
+        }
+        Err(error) => {
+            stream.abort().await;
+            Err(error.into())
         }
     }
+}
+
+/// The rest of a transfer that broke off, if the sender still has what it was of.
+fn rest(sendable: &Sendable, unfinished: Unfinished) -> Option<Part> {
+    let receivable = Receivable { snapshots: Vec::new(), unfinished: Some(unfinished) };
+    // A sender that has nothing to send now may make a new snapshot.
+    let Ok(SendPlan::Resume { token, to }) = plan_send(sendable, &receivable, None) else {
+        return None;
+    };
+    tracing::info!(snapshot = %to.name, "going on where the last transfer broke off");
+    Some(Part::Rest { token: token.as_str().to_owned(), to: to.guid.to_string() })
+}
+
+/// Whether the sender will not give the rest of a transfer later, either: its file system may not be
+/// able to, or not know any more what the token is of. One that sends as much as it may will.
+fn is_in_vain(error: &FetchError) -> bool {
+    let busy = StatusCode::SERVICE_UNAVAILABLE.as_u16();
+    matches!(error, FetchError::Refused { status, .. } if *status != busy)
 }
 
 /// Where what came in is looked at.
@@ -268,4 +334,43 @@ fn mark(info: &SnapshotInfo) -> Result<Mark, BadName> {
 
 fn marks(infos: &[SnapshotInfo]) -> Result<Vec<Mark>, BadName> {
     infos.iter().map(mark).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use adapters::storage::ResumeToken;
+
+    fn snapshots(guids: &[&str]) -> Sendable {
+        let mark = |guid: &&str| Mark {
+            name: SnapshotName::new(&format!("snapshot-{guid}")).expect("a name"),
+            guid: Guid::new(*guid),
+        };
+        Sendable { snapshots: guids.iter().map(mark).collect(), bookmarks: Vec::new() }
+    }
+
+    #[test]
+    fn what_broke_off_is_gone_on_with_only_where_the_sender_has_it() {
+        let rest = |guids: &[&str]| {
+            let unfinished = Unfinished { token: ResumeToken::new("1-x"), to: Guid::new("7") };
+            rest(&snapshots(guids), unfinished)
+        };
+        let (token, to) = ("1-x".to_owned(), "7".to_owned());
+        assert_eq!(rest(&["6", "7", "8"]), Some(Part::Rest { token, to }));
+        assert_eq!(rest(&["8"]), None, "it is gone there");
+        assert_eq!(rest(&[]), None, "nothing is left there");
+    }
+
+    #[test]
+    fn a_sender_that_is_busy_is_asked_again() {
+        let refused = |status| FetchError::Refused {
+            url: String::new(),
+            status,
+            problem: "zfs cannot resume a stream here".to_owned(),
+        };
+        assert!(is_in_vain(&refused(500)) && is_in_vain(&refused(404)));
+        assert!(!is_in_vain(&refused(503)));
+        let unreachable = FetchError::Unreachable { url: String::new(), cause: String::new() };
+        assert!(!is_in_vain(&unreachable));
+    }
 }

@@ -25,7 +25,7 @@ pub(super) const LENGTH: &str = "manatee-length";
 pub(super) const CHECKSUM: &str = "manatee-checksum";
 /// On the last segment: XXH3 (128 bits) of the raw bytes of the whole stream, in hexadecimal.
 pub(super) const WHOLE: &str = "manatee-whole-checksum";
-/// How long the answer waited for the segment to be read, in microseconds.
+/// How long the answer waited for the segment to be read, in milliseconds.
 pub(super) const WAITED: &str = "manatee-waited";
 
 /// A snapshot that can be had.

@@ -3,13 +3,14 @@
 
 mod screen;
 mod table;
+mod transplant;
 
 use crate::shard::{
     Gap, Interrupted, LedgerReport, Peer, Shard, ShardOptions, SitterState, Writer,
 };
 use adapters::clock;
 use anyhow::{Context, Result, ensure};
-use clap::Args;
+use clap::{Args, Subcommand};
 use cluster::{Millis, Monotonic};
 use screen::Screen;
 use std::{
@@ -42,7 +43,10 @@ const ROWS_AFTER: u64 = 100;
 
 /// `manatee demo`.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct DemoArgs {
+    #[command(subcommand)]
+    other: Option<Other>,
     /// End after the check; the exit status is 0 only if no acknowledged write was lost and the shard
     /// became whole again.
     #[arg(long)]
@@ -58,6 +62,14 @@ pub struct DemoArgs {
     session_timeout: f64,
 }
 
+/// Other demonstrations.
+#[derive(Debug, Subcommand)]
+enum Other {
+    /// Move a PostgreSQL that stands by itself into a shard under a writer, kill the shard's primary, and
+    /// move it back out; exit status 0 only if no acknowledged write was lost.
+    Transplant(transplant::TransplantArgs),
+}
+
 fn session_timeout(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(seconds) if (1.0..=60.0).contains(&seconds) => Ok(seconds),
@@ -70,12 +82,10 @@ fn session_timeout(text: &str) -> Result<f64, String> {
 /// # Errors
 /// When the shard did not do what it is to do, or could not be run.
 pub fn run(args: &DemoArgs) -> Result<ExitCode> {
-    let directory = args.dir.clone().unwrap_or_else(|| {
-        let name = uuid::Uuid::new_v4().simple().to_string();
-        std::env::temp_dir().join(format!("manatee-demo-{}", &name[..8]))
-    });
-    let binary = std::env::current_exe().context("cannot tell where this program is")?;
-    let mut options = ShardOptions::new(binary, directory);
+    if let Some(Other::Transplant(args)) = &args.other {
+        return transplant::run(args);
+    }
+    let mut options = options(args.dir.clone())?;
     options.peers = args.peers.into();
     options.session_timeout = args.session_timeout;
     stop_on_signals(options.interrupt.clone())?;
@@ -98,6 +108,16 @@ pub fn run(args: &DemoArgs) -> Result<ExitCode> {
         }
         Err(error) => Err(error),
     }
+}
+
+/// What there is to be in this directory, or in a new one.
+fn options(directory: Option<PathBuf>) -> Result<ShardOptions> {
+    let directory = directory.unwrap_or_else(|| {
+        let name = uuid::Uuid::new_v4().simple().to_string();
+        std::env::temp_dir().join(format!("manatee-demo-{}", &name[..8]))
+    });
+    let binary = std::env::current_exe().context("cannot tell where this program is")?;
+    Ok(ShardOptions::new(binary, directory))
 }
 
 /// Lets the first signal that asks for it end every wait.

@@ -21,7 +21,7 @@ const ZONES: [&str; 9] =
 const HOST_PORTS: [u16; 3] = [5432, 12_345, 5433];
 
 /// What a socket's path may be long, in bytes, on every system.
-const SOCKET_PATH: usize = 103;
+pub(crate) const SOCKET_PATH: usize = 103;
 
 /// Where the peers of a shard in this directory meet if nobody says otherwise.
 pub(super) fn coordination(directory: &Path) -> String {

@@ -14,14 +14,17 @@ mod gaps;
 mod ledger;
 mod peer;
 mod processes;
+mod stage;
 mod view;
 mod writer;
 
 pub use adapters::testing::Host;
+pub(crate) use files::SOCKET_PATH;
 pub use gaps::Gap;
 pub use ledger::{Ledger, LedgerReport};
 pub use peer::Peer;
 pub use processes::Usage;
+pub use stage::{DONOR, Donor, Stage, Standalone, commands};
 pub use view::{PeerView, ShardView, SitterState};
 pub use writer::{Progress, Writer, WriterHandle};
 

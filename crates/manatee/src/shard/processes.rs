@@ -63,7 +63,12 @@ pub(super) fn of(directory: &Path, binary: &Path) -> Result<BTreeSet<i32>> {
         "cannot read the table of processes in /proc (this needs Linux, with /proc mounted)",
     )?;
     let directory = directory.to_string_lossy();
+    let us = i32::try_from(std::process::id())?;
     let works_here = |process: &Process| {
+        // A demonstration is told its directory, too.
+        if process.pid == us {
+            return false;
+        }
         let program = process.args.first().map_or("", String::as_str);
         let name = program.rsplit('/').next().unwrap_or(program);
         (PROGRAMS.contains(&name) || binary.file_name().is_some_and(|binary| binary == name))

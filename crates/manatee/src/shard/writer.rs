@@ -13,6 +13,8 @@ use cluster::{Millis, Monotonic};
 use std::{
     fs::{File, OpenOptions},
     io::Write,
+    net::IpAddr,
+    path::Path,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -105,8 +107,16 @@ impl Writer {
             let made = shard.peer_of(&primary.zone).psql(&setup);
             made.map(drop).map_err(|error| format!("{error:#}"))
         })?;
-        let path = shard.directory().join("ledger");
-        let file = OpenOptions::new().create(true).append(true).open(&path);
+        Self::to(routes(shard), &shard.directory().join("ledger"), slowness)
+    }
+
+    /// Starts to write to `ledger` in this file, and to whichever of these takes writes: each with its name.
+    /// What [`setup`] makes must be there.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub(super) fn to(routes: Vec<(String, Config)>, path: &Path, slowness: u32) -> Result<Writer> {
+        let file = OpenOptions::new().create(true).append(true).open(path);
         let file = file.with_context(|| format!("cannot write {}", path.display()))?;
         let state = State {
             ledger: Ledger::default(),
@@ -118,7 +128,6 @@ impl Writer {
             last_error: None,
         };
         let shared = Arc::new(Shared { stop: false.into(), slowness, state: Mutex::new(state) });
-        let routes = routes(shard);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let inner = shared.clone();
         let thread = std::thread::spawn(move || {
@@ -206,7 +215,7 @@ impl WriterHandle {
 }
 
 /// The statements that make what a writer needs; harmless a second time.
-fn setup((role, password): (&str, &str)) -> String {
+pub(super) fn setup((role, password): (&str, &str)) -> String {
     format!(
         "set password_encryption = 'scram-sha-256';
          do $$ begin
@@ -223,15 +232,19 @@ fn setup((role, password): (&str, &str)) -> String {
 
 /// How to reach each peer, by its zone.
 fn routes(shard: &Shard) -> Vec<(String, Config)> {
-    let (role, password) = shard.client();
-    let route = |peer: &super::Peer| {
-        let (ip, port) = peer.host();
-        let mut config = Config::new();
-        config.host(ip.to_string()).port(port).user(role).password(password).dbname("postgres");
-        config.application_name("manatee demo writer");
-        (peer.zone().to_owned(), config)
-    };
-    shard.peers().iter().map(route).collect()
+    shard.peers().iter().map(|peer| route(peer.zone(), peer.host(), shard.client())).collect()
+}
+
+/// How to reach one server.
+pub(super) fn route(
+    name: &str,
+    (ip, port): (IpAddr, u16),
+    (role, password): (&str, &str),
+) -> (String, Config) {
+    let mut config = Config::new();
+    config.host(ip.to_string()).port(port).user(role).password(password).dbname("postgres");
+    config.application_name("manatee demo writer");
+    (name.to_owned(), config)
 }
 
 /// An open way to the primary.

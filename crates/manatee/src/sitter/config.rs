@@ -20,11 +20,15 @@ use toml::Spanned;
 pub struct Config {
     /// The name of the shard.
     pub shard: String,
-    /// Where the peers of the shard meet: `zk://host:port,host:port` or `sqlite:/path`.
+    /// Where the peers of the shard meet: `zk://host:port,host:port/root`,
+    /// `etcd://host:port,host:port/root` or `sqlite:/path`.
     pub coordination: String,
     /// Who we are to a ZooKeeper ensemble.
     #[serde(default)]
-    pub zookeeper: ZooKeeperConfig,
+    pub zookeeper: AccessConfig,
+    /// Who we are to an etcd.
+    #[serde(default)]
+    pub etcd: AccessConfig,
     /// The directory of this peer: what belongs to it, and the database (in `data/`), unless
     /// [`Config::storage`] puts that on a file system of its own.
     pub dataset: PathBuf,
@@ -364,6 +368,15 @@ impl Config {
         Ok(peer)
     }
 
+    /// Who we are to the coordination. `file` is the one that this was read from, for messages.
+    ///
+    /// # Errors
+    /// As [`AccessTables::access`].
+    pub fn access(&self, file: &Path) -> Result<adapters::coord::Access> {
+        let (zookeeper, etcd) = (self.zookeeper.clone(), self.etcd.clone());
+        AccessTables { zookeeper, etcd, file: file.to_owned() }.access(&self.coordination)
+    }
+
     /// How the deposed come back, as the machine has it.
     pub fn deposed_policy(&self) -> DeposedPolicy {
         match self.deposed {
@@ -389,23 +402,24 @@ impl Config {
             toml::Value::Float(number) => Some(number.to_string()),
             _ => None,
         };
-        self.postgres
-            .settings
-            .iter()
-            .map(|(name, value)| match text(value) {
-                Some(value) => Ok((name.clone(), value)),
-                None => bail!("postgres.settings.{name}: give a text, a number or a boolean"),
-            })
-            .collect()
+        let given = self.postgres.settings.iter().map(|(name, value)| match text(value) {
+            Some(value) => Ok((name.clone(), value)),
+            None => bail!("postgres.settings.{name}: give a text, a number or a boolean"),
+        });
+        let given = given.collect::<Result<BTreeMap<_, _>>>()?;
+        let mut settings = self.storage.settings();
+        settings.retain(|name, _| !given.keys().any(|given| given.eq_ignore_ascii_case(name)));
+        settings.extend(given);
+        Ok(settings)
     }
 }
 
+mod access;
+pub use access::{AccessConfig, AccessTables};
 mod backup;
 pub use backup::{BackupConfig, SnapshotsConfig, TlsConfig};
 mod storage;
 pub use storage::{Backend, StorageConfig};
-mod zookeeper;
-pub use zookeeper::ZooKeeperConfig;
 
 #[cfg(test)]
 mod tests;

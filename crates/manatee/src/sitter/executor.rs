@@ -268,6 +268,7 @@ impl World {
         let outcome = match self.coordination.put(expected, state).await {
             coord::PutOutcome::Committed(version) => PutOutcome::Committed(version),
             coord::PutOutcome::Conflict => PutOutcome::Conflict,
+            coord::PutOutcome::Refused(error) => PutOutcome::Refused(whole(&error)),
             coord::PutOutcome::Unknown(error) => PutOutcome::Unknown(whole(&error)),
         };
         send(&self.events, Event::PutDone(outcome)).await;

@@ -96,7 +96,7 @@ async fn serve(path: &Path, config: Config) -> Result<ExitCode> {
     let _lock = lock_dataset(&config)?;
     let options = coord::Options {
         call_timeout: config.coordination_timeout.millis(),
-        zookeeper: config.zookeeper.access(path)?,
+        access: config.access(path)?,
         session_file: Some(config.dataset.join(SESSION_FILE)),
     };
     let coordination = coord::open(&config.coordination, &config.shard, &options)?;
@@ -162,6 +162,7 @@ fn reload(path: &Path, old: &Config) -> Result<driver::Reloaded> {
         ("shard", new.shard != old.shard),
         ("coordination", new.coordination != old.coordination),
         ("zookeeper", new.zookeeper != old.zookeeper),
+        ("etcd", new.etcd != old.etcd),
         ("dataset", new.dataset != old.dataset),
         ("storage", new.storage != old.storage),
         ("backup", new.backup != old.backup),
@@ -201,7 +202,7 @@ fn machine_config(config: &Config) -> Result<MachineConfig> {
 }
 
 /// One sitter a dataset: two would run two servers over one database.
-fn lock_dataset(config: &Config) -> Result<File> {
+pub(crate) fn lock_dataset(config: &Config) -> Result<File> {
     let dataset = &config.dataset;
     let name = dataset.display();
     if !dataset.exists() {

@@ -13,7 +13,7 @@
 use super::{config::Config, executor::World};
 use crate::backup::{Progress, ReceiveError, Received, Reception, Remote, Secret, TlsFiles};
 use adapters::{
-    postgres::Postgres,
+    postgres::{PgCause, Postgres},
     storage::{Expected, KEPT, SeedPhase, SeedProgress, SeedSource, Volume},
 };
 use anyhow::{Context, Result, ensure};
@@ -154,7 +154,11 @@ impl World {
             }
             Ok(false) => {}
             // After a crash it is not known where the database ends: rewinding finds out.
-            Err(error) => tracing::debug!("not known to be an ancestor: {error}"),
+            Err(error) if matches!(error.cause, PgCause::Command(_)) => {
+                tracing::debug!("not known to be an ancestor: {:#}", anyhow::Error::from(error));
+            }
+            // Rewinding would be refused as well, after what is here was kept.
+            Err(error) => return Err(error.into()),
         }
         let kept = self.storage.keep(KEPT).await?;
         tracing::info!("the old database is kept in {}", kept.display());

@@ -21,9 +21,7 @@ fn the_sync_takes_over_from_a_host_that_died() -> Result<()> {
     ensure!(world.generation()? == generation.next(), "one takeover, one generation");
     println!("writes were out for {} ms", world.writer.longest_gap_since(mark).length().0);
     old.start_sitter()?;
-    world.wait("the old primary to come back as async", |view| {
-        view.peer(old.zone()).role() == Some(Role::Async)
-    })?;
+    world.wait_back(old)?;
     let kept = std::fs::read_dir(old.dataset())?
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
         .any(|name| name.starts_with("data.replaced-"));

@@ -171,9 +171,7 @@ fn a_primary_that_died_without_the_ensemble_is_replaced_when_it_is_back() -> Res
         stage.launch(1)?;
         stage.network.heal()?;
         old.start_sitter()?;
-        world.wait("the old primary to come back as async", |view| {
-            view.peer(old.zone()).role() == Some(Role::Async)
-        })?;
+        world.wait_back(old)?;
         stage.world.finish()
     })
 }
@@ -196,9 +194,7 @@ fn a_primary_cut_from_the_ensemble_is_replaced() -> Result<()> {
             view.peer(old.zone()).status.as_ref().is_ok_and(|status| !status.postgres.online)
         })?;
         stage.network.heal()?;
-        world.wait("the old primary to come back as async", |view| {
-            view.peer(old.zone()).role() == Some(Role::Async)
-        })?;
+        world.wait_back(old)?;
         stage.world.finish()
     })
 }

@@ -87,48 +87,63 @@ fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
 fn a_backup_is_restored_beside_the_shard() -> Result<()> {
     let world = World::start()?;
     let failed = world.failed_writes();
-    let place = world.shard.directory().join("backups");
-    fs::create_dir(&place)?;
     for role in [Role::Primary, Role::Async] {
-        let peer = world.in_role(role)?;
-        let count = peer.psql("select count(*)::text from ledger")?[0][0].clone();
-        let before: u64 = count.context("a number")?.parse()?;
-        let (good, said) = backup(&peer.config_file(), &place)?;
-        ensure!(good, "{said}");
-        let made: serde_json::Value = serde_json::from_str(&said)?;
-        let file = PathBuf::from(made["file"].as_str().context("a file")?);
-        ensure!(entries(&place)? == [file.clone()], "one file, and nothing beside it");
-        ensure!(made["manifest"]["zone"] == peer.zone(), "{made}");
-        let (good, said) = backup(&peer.config_file(), &file)?;
+        let (file, at) = made(&world, role, "baseBackup")?;
+        let directory = file.parent().context("a directory")?;
+        let (good, said) = backup(&world.in_role(role)?.config_file(), &file)?;
         ensure!(!good && said.contains("is not replaced"), "{said}");
-
-        let (at, port) =
-            (world.shard.directory().join(format!("restored-{role}")), free_ports(1)?[0]);
+        let port = free_ports(1)?[0];
         let mut bytes = fs::read(&file)?;
         let middle = bytes.len() / 2;
         bytes[middle] ^= 1;
-        let damaged = place.join("damaged");
+        let damaged = directory.join("damaged");
         fs::write(&damaged, &bytes)?;
         let (good, said) = restore(&damaged, &at, port)?;
         ensure!(!good && said.contains("it is damaged") && !at.exists(), "{said}");
         fs::write(&damaged, &bytes[..middle])?;
         let (good, said) = restore(&damaged, &at, port)?;
         ensure!(!good && said.contains("or not all of one") && !at.exists(), "{said}");
-        fs::remove_file(&damaged)?;
-        let (good, said) = restore(&file, &place, port)?;
+        let (good, said) = restore(&file, directory, port)?;
         ensure!(!good && said.contains("is not empty"), "{said}");
-
-        let (good, said) = restore(&file, &at, port)?;
-        ensure!(good, "{said}");
-        let done: serde_json::Value = serde_json::from_str(&said)?;
-        let restored = Restored::start(done["start"].as_str().context("a command")?, &at, port)?;
-        let after: u64 = restored.query("select count(*) from ledger")?.parse()?;
-        ensure!(after >= before, "{after} rows of {before}");
-        let alone = "select not pg_is_in_recovery() and current_setting('primary_conninfo') = ''";
-        ensure!(restored.query(alone)? == "t", "it is a database of its own");
-        drop(restored);
-        fs::remove_file(&file)?;
+        restored(&world, role, "baseBackup")?;
     }
     world.ensure_unnoticed(failed)?;
     world.finish()
+}
+
+/// Makes a backup of the peer in this role, in a directory of its own; the file, and where it may be
+/// restored.
+fn made(world: &World, role: Role, taken: &str) -> Result<(PathBuf, PathBuf)> {
+    let places = (1..).map(|number| world.shard.directory().join(format!("backup{number}")));
+    let place = places.into_iter().find(|place| !place.exists()).context("a number")?;
+    fs::create_dir(&place)?;
+    let peer = world.in_role(role)?;
+    let (good, said) = backup(&peer.config_file(), &place)?;
+    ensure!(good, "{said}");
+    let made: serde_json::Value = serde_json::from_str(&said)?;
+    let file = PathBuf::from(made["file"].as_str().context("a file")?);
+    ensure!(entries(&place)? == [file.clone()], "one file, and nothing beside it");
+    let manifest = &made["manifest"];
+    ensure!(manifest["zone"] == peer.zone() && manifest["taken"] == taken, "{made}");
+    Ok((file, place.with_extension("out")))
+}
+
+/// Restores a new backup of the peer in this role beside the shard: it is taken in this way, it holds all
+/// that the peer had, and it is a database of its own.
+pub fn restored(world: &World, role: Role, taken: &str) -> Result<()> {
+    let rows = world.in_role(role)?.psql("select count(*)::text from ledger")?;
+    let before: u64 = rows[0][0].clone().context("a number")?.parse()?;
+    let (file, at) = made(world, role, taken)?;
+    let port = free_ports(1)?[0];
+    let (good, said) = restore(&file, &at, port)?;
+    ensure!(good, "{said}");
+    let done: serde_json::Value = serde_json::from_str(&said)?;
+    let restored = Restored::start(done["start"].as_str().context("a command")?, &at, port)?;
+    let after: u64 = restored.query("select count(*) from ledger")?.parse()?;
+    ensure!(after >= before, "{after} rows of {before}");
+    let alone = "select not pg_is_in_recovery() and current_setting('primary_conninfo') = ''";
+    ensure!(restored.query(alone)? == "t", "it is a database of its own");
+    let slots = restored.query("select count(*) from pg_replication_slots")?;
+    ensure!(slots == "0", "it holds back no WAL for anybody");
+    Ok(())
 }

@@ -3,13 +3,19 @@
 //! servers and is sensitive to how long things take.
 
 mod apart;
+#[path = "../certificates/mod.rs"]
+mod backup_certificates;
 mod bench;
+#[path = "../../../adapters/tests/coord_access/certificates.rs"]
+mod certificates;
 mod deaths;
 mod ensemble;
 mod etcd;
 mod files;
 #[path = "../../../adapters/tests/filesystems/mod.rs"]
 mod filesystems;
+#[path = "../../../adapters/tests/coord_access/guarded.rs"]
+mod guarded;
 mod network;
 mod original_client;
 mod outages;

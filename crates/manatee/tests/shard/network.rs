@@ -25,7 +25,6 @@ pub fn alone(name: &str, body: impl FnOnce() -> Result<()>) -> Result<()> {
     if env::var_os(ALONE).is_some() {
         return body();
     }
-    let _turn = super::world::turn();
     ensure!(
         rustix::process::geteuid().is_root(),
         "this test makes network namespaces, which only root may: run it as root (sudo make test)"

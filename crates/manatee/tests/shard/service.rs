@@ -1,7 +1,7 @@
 //! What a shard of a test meets in: an SQLite file or a private service, as the environment says, so
 //! that the same tests run against each of them.
 
-use adapters::testing::{Ensemble, EnsembleOptions, Etcd, Host};
+use adapters::testing::{Ensemble, EnsembleOptions, Etcd, EtcdOptions, Host};
 use anyhow::{Context, Result, bail};
 use std::{env, net::IpAddr, path::Path};
 
@@ -37,7 +37,10 @@ impl Service {
                 let options = EnsembleOptions { hosts: vec![host], ..EnsembleOptions::default() };
                 Ok(Service::ZooKeeper(Ensemble::start_with(directory, 1, &options)?))
             }
-            Ok("etcd") => Ok(Service::Etcd(Etcd::start_at(directory, 1, ip)?)),
+            Ok("etcd") => {
+                let options = EtcdOptions { ip, ..EtcdOptions::default() };
+                Ok(Service::Etcd(Etcd::start_with(directory, 1, options)?))
+            }
             other => bail!("{SWITCH} is {other:?}: give sqlite, zookeeper or etcd"),
         }
     }

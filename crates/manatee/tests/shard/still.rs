@@ -69,9 +69,7 @@ fn a_primary_that_was_frozen_in_time_serves_nobody() -> Result<()> {
     println!("it answered reads for {} ms after it went on", served.0);
     ensure!(served < lease, "it answered reads for {} ms", served.0);
     ensure!(runtime.block_on(commit)?.is_err(), "a superseded primary acknowledged a write");
-    world.wait("the old primary to come back as async", |view| {
-        view.peer(old.zone()).role() == Some(Role::Async)
-    })?;
+    world.wait_back(old)?;
     let stray = world.in_role(Role::Primary)?.psql("select count(*) from ledger where n = -1")?;
     ensure!(stray[0][0].as_deref() == Some("0"), "what was not acknowledged is not there");
     world.finish()

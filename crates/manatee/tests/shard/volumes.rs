@@ -1,24 +1,27 @@
 //! Shards whose databases lie on real file systems with snapshots.
 
 use super::{
-    filesystems::{BtrfsFile, ZfsFile, isolated, own_place},
-    world::{World, limit, turn},
+    backup_certificates, files,
+    filesystems::{BtrfsFile, ZfsFile, isolated},
+    rebuild::rebuilt,
+    world::{World, limit},
 };
 use adapters::{
     clock,
     storage::{Btrfs, Dataset, DatasetName, KEPT, Purpose, SnapshotName, Snapshots, Zfs},
 };
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use cluster::Role;
-use manatee::shard::{Peer, ShardView, Volumes};
+use manatee::{
+    backup::Remote,
+    shard::{Peer, ShardView, Volumes},
+    sitter::config::Config,
+};
 use std::{fs, io::Read, path::Path, process::Command};
 
-/// Runs a test in namespaces of its own when it is its turn.
+/// Runs a test in namespaces of its own.
 fn alone(test: &str, body: impl FnOnce(&Path) -> Result<()>) {
-    // There, it takes its turn among the tests of that process, of which it is the only one.
-    let turn = own_place().is_none().then(turn);
     isolated(test, |place| body(place).expect(test));
-    drop(turn);
 }
 
 #[test]
@@ -68,17 +71,12 @@ fn life(volumes: Volumes, snapshots: &dyn Snapshots) -> Result<()> {
         ensure!(seeded || created, "{} was seeded otherwise: {log}", peer.zone());
     }
     for _ in 0..2 {
-        let old = world.in_role(Role::Primary)?;
-        old.kill_host()?;
-        world.wait("a takeover", |view| {
-            view.primary().is_some_and(|primary| primary.zone != old.zone())
-        })?;
-        world.wait_for_writes()?;
+        let old = world.lose_primary()?;
+        // The last checkpoint that the new sync has replayed was on the timeline before.
+        archived(&world, snapshots, Role::Sync)?;
         let mark = clock::now();
         old.start_sitter()?;
-        world.wait("the old primary to come back as async", |view| {
-            view.peer(old.zone()).role() == Some(Role::Async)
-        })?;
+        world.wait_back(old)?;
         world.shard.wait_whole(limit())?;
         println!("whole again {} ms after its host was back", (clock::now() - mark).0);
         let log = fs::read_to_string(old.log_file())?;
@@ -93,7 +91,14 @@ fn life(volumes: Volumes, snapshots: &dyn Snapshots) -> Result<()> {
         ensure!(mounted == 3, "one is mounted for each peer: {found:?}");
     }
     seeded_in_two_goes(&world, snapshots)?;
+    let failed = world.failed_writes();
+    for role in [Role::Primary, Role::Async] {
+        archived(&world, snapshots, role)?;
+    }
+    world.ensure_unnoticed(failed)?;
     rebuilt_from_a_snapshot(&world, snapshots)?;
+    rebuilt_as_asked(&world, snapshots)?;
+    rolled_back_by_hand(&world, snapshots)?;
     by_an_operator(&world, snapshots)?;
     world.finish()
 }
@@ -143,6 +148,29 @@ fn received(view: &ShardView, peer: &Peer) -> Option<u64> {
     (copying.phase == "receiving").then_some(copying.bytes_done)
 }
 
+/// A backup of this peer is one of a snapshot, of which nothing is left, nor of one that was killed, and is
+/// restored on another file system.
+fn archived(world: &World, snapshots: &dyn Snapshots, role: Role) -> Result<()> {
+    let peer = world.in_role(role)?;
+    let dataset = DatasetName::new(peer.zone())?;
+    block_on(async {
+        let name = SnapshotName::now("backup")?;
+        let clone = DatasetName::new(&format!("{dataset}.backup"))?;
+        snapshots.snapshot(&dataset, &name).await?;
+        snapshots.clone_snapshot(&dataset, &name, &clone).await?;
+        anyhow::Ok(snapshots.mount(&clone, &peer.dataset().join(".store.backup")).await?)
+    })?;
+    files::restored(world, role, "snapshot")?;
+    let left = block_on(snapshots.list(&dataset))?;
+    ensure!(left.iter().all(|one| one.name.purpose() != Purpose::For("backup")), "{left:?}");
+    let clones = block_on(snapshots.datasets())?;
+    ensure!(clones.iter().all(|one| one.origin.is_none()), "no clone is left: {clones:?}");
+    let beside = fs::read_dir(peer.dataset())?.flatten().map(|entry| entry.file_name());
+    let beside: Vec<_> = beside.filter(|name| name == ".store.backup").collect();
+    ensure!(beside.is_empty(), "nor where it was mounted");
+    Ok(())
+}
+
 /// An operator makes a snapshot, holds it, and can destroy it only when nobody needs it any more.
 fn by_an_operator(world: &World, snapshots: &dyn Snapshots) -> Result<()> {
     let peer = world.in_role(Role::Primary)?;
@@ -163,6 +191,7 @@ fn by_an_operator(world: &World, snapshots: &dyn Snapshots) -> Result<()> {
         ensure!(!good && said.contains(expected), "{arguments:?}: {said:?}, not {expected:?}");
         Ok(())
     };
+    refused(&["create", "-p", "backup"], "is our own")?;
     let name = done(&["create", "--hold", "audit"])?;
     let name = name.trim_end();
     let list = || -> Result<serde_json::Value> {
@@ -193,12 +222,7 @@ fn by_an_operator(world: &World, snapshots: &dyn Snapshots) -> Result<()> {
 /// A host dies with the primary's database damaged, so that nothing can be rewound: the difference to the
 /// snapshot that both have is fetched, or all of one, and the damaged one is kept as a dataset.
 fn rebuilt_from_a_snapshot(world: &World, snapshots: &dyn Snapshots) -> Result<()> {
-    let old = world.in_role(Role::Primary)?;
-    old.kill_host()?;
-    world.wait("a takeover", |view| {
-        view.primary().is_some_and(|primary| primary.zone != old.zone())
-    })?;
-    world.wait_for_writes()?;
+    let old = world.lose_primary()?;
     let wal = old.data().join("pg_wal");
     for entry in fs::read_dir(&wal)? {
         let path = entry?.path();
@@ -207,18 +231,115 @@ fn rebuilt_from_a_snapshot(world: &World, snapshots: &dyn Snapshots) -> Result<(
         }
     }
     old.start_sitter()?;
-    world.wait("the old primary to come back as async", |view| {
-        view.peer(old.zone()).role() == Some(Role::Async)
-    })?;
+    world.wait_back(old)?;
     world.shard.wait_whole(limit())?;
     let log = fs::read_to_string(old.log_file())?;
     let last = log.rsplit("cannot be rewound").next().unwrap_or_default();
     ensure!(last.contains("a snapshot of the database came"), "{} was not: {log}", old.zone());
+    kept_once(snapshots, old)
+}
+
+/// Of what was replaced, the newest is kept, as a dataset of its own.
+fn kept_once(snapshots: &dyn Snapshots, peer: &Peer) -> Result<()> {
     let found = block_on(snapshots.datasets())?;
-    let aside = format!("{}.{KEPT}-", old.zone());
+    let aside = format!("{}.{KEPT}-", peer.zone());
     let kept = found.iter().filter(|one| one.name.as_str().starts_with(&aside)).count();
     ensure!(kept == 1, "what it had is kept once: {found:?}");
     Ok(())
+}
+
+/// An async is rebuilt from a whole snapshot of its upstream, and then from what has changed since that:
+/// it goes back to the snapshot that both have, and takes the difference. What another try, which broke
+/// off, had begun there is in nobody's way.
+fn rebuilt_as_asked(world: &World, snapshots: &dyn Snapshots) -> Result<()> {
+    let peer = world.in_role(Role::Async)?;
+    let mark = peer.data().join("only-before");
+    for (more, incremental) in [(&["--full"][..], false), (&[], true), (&[], true)] {
+        if incremental {
+            let dataset = DatasetName::new(peer.zone())?;
+            let list = block_on(snapshots.list(&dataset))?;
+            let newest = &list.last().context("a snapshot")?.name;
+            let incoming = DatasetName::new(&format!("{dataset}.incoming"))?;
+            block_on(snapshots.branch(&dataset, newest, &incoming))?;
+        }
+        fs::write(&mark, "")?;
+        rebuilt(peer, more)?;
+        ensure!(!mark.exists(), "the database is another one");
+        let log = fs::read_to_string(peer.log_file())?;
+        let came = log.lines().rfind(|line| line.contains("a snapshot of the database came"));
+        let expected = format!("incremental={incremental}");
+        ensure!(came.is_some_and(|line| line.contains(&expected)), "not {expected}: {log}");
+        kept_once(snapshots, peer)?;
+    }
+    world.shard.wait_whole(limit())?;
+    Ok(())
+}
+
+/// The dataset of an async goes back to a snapshot by hand, while nothing runs on it. That it has had more
+/// already is nothing that it could find out; it gets the rest again.
+fn rolled_back_by_hand(world: &World, snapshots: &dyn Snapshots) -> Result<()> {
+    let peer = world.in_role(Role::Async)?;
+    let (dataset, name) = (DatasetName::new(peer.zone())?, SnapshotName::now("by-hand")?);
+    block_on(snapshots.snapshot(&dataset, &name))?;
+    world.wait_for_writes()?;
+    peer.kill_host()?;
+    block_on(async {
+        snapshots.unmount(&dataset).await?;
+        snapshots.rollback(&dataset, &name).await
+    })?;
+    peer.start_sitter()?;
+    world.wait("it to follow again", |view| {
+        let view = view.peer(peer.zone());
+        view.role() == Some(Role::Async) && view.postgres() == "streaming"
+    })?;
+    world.shard.wait_whole(limit())?;
+    Ok(())
+}
+
+/// A shard whose backup services speak TLS: peers are seeded, and rebuilt when an operator asks, by those
+/// who show a certificate of its authority, and by nobody else.
+#[test]
+fn peers_show_their_certificates() {
+    alone("volumes::peers_show_their_certificates", |place| {
+        let file = BtrfsFile::new(place, 4096);
+        let parent = file.parent("manatee");
+        let snapshots = Btrfs::open(&parent)?;
+        let (ours, theirs) = (
+            backup_certificates::make(place, "ours")?,
+            backup_certificates::make(place, "theirs")?,
+        );
+        let tls = format!(
+            "[tls]\nca_file = {:?}\ncertificate_file = {:?}\nkey_file = {:?}",
+            ours.authority, ours.certificate, ours.key
+        );
+        let world = World::start_as(&tls, |options| options.volumes = Volumes::Btrfs(parent))?;
+        let peer = world.in_role(Role::Async)?;
+        let came = "a snapshot of the database came";
+        ensure!(fs::read_to_string(peer.log_file())?.contains(came), "it was seeded otherwise");
+        rebuilt(peer, &["--full"])?;
+        let log = fs::read_to_string(peer.log_file())?;
+        ensure!(log.matches(came).count() == 2, "it was rebuilt otherwise: {log}");
+        let config = Config::load(&peer.config_file())?;
+        let address = config.backup_address().to_string();
+        for (tls, good) in [(Some(&ours), true), (Some(&theirs), false), (None, false)] {
+            let offer = block_on(Remote::new(&address, config.secret(), tls)?.offer());
+            ensure!(offer.is_ok() == good, "{offer:?}");
+        }
+
+        // It loses its disk, and comes back with a certificate of another authority.
+        lose_disk(peer, &snapshots)?;
+        let written = fs::read_to_string(peer.config_file())?;
+        let here = place.display();
+        let stranger = written.replace(&format!("{here}/ours-"), &format!("{here}/theirs-"));
+        ensure!(stranger != written, "no certificates in {written}");
+        fs::write(peer.config_file(), stranger)?;
+        peer.start_sitter()?;
+        world.shard.wait_whole(limit())?;
+        let log = fs::read_to_string(peer.log_file())?;
+        ensure!(log.matches(came).count() == 2, "a stranger was given a snapshot: {log}");
+        ensure!(log.contains("no snapshot from this peer"), "it did not ask: {log}");
+        world.finish()
+    });
 }
 
 /// How often something is killed while one peer is seeded; `make test-kills` does it more often.

@@ -5,13 +5,13 @@ use super::{
     network,
     service::{Away, Service},
 };
+use adapters::clock;
 use anyhow::{Context, Result, ensure};
 use cluster::{Generation, Millis, Role};
 use manatee::shard::{Peer, Shard, ShardOptions, ShardView, Writer};
 use std::{
     net::{IpAddr, Ipv4Addr},
     process::{Command, Output},
-    sync::{Mutex, MutexGuard, PoisonError},
 };
 use tempfile::TempDir;
 
@@ -29,13 +29,6 @@ pub fn limit() -> Millis {
     Millis(60_000 * u64::from(slowness()))
 }
 
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-
-/// Held by whoever has a shard: the others of this program wait.
-pub fn turn() -> MutexGuard<'static, ()> {
-    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 fn start_service(directory: &TempDir, ip: impl Into<IpAddr>) -> Result<Service> {
     let own = directory.path().join("service");
     std::fs::create_dir(&own)?;
@@ -48,7 +41,6 @@ pub struct World {
     pub shard: Shard,
     service: Service,
     _directory: TempDir,
-    _turn: MutexGuard<'static, ()>,
 }
 
 impl World {
@@ -63,7 +55,6 @@ impl World {
 
     /// Like [`World::start_with`], with more that is other than usual.
     pub fn start_as(overrides: &str, change: impl FnOnce(&mut ShardOptions)) -> Result<World> {
-        let turn = turn();
         // Where file systems are mounted, nobody may walk through them to delete them.
         let (mut builder, own) = (tempfile::Builder::new(), own_place());
         builder.prefix("manatee-test-").disable_cleanup(own.is_some());
@@ -83,9 +74,27 @@ impl World {
         let shard = Shard::start(&options)?;
         shard.wait_whole(limit())?;
         let writer = Writer::start(&shard)?;
-        let world = World { writer, shard, service, _directory: directory, _turn: turn };
+        let world = World { writer, shard, service, _directory: directory };
         world.wait_for_writes()?;
         Ok(world)
+    }
+
+    /// Like [`World::start_with`], at this coordination, in sessions of four seconds.
+    pub fn start_at(coordination: String, overrides: &str) -> Result<World> {
+        World::start_as(overrides, |options| {
+            options.coordination = Some(coordination);
+            options.session_timeout = 4.0;
+        })
+    }
+
+    /// The primary's host is lost: the sync takes over, once, and the old one comes back as async.
+    pub fn survive_the_primary(&self) -> Result<()> {
+        let (generation, mark) = (self.generation()?, clock::now());
+        let old = self.lose_primary()?;
+        println!("writes were out for {} ms", self.writer.longest_gap_since(mark).length().0);
+        ensure!(self.generation()? == generation.next(), "one takeover, one generation");
+        old.start_sitter()?;
+        self.wait_back(old)
     }
 
     /// Takes the coordination away: every session runs out.
@@ -98,6 +107,24 @@ impl World {
         let view = self.shard.view();
         let peer = view.peers.iter().find(|peer| peer.role() == Some(role));
         Ok(self.shard.peer_of(&peer.with_context(|| format!("nobody is {role}"))?.zone))
+    }
+
+    /// Kills the primary's host and waits until another peer takes writes; which it was.
+    pub fn lose_primary(&self) -> Result<&Peer> {
+        let old = self.in_role(Role::Primary)?;
+        old.kill_host()?;
+        self.wait("a takeover", |view| {
+            view.primary().is_some_and(|primary| primary.zone != old.zone())
+        })?;
+        self.wait_for_writes()?;
+        Ok(old)
+    }
+
+    /// Waits until this former primary is at the end of the chain.
+    pub fn wait_back(&self, old: &Peer) -> Result<()> {
+        self.wait("the old primary to come back as async", |view| {
+            view.peer(old.zone()).role() == Some(Role::Async)
+        })
     }
 
     pub fn generation(&self) -> Result<Generation> {

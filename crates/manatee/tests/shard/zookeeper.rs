@@ -1,7 +1,7 @@
 //! A shard that meets in a real ZooKeeper ensemble.
 
 use super::{World, limit};
-use adapters::{clock, testing::Ensemble};
+use adapters::testing::Ensemble;
 use anyhow::{Context, Result, ensure};
 use cluster::Role;
 
@@ -11,10 +11,7 @@ use cluster::Role;
 fn a_shard_over_an_ensemble() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let ensemble = Ensemble::start(directory.path(), 3)?;
-    let world = World::start_as("", |options| {
-        options.coordination = Some(ensemble.url());
-        options.session_timeout = 4.0;
-    })?;
+    let world = World::start_at(ensemble.url(), "")?;
     let leader = ensemble.leader().context("an ensemble has a leader")?;
     ensemble.kill(leader);
     world.wait_for_writes()?;
@@ -32,18 +29,6 @@ fn a_shard_over_an_ensemble() -> Result<()> {
     world.wait_for_writes()?;
     ensure!(world.generation()? == generation, "a sitter that is back in time costs no takeover");
 
-    let mark = clock::now();
-    old.kill_host()?;
-    let lost = old.zone().to_owned();
-    world.wait("the sync to take over", |view| {
-        view.primary().is_some_and(|primary| primary.zone != lost)
-    })?;
-    world.wait_for_writes()?;
-    println!("writes were out for {} ms", world.writer.longest_gap_since(mark).length().0);
-    ensure!(world.generation()? == generation.next(), "one takeover, one generation");
-    old.start_sitter()?;
-    world.wait("the old primary to come back as async", |view| {
-        view.peer(old.zone()).role() == Some(Role::Async)
-    })?;
+    world.survive_the_primary()?;
     world.finish()
 }

@@ -121,7 +121,12 @@ fn is_said(world: &World, blocked: Blocked) -> bool {
         Blocked::OnlyCopy => says(Who::Primary, |reason| *reason == Reason::OnlyDatabaseMissing),
         // A copy is begun again and again, from the primary, which has nothing to give.
         Blocked::SyncWithoutDatabase | Blocked::SyncBehind => says(Who::Sync, |reason| {
-            matches!(reason, Reason::TakeoverBehind { .. } | Reason::TakeoverNoAsync { .. })
+            matches!(
+                reason,
+                Reason::TakeoverUnproven { .. }
+                    | Reason::TakeoverBehind { .. }
+                    | Reason::TakeoverNoAsync { .. }
+            )
         }),
         Blocked::SyncDiverged => says(Who::Sync, |reason| {
             matches!(reason, Reason::TakeoverDiverged { .. } | Reason::TakeoverNoAsync { .. })

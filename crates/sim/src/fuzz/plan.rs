@@ -221,7 +221,8 @@ impl Dice {
             Kind::Resume => Fault::Resume(self.peer()),
             Kind::ExpireSession => Fault::ExpireSession(self.who()),
             Kind::NextPut => {
-                let fault = [PutFault::Lost, PutFault::AnswerLost, PutFault::Late][self.below(3)];
+                use PutFault::{AnswerLost, Late, Lost, Refused};
+                let fault = [Lost, AnswerLost, Late, Refused][self.below(4)];
                 Fault::NextPut(self.who(), fault)
             }
             Kind::FailNextCommand => Fault::FailNextCommand(self.who()),

@@ -9,7 +9,7 @@ use super::{
 use crate::Mutation;
 use cluster::{
     ApplyError, Counts, Database, Event, Gate, Generation, PeerIdent, PgCommand, PgConfig,
-    PgOutcome,
+    PgOutcome, Way,
 };
 
 /// How long a command waits for a server that does not answer.
@@ -88,7 +88,9 @@ impl World {
                 self.stop_server(peer);
                 self.finish(peer, PgOutcome::Stopped);
             }
-            PgCommand::Seed(sources) | PgCommand::Rebuild(sources, _) => {
+            PgCommand::Seed(sources) => self.copy(peer, life, id, phase, &sources),
+            PgCommand::Rebuild(sources, way) => {
+                let sources = self.sources_of_rebuild(peer, sources, way);
                 self.copy(peer, life, id, phase, &sources);
             }
             PgCommand::Apply(config) => {
@@ -286,6 +288,15 @@ impl World {
     fn left_to_replay(&self, peer: usize) -> u64 {
         let server = self.peers[peer].server.as_ref();
         server.map_or(0, |server| server.replayed_by.saturating_sub(self.now))
+    }
+
+    fn sources_of_rebuild(&self, peer: usize, told: Vec<PeerIdent>, way: Way) -> Vec<PeerIdent> {
+        if way == Way::Cheapest || !self.mutated(Mutation::CopyAnybody) {
+            return told;
+        }
+        let others = (0..self.peers.len()).filter(|other| *other != peer);
+        let others = others.map(|other| self.peers[other].ident.clone());
+        others.filter(|other| told.iter().all(|one| one.id != other.id)).collect()
     }
 
     /// A copy of a running database as it is when the copy ends, from the first source that gives

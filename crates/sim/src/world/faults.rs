@@ -31,6 +31,8 @@ pub enum PutFault {
     AnswerLost,
     /// It arrives after its writer has been told that nothing is known.
     Late,
+    /// The service does not let its writer write.
+    Refused,
 }
 
 /// What may happen.

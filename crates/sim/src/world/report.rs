@@ -101,6 +101,7 @@ impl World {
                     PutFault::Lost => "is lost",
                     PutFault::AnswerLost => "is stored, and its answer is lost",
                     PutFault::Late => "arrives late",
+                    PutFault::Refused => "is refused",
                 };
                 format!("the next write of {} to the service {what}", whom(who))
             }

@@ -263,7 +263,11 @@ impl World {
                 let after = CALL_LIMIT + self.delays.draw(Delay::Late);
                 self.schedule_in(after, arrives);
             }
-            PutFault::Lost => {}
+            PutFault::Refused if !self.is_deaf(peer) && !self.is_mute(peer) => {
+                let outcome = PutOutcome::Refused("no permission".to_owned());
+                self.schedule(Delay::Message, Happening::PutAnswered { peer, life, call, outcome });
+            }
+            PutFault::Refused | PutFault::Lost => {}
             _ if self.is_deaf(peer) => {}
             PutFault::AnswerLost => {
                 // Arrives as usual, and nobody is told: the number of no call.

@@ -16,6 +16,8 @@
 //! - A lease is extended by the leader alone, without asking the others. One that has just been replaced
 //!   may still say that it did. So the keep-alive counts only if the term in which the read was
 //!   answered is the one of the last read before it, by the same server; else it is sent again.
+//! - With a user, etcd asks for a permission at everything but leases. What it refuses for that is told with
+//!   the keys, and what to do ([`failure`]); a token that has ended is replaced ([`servers`]).
 //! - A put is one transaction: on condition that the state is of the expected revision, write it and its
 //!   entry of the history. It goes to a server that has just answered a read.
 
@@ -29,13 +31,15 @@ mod source;
 use super::follow::{self, Member, Seen};
 use super::mailbox::{self, mailbox};
 use super::{
-    CoordError, CoordEvent, Coordination, HistoryEntry, Membership, PutOutcome, Version, View,
-    Watch,
+    Access, CoordError, CoordEvent, Coordination, HistoryEntry, Membership, PutOutcome, TlsAccess,
+    Version, View, Watch,
 };
 use crate::clock;
 use async_trait::async_trait;
 use cluster::{ClusterState, Millis, PeerIdent};
-use etcd_client::{Compare, CompareOp, ConnectOptions, GetOptions, Txn, TxnOp};
+use etcd_client::{
+    Certificate, Compare, CompareOp, ConnectOptions, GetOptions, Identity, TlsOptions, Txn, TxnOp,
+};
 use failure::Failure;
 use jiff::Timestamp;
 use keys::{Keys, parse_written};
@@ -81,21 +85,40 @@ impl Shard {
 impl EtcdCoord {
     /// The shard below `root` (empty, or `/` and a name) at these servers (`host:port`), at least one
     /// of which has to be reachable at each call. Connects to nobody yet.
-    pub fn new(servers: &[String], root: &str, shard: &str, call_timeout: Millis) -> Self {
-        let urls = servers.iter().map(|server| format!("http://{server}")).collect();
+    ///
+    /// # Errors
+    /// When files of certificates cannot be used.
+    pub fn open(
+        servers: &[String],
+        root: &str,
+        shard: &str,
+        access: &Access,
+        call_timeout: Millis,
+    ) -> Result<Self, CoordError> {
+        let target = format!("etcd://{}{root} (shard {shard})", servers.join(","));
         let part = call_timeout.0 / servers.len().max(1) as u64;
-        let options = ConnectOptions::new()
+        let mut options = ConnectOptions::new()
             .with_connect_timeout(Duration::from_millis(part.max(1)))
             .with_require_leader(true)
             .with_auto_token_refresh(true);
+        if let Some(tls) = &access.tls {
+            let tls = tls_options(tls).map_err(|failure| CoordError {
+                target: target.clone(),
+                operation: "open",
+                cause: failure.into(),
+            })?;
+            options = options.with_tls(tls);
+        }
+        let scheme = if access.tls.is_some() { "https" } else { "http" };
+        let urls = servers.iter().map(|server| format!("{scheme}://{server}")).collect();
         let shard = Shard {
-            target: format!("etcd://{}{root} (shard {shard})", servers.join(",")),
+            target,
             limit: call_timeout,
             keys: Keys::new(root, shard),
-            servers: Servers::new(urls, options),
+            servers: Servers::new(urls, options, access.credentials.clone()),
             unreadable: Mutex::default(),
         };
-        EtcdCoord { shard: Arc::new(shard) }
+        Ok(EtcdCoord { shard: Arc::new(shard) })
     }
 
     async fn try_join(
@@ -149,7 +172,8 @@ impl EtcdCoord {
             async move { Ok(client.txn(txn).await?) }
         };
         // Once: after a lost answer, a second attempt would be told of a conflict with the first.
-        let answer = servers.ask(read.server, deadline - clock::now(), work).await?;
+        let answer = servers.ask(read.server, deadline - clock::now(), work).await;
+        let answer = answer.map_err(|failure| failure.of("written", key, keys))?;
         let header = answer.header().ok_or(Failure::Incomplete("a header"))?;
         Ok(answer.succeeded().then(|| Version(header.revision())))
     }
@@ -168,7 +192,8 @@ impl EtcdCoord {
                 let from = from.clone();
                 async move { Ok(client.get(from, Some(options)).await?) }
             };
-            let page = servers.call(deadline - clock::now(), page).await?.value;
+            let page = servers.call(deadline - clock::now(), page).await;
+            let page = page.map_err(|failure| failure.of("read", keys.history(), keys))?.value;
             for kv in page.kvs() {
                 let key = String::from_utf8_lossy(kv.key());
                 let (generation, time) = parse_written(&key).ok_or_else(|| {
@@ -233,6 +258,9 @@ impl Coordination for EtcdCoord {
         match self.try_put(expected, state).await {
             Ok(Some(version)) => PutOutcome::Committed(version),
             Ok(None) => PutOutcome::Conflict,
+            Err(failure) if failure.is_refusal() => {
+                PutOutcome::Refused(self.shard.error("put", failure))
+            }
             Err(failure) => PutOutcome::Unknown(self.shard.error("put", failure)),
         }
     }
@@ -240,6 +268,15 @@ impl Coordination for EtcdCoord {
     async fn history(&self) -> Result<Vec<HistoryEntry>, CoordError> {
         self.try_history().await.map_err(|failure| self.shard.error("history", failure))
     }
+}
+
+fn tls_options(access: &TlsAccess) -> Result<TlsOptions, Failure> {
+    let pem = access.read()?;
+    let options = TlsOptions::new().ca_certificate(Certificate::from_pem(pem.ca));
+    Ok(match pem.identity {
+        Some((certificate, key)) => options.identity(Identity::from_pem(certificate, key)),
+        None => options,
+    })
 }
 
 struct EtcdMembership {

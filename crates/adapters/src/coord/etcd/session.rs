@@ -113,7 +113,8 @@ fn gets(keys: &Keys) -> [TxnOp; 2] {
 
 /// State and registrations at one moment that is not before this was asked.
 pub(super) async fn read(mut client: Client, keys: &Keys) -> Result<Reading, Failure> {
-    Reading::new(&client.txn(Txn::new().and_then(gets(keys))).await?)
+    let read = client.txn(Txn::new().and_then(gets(keys))).await;
+    Reading::new(&read.map_err(|error| Failure::from(error).of("read", keys.all(), keys))?)
 }
 
 /// A new lease, and how long it is. When the answer is lost, one may be left that runs out by itself.
@@ -146,7 +147,8 @@ pub(super) async fn register(
         let txn = txn.clone();
         async move { Reading::new(&client.txn(txn).await?) }
     };
-    Ok(shard.servers.call(limit, work).await?.value)
+    let registered = shard.servers.call(limit, work).await;
+    Ok(registered.map_err(|failure| failure.of("written", key, &shard.keys))?.value)
 }
 
 /// Asks the leader to extend the lease; whether it is alive. That the answer is worth something is
@@ -167,6 +169,8 @@ pub(super) async fn revoke(shard: &Shard, lease: i64) -> Result<(), Failure> {
             _ => Ok(()),
         }
     };
-    shard.servers.call(shard.limit, revoke).await?;
+    let revoked = shard.servers.call(shard.limit, revoke).await;
+    let keys = &shard.keys;
+    revoked.map_err(|failure| failure.of("deleted", keys.election(), keys))?;
     Ok(())
 }

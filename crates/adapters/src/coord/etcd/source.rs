@@ -2,6 +2,7 @@
 
 use super::Shard;
 use super::failure::Failure;
+use super::keys::Keys;
 use super::session::{self, Reading};
 use crate::clock;
 use crate::coord::CoordError;
@@ -125,16 +126,32 @@ impl EtcdSource {
 
 /// Watches all keys of the shard, from a moment that is not after this returns.
 async fn open(shard: &Shard, limit: Millis) -> Result<Watching, Failure> {
+    let keys = &shard.keys;
     let watch = |mut client: Client| async move {
-        let options = WatchOptions::new().with_prefix();
-        let mut stream = client.watch(shard.keys.all(), Some(options)).await?;
-        match stream.message().await? {
-            Some(first) if first.created() && !first.canceled() => Ok(stream),
-            _ => Err(Failure::Incomplete("a watch")),
+        match begin(&mut client, keys).await {
+            // Some versions say of a token that has ended that a permission is missing. What was read was
+            // read with one that holds.
+            Err(Failure::WatchRefused(_)) => {
+                session::read(client.clone(), keys).await?;
+                begin(&mut client, keys).await
+            }
+            begun => begun,
         }
     };
-    let answer = shard.servers.call(limit, watch).await?;
+    let answer = shard.servers.call(limit, watch).await;
+    let answer = answer.map_err(|failure| failure.of("watched", keys.all(), keys))?;
     Ok(Watching { server: answer.server, stream: answer.value })
+}
+
+async fn begin(client: &mut Client, keys: &Keys) -> Result<WatchStream, Failure> {
+    let mut stream = client.watch(keys.all(), Some(WatchOptions::new().with_prefix())).await?;
+    match stream.message().await? {
+        Some(first) if first.created() && !first.canceled() => Ok(stream),
+        Some(first) if first.canceled() && !first.cancel_reason().is_empty() => {
+            Err(Failure::WatchRefused(first.cancel_reason().to_owned()))
+        }
+        _ => Err(Failure::Incomplete("a watch")),
+    }
 }
 
 #[async_trait]

@@ -193,9 +193,8 @@ pub(super) async fn put(
         let entry = format!("{}/{generation}-", layout.history);
         let options = CreateMode::PersistentSequential.with_acls(acls);
         writer.add_create(&entry, json.as_bytes(), &options)?;
-        let path = &layout.state;
         match writer.commit().await {
-            Ok(results) => return committed(path, &results).map(Some),
+            Ok(results) => return committed(&layout.state, &results).map(Some),
             Err(MultiWriteError::OperationFailed {
                 index: 0,
                 source: Error::NodeExists | Error::BadVersion,
@@ -210,7 +209,12 @@ pub(super) async fn put(
                 made = true;
                 make_path(client, &layout.history, acls).await?;
             }
-            Err(error) => return Err(put_failure(path, error.into())),
+            Err(MultiWriteError::OperationFailed { index, source }) => {
+                let paths = [(&layout.state, "written"), (&layout.history, "added to")];
+                let (path, action) = paths[index.min(1)];
+                return Err(put_failure(action, path, source));
+            }
+            Err(error) => return Err(put_failure("written", &layout.state, error.into())),
         }
     }
 }
@@ -237,10 +241,12 @@ fn committed(path: &str, results: &[MultiWriteResult]) -> Result<Version, Failur
     }
 }
 
-fn put_failure(path: &str, error: Error) -> Failure {
+fn put_failure(action: &'static str, path: &str, error: Error) -> Failure {
     match error {
         Error::MarshallingError | Error::Unimplemented => Failure::TooOld,
-        error => Failure::node("written", path, error),
+        // On a new connection, while the answer was waited for: what was asked may have been done.
+        Error::AuthFailed => Failure::Lost(error),
+        error => Failure::node(action, path, error),
     }
 }
 
@@ -278,4 +284,25 @@ fn time(path: &str, stat: &Stat) -> Result<Timestamp, Failure> {
         what: "time",
         source: error.into(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Only what certainly was not stored counts as refused (rule M4).
+    #[test]
+    fn what_is_refused() {
+        let check = |error: Error, refused: bool, part: &str| {
+            let failure = put_failure("written", "/manatee/1.example/state", error);
+            assert_eq!(failure.is_refusal(), refused, "{failure}");
+            assert!(failure.to_string().contains(part), "{failure}");
+        };
+        check(Error::NoAuth, true, "/manatee/1.example/state may not be written");
+        // How a server of 3.4 answers.
+        check(Error::MarshallingError, true, "3.5 or later");
+        check(Error::AuthFailed, false, "connection was lost");
+        check(Error::ConnectionLoss, false, "connection was lost");
+        check(Error::RuntimeInconsistent, false, "/manatee/1.example/state");
+    }
 }

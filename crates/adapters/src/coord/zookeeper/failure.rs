@@ -1,5 +1,6 @@
 //! Why a call failed.
 
+use crate::coord::access::TlsFileError;
 use std::path::PathBuf;
 use zookeeper_client::Error;
 
@@ -15,11 +16,13 @@ pub(super) enum Failure {
     #[error("the servers refused the credentials")]
     Refused,
     #[error(
-        "{path} may not be {action} with our credentials: see the table [zookeeper] of the sitter's file"
+        "{path} may not be {action} by us: its ACL asks for somebody else; give user and password_file of \
+         who made it in the table [zookeeper] of the sitter's file, or let them change its ACL"
     )]
     Forbidden { action: &'static str, path: String },
     #[error(
-        "the server does not know this kind of transaction: it has to be ZooKeeper 3.5 or later"
+        "these servers do not know the transaction that a state is stored by: they have to be ZooKeeper 3.5 \
+         or later; what is stored in older ones can only be read"
     )]
     TooOld,
     #[error(
@@ -44,6 +47,8 @@ pub(super) enum Failure {
         #[source]
         source: std::io::Error,
     },
+    #[error(transparent)]
+    TlsFile(#[from] TlsFileError),
     #[error("{0}")]
     Tls(String),
     #[error("cannot write the peer as JSON")]
@@ -71,6 +76,12 @@ impl Failure {
             | Error::Custom(_) => Failure::Lost(error),
             source => Failure::Node { path, source },
         }
+    }
+
+    /// Whether the service, or what stands in it, did not let us write: nothing was, and nothing will be.
+    pub(super) fn is_refusal(&self) -> bool {
+        use Failure::{Forbidden, HasHistory, Refused, TooOld};
+        matches!(self, Refused | Forbidden { .. } | HasHistory(_) | TooOld)
     }
 
     /// Whether another session may do what this one could not.

@@ -1,9 +1,8 @@
 //! How to get a session: which servers, with which credentials, within which time.
 
 use super::failure::Failure;
-use super::{TlsAccess, ZkAccess};
 use crate::clock;
-use crate::coord::CoordError;
+use crate::coord::{Access, CoordError, TlsAccess};
 use cluster::Millis;
 use std::future::Future;
 use std::path::Path;
@@ -56,7 +55,7 @@ impl Link {
     pub(super) fn new(
         target: String,
         servers: Vec<String>,
-        access: &ZkAccess,
+        access: &Access,
         limit: Millis,
     ) -> Result<Self, Failure> {
         let secret = access
@@ -110,13 +109,16 @@ impl Link {
     }
 
     /// Tries until it has a session. A server that takes the connection and says nothing may hold up
-    /// one attempt, not all that there is time for; the next one begins with any of them.
+    /// one attempt, not all that there is time for. The client begins each with any server that it is
+    /// told of; so the first is told of all, and each later one of all but one, another one each time.
     async fn try_open(&self, connector: Connector) -> Result<Client, Failure> {
         let share = self.limit.0 / (self.servers.len() as u64 + 1);
         let share = Duration::from_millis(share.max(1));
+        let mut turn = 0;
         loop {
-            let begin = clock::now();
-            match tokio::time::timeout(share, self.connect(connector.clone())).await {
+            let (begin, servers) = (clock::now(), self.servers_at(turn));
+            let connecting = self.connect(connector.clone(), &servers);
+            match tokio::time::timeout(share, connecting).await {
                 Ok(Ok(client)) => return Ok(client),
                 Err(_) | Ok(Err(Error::Timeout | Error::NoHosts | Error::ConnectionLoss)) => {}
                 Ok(Err(Error::AuthFailed)) => return Err(Failure::Refused),
@@ -125,14 +127,22 @@ impl Link {
             // One that failed at once is not to be tried in a busy loop.
             let spent = Duration::from_millis((clock::now() - begin).0);
             tokio::time::sleep(PAUSE.saturating_sub(spent)).await;
+            turn += 1;
         }
     }
 
-    async fn connect(&self, connector: Connector) -> Result<Client, Error> {
-        let servers = self.servers.join(",");
+    fn servers_at(&self, turn: usize) -> String {
+        let count = self.servers.len();
+        let without = turn.checked_sub(1).filter(|_| count > 1).map(|turn| turn % count);
+        let servers = self.servers.iter().enumerate();
+        let servers = servers.filter(|(index, _)| Some(*index) != without);
+        servers.map(|(_, server)| server.as_str()).collect::<Vec<_>>().join(",")
+    }
+
+    async fn connect(&self, connector: Connector, servers: &str) -> Result<Client, Error> {
         match &self.tls {
-            Some(tls) => connector.with_tls(tls.clone()).secure_connect(&servers).await,
-            None => connector.connect(&servers).await,
+            Some(tls) => connector.with_tls(tls.clone()).secure_connect(servers).await,
+            None => connector.connect(servers).await,
         }
     }
 
@@ -187,23 +197,16 @@ impl Link {
 }
 
 fn tls_options(access: &TlsAccess) -> Result<TlsOptions, Failure> {
-    let read = |path: &Path| {
-        std::fs::read_to_string(path).map_err(|source| Failure::Io {
-            action: "read",
-            path: path.to_owned(),
-            source,
-        })
+    let wrong = |path: &Path, error: Error| {
+        Failure::Tls(format!("{} cannot be used for TLS: {error}", path.display()))
     };
-    let wrong = |what: &str, path: &Path, error: Error| {
-        Failure::Tls(format!("{} holds no usable {what}: {error}", path.display()))
-    };
-    let ca = read(&access.ca_file)?;
-    let options = TlsOptions::new().with_pem_ca(&ca);
-    let options = options.map_err(|error| wrong("certificates", &access.ca_file, error))?;
-    match &access.identity {
-        None => Ok(options),
-        Some((certificate, key)) => options
-            .with_pem_identity(&read(certificate)?, &read(key)?)
-            .map_err(|error| wrong("certificate of ours with its key", certificate, error)),
+    let pem = access.read()?;
+    let options = TlsOptions::new().with_pem_ca(&pem.ca);
+    let options = options.map_err(|error| wrong(&access.ca_file, error))?;
+    match (&access.identity, &pem.identity) {
+        (Some((path, _)), Some((certificate, key))) => {
+            options.with_pem_identity(certificate, key).map_err(|error| wrong(path, error))
+        }
+        _ => Ok(options),
     }
 }

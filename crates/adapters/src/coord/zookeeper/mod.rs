@@ -4,8 +4,9 @@
 //! - A registration is an ephemeral node in a session of its own ([`follow`]); every other call has
 //!   a short session of its own ([`link`]), so that nothing waits behind a lost connection.
 //! - The state is written by test-and-set, with its history entry in the same transaction.
-//! - Only what ZooKeeper 3.4 knows is asked for, but for one thing: the client writes transactions
-//!   in the form of 3.5. An ensemble that is older can be read and followed, not written.
+//! - Only what ZooKeeper 3.4 knows is asked for, but for one thing: the client library creates nodes in
+//!   transactions in the form of 3.5 (`create2`), and offers no other. An ensemble that is older can be
+//!   joined, read and followed; a put is refused there.
 //!
 //! SPEC.md says what a heartbeat proves and what it does not.
 
@@ -23,8 +24,8 @@ pub use calls::RawChild;
 
 use super::mailbox::{self, mailbox};
 use super::{
-    CoordError, CoordEvent, Coordination, HistoryEntry, Membership, PutOutcome, StoredState,
-    Version, View, Watch,
+    Access, CoordError, CoordEvent, Coordination, HistoryEntry, Membership, PutOutcome,
+    StoredState, Version, View, Watch,
 };
 use crate::clock;
 use async_trait::async_trait;
@@ -38,40 +39,6 @@ use link::{End, Link};
 use std::path::PathBuf;
 use std::time::Duration;
 use zookeeper_client::{Client, CreateMode, Error};
-
-/// Who we are to the ensemble, and how we talk to it.
-#[derive(Debug, Clone, Default)]
-pub struct ZkAccess {
-    /// With these, what we make may be written by us alone and read by everybody; without, anybody
-    /// may do anything with it, as with the original's.
-    pub credentials: Option<Credentials>,
-    /// Talk TLS.
-    pub tls: Option<TlsAccess>,
-}
-
-/// For digest authentication.
-#[derive(Clone)]
-pub struct Credentials {
-    /// The user, without a colon.
-    pub user: String,
-    /// The password.
-    pub password: String,
-}
-
-impl std::fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Credentials").field("user", &self.user).finish_non_exhaustive()
-    }
-}
-
-/// Files in PEM.
-#[derive(Debug, Clone)]
-pub struct TlsAccess {
-    /// Who vouches for the servers.
-    pub ca_file: PathBuf,
-    /// Our own certificate and its key, where the servers ask for one.
-    pub identity: Option<(PathBuf, PathBuf)>,
-}
 
 /// The coordination of one shard in a ZooKeeper ensemble.
 #[derive(Debug, Clone)]
@@ -89,7 +56,7 @@ impl ZkCoord {
     /// When files of certificates cannot be used.
     pub fn open(
         address: Address,
-        access: &ZkAccess,
+        access: &Access,
         call_timeout: Millis,
         session_file: Option<PathBuf>,
     ) -> Result<Self, CoordError> {
@@ -281,6 +248,9 @@ impl Coordination for ZkCoord {
         match link.call("put", work).await {
             Ok(Some(version)) => PutOutcome::Committed(version),
             Ok(None) => PutOutcome::Conflict,
+            Err(error) if error.cause.downcast_ref().is_some_and(Failure::is_refusal) => {
+                PutOutcome::Refused(error)
+            }
             Err(error) => PutOutcome::Unknown(error),
         }
     }

@@ -15,7 +15,7 @@
 
 use crate::{
     exec::Exec,
-    storage::{DatasetName, Guid, SnapshotName, StorageCause, mounts},
+    storage::{DatasetName, Guid, SnapshotName, StorageCause, error::at, mounts},
 };
 use cluster::Millis;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -280,11 +280,6 @@ fn move_with(from: &Path, to: &Path, flags: RenameFlags) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-pub(super) fn at(path: &Path) -> impl FnOnce(io::Error) -> StorageCause {
-    let path = path.to_owned();
-    move |source| StorageCause::File { path, source }
 }
 
 #[cfg(test)]

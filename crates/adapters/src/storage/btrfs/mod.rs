@@ -16,12 +16,13 @@ mod streams;
 use super::{
     Capabilities, Dataset, DatasetName, HoldTag, Mark, ReceiveStream, ResumeToken, SendFrom,
     SendStream, Size, Snapshot, SnapshotName, Snapshots, StorageCause, Unfinished,
+    error::at,
     mounts::mounted_on,
     snapshots::{expendable, mountpoint, newest},
 };
 use crate::exec::Exec;
 use async_trait::async_trait;
-use layout::{HOLD, Place, Subvolume, at, btrfs, entries, make_directory, remove_wrapper, rename};
+use layout::{HOLD, Place, Subvolume, btrfs, entries, make_directory, remove_wrapper, rename};
 use std::{
     collections::BTreeSet,
     fs::{self, File},
@@ -104,6 +105,17 @@ impl Btrfs {
             return Ok(place);
         }
         Err(StorageCause::NoSnapshot(self.of(dataset, snapshot)))
+    }
+
+    /// Says that somebody holds a snapshot which exists.
+    fn hold_file(
+        &self,
+        dataset: &DatasetName,
+        snapshot: &SnapshotName,
+        tag: &HoldTag,
+    ) -> Result<PathBuf, StorageCause> {
+        let wrapper = self.existing_snapshot(dataset, snapshot)?.wrapper(snapshot);
+        Ok(wrapper.join(format!("{HOLD}{tag}")))
     }
 
     fn find_datasets(&self) -> Result<Vec<(DatasetName, Place)>, StorageCause> {
@@ -314,8 +326,7 @@ impl Snapshots for Btrfs {
         tag: &HoldTag,
     ) -> Result<(), StorageCause> {
         let _changing = self.changing.lock().await;
-        let path =
-            self.existing_snapshot(dataset, name)?.wrapper(name).join(format!("{HOLD}{tag}"));
+        let path = self.hold_file(dataset, name, tag)?;
         let made = File::create(&path).and_then(|file| file.sync_all());
         made.and_then(|()| crate::postgres::files::sync_parent(&path)).map_err(at(&path))
     }
@@ -327,8 +338,7 @@ impl Snapshots for Btrfs {
         tag: &HoldTag,
     ) -> Result<(), StorageCause> {
         let _changing = self.changing.lock().await;
-        let path =
-            self.existing_snapshot(dataset, name)?.wrapper(name).join(format!("{HOLD}{tag}"));
+        let path = self.hold_file(dataset, name, tag)?;
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(&path)(error)),
             _ => Ok(()),

@@ -1,11 +1,11 @@
 //! `btrfs send` and `btrfs receive`.
 
-use super::{Btrfs, Place, Subvolume, at, btrfs, entries, make_directory, remove_wrapper, rename};
+use super::{Btrfs, Place, Subvolume, btrfs, entries, make_directory, remove_wrapper, rename};
 use crate::{
     exec::Exec,
     storage::{
         DatasetName, ReceiveStream, SendFrom, SendStream, Snapshot, SnapshotName, Snapshots,
-        StorageCause, snapshots::broken,
+        StorageCause, error::at, snapshots::broken,
     },
 };
 use std::path::Path;

@@ -4,7 +4,7 @@ use super::Config;
 use adapters::storage::{Dir, Storage, Volume};
 use anyhow::{Context, Result};
 use serde::Deserialize;
-use std::{path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 /// What holds the database.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -29,6 +29,19 @@ pub enum Backend {
     Btrfs,
     /// A file system of a ZFS pool.
     Zfs,
+}
+
+impl StorageConfig {
+    /// How PostgreSQL suits it, unless an operator says otherwise. Where a block is never overwritten, a
+    /// file of WAL that is used again is no better than a new one, and until then it is in every snapshot
+    /// and every copy, and is fetched by every rewind.
+    pub(super) fn settings(&self) -> BTreeMap<String, String> {
+        let names: &[&str] = match self.backend {
+            Backend::Dir => &[],
+            Backend::Btrfs | Backend::Zfs => &["wal_recycle", "wal_init_zero"],
+        };
+        names.iter().map(|name| ((*name).to_owned(), "off".to_owned())).collect()
+    }
 }
 
 impl Config {

@@ -76,6 +76,21 @@ fn the_example_shows_every_field_with_its_default() {
     }
 }
 
+/// WAL is not kept to be used again where that is of no use, unless an operator wants it.
+#[test]
+fn wal_suits_the_storage() {
+    let check = |storage: &str, settings: &str, expected: &[(&str, &str)]| {
+        let text = format!("{LEAST}[postgres.settings]\n{settings}\n[storage]\n{storage}\n");
+        let found = load(&text).expect(&text).user_settings().expect("settings");
+        let found: Vec<_> = found.iter().map(|(name, value)| (&**name, &**value)).collect();
+        assert_eq!(found, expected, "{text}");
+    };
+    let zfs = "backend = \"zfs\"\nname = \"tank/a\"";
+    check("", "", &[]);
+    check(zfs, "", &[("wal_init_zero", "off"), ("wal_recycle", "off")]);
+    check(zfs, "WAL_Recycle = true", &[("WAL_Recycle", "on"), ("wal_init_zero", "off")]);
+}
+
 #[test]
 fn unknown_fields_and_bad_values_are_refused_with_their_line() {
     check_refused(&format!("sesion_timeout = 3\n{LEAST}"), &["line 1", "sesion_timeout"]);

@@ -1,0 +1,179 @@
+//! What operators may set, and what keeps a server from starting.
+
+use super::support::{self, Peer, commit, free_port, primary, wait_waiting};
+use adapters::postgres::{PgCause, StopMode};
+use cluster::Counts;
+use std::fs;
+
+/// ALTER SYSTEM cannot undo what safety rests on: not by the next apply, not by the next start.
+#[tokio::test]
+async fn alter_system_is_undone() {
+    let nobody = Peer::new("b");
+    let a = Peer::new("a").primary(Counts::Sync(nobody.id()), &[]).await;
+    let session = a.session().await;
+    let config = primary(Counts::Sync(nobody.id()), &[]);
+    let wanted = format!("FIRST 1 (\"{}\")", nobody.id());
+    for sql in
+        ["alter system set synchronous_standby_names = ''", "alter system set work_mem = '5MB'"]
+    {
+        session.batch_execute(sql).await.expect(sql);
+    }
+    session.batch_execute("select pg_reload_conf()").await.expect("a reload");
+    a.wait("current_setting('synchronous_standby_names') = ''").await;
+    assert_eq!(a.postgres.probe().await.expect("a probe").names_in_force, Some(false));
+    a.apply(&config).await;
+    assert_eq!(a.value("show synchronous_standby_names").await, wanted);
+    assert_eq!(a.postgres.probe().await.expect("a probe").names_in_force, Some(true));
+
+    // The operator's to set, but not to a value that lets commits go without the standby.
+    for weak in ["off", "local", "remote_write"] {
+        let sql = format!("alter system set synchronous_commit = '{weak}'");
+        session.batch_execute(&sql).await.expect(&sql);
+        session.batch_execute("select pg_reload_conf()").await.expect("a reload");
+        a.wait(&format!("current_setting('synchronous_commit') = '{weak}'")).await;
+        assert_eq!(a.postgres.probe().await.expect("a probe").names_in_force, Some(false));
+        a.apply(&config).await;
+        assert_eq!(a.value("show synchronous_commit").await, "on");
+        assert_eq!(a.postgres.probe().await.expect("a probe").names_in_force, Some(true));
+    }
+    let auto = a.postgres.data().join("postgresql.auto.conf");
+    assert!(!fs::read_to_string(&auto).expect("a file").contains("synchronous_commit"));
+    // One that is stronger stays; that of our own role does not speak for the server.
+    for sql in [
+        "alter system set synchronous_commit = 'remote_apply'",
+        "set synchronous_commit = local",
+        "alter role postgres set synchronous_commit = 'off'",
+        "select pg_reload_conf()",
+    ] {
+        session.batch_execute(sql).await.expect(sql);
+    }
+    a.apply(&config).await;
+    let role = "alter role postgres reset synchronous_commit";
+    assert_eq!(a.postgres.probe().await.expect("a probe").names_in_force, Some(true));
+    session.batch_execute(role).await.expect(role);
+    assert_eq!(a.value("show synchronous_commit").await, "remote_apply");
+
+    session.batch_execute("alter system set synchronous_commit = off").await.expect("a change");
+    session.batch_execute("alter system set fsync = off").await.expect("a change");
+    a.postgres.stop(StopMode::Fast).await.expect("a stop");
+    a.apply(&config).await;
+    assert_eq!(a.value("show fsync").await, "on");
+    assert_eq!(a.value("show synchronous_commit").await, "on");
+    assert_eq!(a.value("show work_mem").await, "5MB");
+    let waiting = commit(&a, "create table t (i int)");
+    wait_waiting(&a, 1).await;
+    assert!(!waiting.is_finished());
+}
+
+/// Settings that need a restart get one; those that the server refuses are an error that names
+/// them.
+#[tokio::test]
+async fn the_operators_settings() {
+    let mut a = Peer::new("a").primary(Counts::Alone, &[]).await;
+    let config = primary(Counts::Alone, &[]);
+    a.settings.user_settings.insert("max_connections".into(), "50".into());
+    a.restart_sitter().await;
+    let pid = a.pid();
+    a.apply(&config).await;
+    assert_ne!(a.pid(), pid);
+    assert_eq!(a.value("show max_connections").await, "50");
+    a.settings.user_settings.insert("work_mem".into(), "much".into());
+    a.restart_sitter().await;
+    let error = a.postgres.apply(&config).await.expect_err("no such amount");
+    assert!(
+        matches!(&error.cause, PgCause::Rejected(text) if text.contains("work_mem")),
+        "{error:?}"
+    );
+    a.settings.user_settings.insert("fsync".into(), "off".into());
+    let error = adapters::postgres::Postgres::open(a.settings.clone()).expect_err("forbidden");
+    assert!(support::chain(&error).contains("fsync"), "{error}");
+}
+
+/// Settings are tried on the server program before anything runs with them; what it says of a wrong
+/// one is told, and what is not the operator's to set is named.
+#[tokio::test]
+async fn settings_are_checked_before_they_are_used() {
+    let a = Peer::new("a");
+    let map = |settings: &[(&str, &str)]| {
+        let own = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        own.collect::<std::collections::BTreeMap<_, _>>()
+    };
+    let check = async |settings: &[(&str, &str)]| a.postgres.check_settings(&map(settings)).await;
+    let fine = [
+        ("shared_buffers", "1GB"),
+        ("pg_stat_statements.max", "100"),
+        ("shared_preload_libraries", "pg_stat_statements"),
+        ("log_line_prefix", "it's \\ %m "),
+        ("synchronous_commit", "remote_apply"),
+    ];
+    check(&fine).await.expect("good settings");
+    check(&[]).await.expect("none");
+    for (name, value, said) in [
+        ("shared_bufers", "1GB", "unrecognized configuration parameter \"shared_bufers\""),
+        ("work_mem", "much", "invalid value for parameter \"work_mem\": \"much\""),
+        ("max_connections", "0", "max_connections"),
+        ("wal_compression", "perhaps", "\"perhaps\"; Available values: "),
+    ] {
+        let error = check(&[("log_line_prefix", "! "), (name, value)]).await.expect_err(name);
+        let PgCause::Rejected(text) = &error.cause else { panic!("{error:?}") };
+        assert!(text.contains(said) && !text.contains("/tmp"), "{text}");
+    }
+    for (name, value) in [("FSYNC", "on"), ("synchronous_commit", "local"), ("a b", "1")] {
+        let error = check(&[(name, value)]).await.expect_err(name);
+        assert!(matches!(error.cause, PgCause::Settings { .. }), "{error:?}");
+        let settings = map(&[("work_mem", "much"), (name, value)]);
+        let refused = adapters::postgres::check_names(&settings).expect_err(name);
+        assert_eq!(refused.name, name);
+        assert!(refused.to_string().contains(value), "{refused}");
+    }
+}
+
+/// What keeps a server from starting is told in words.
+#[tokio::test]
+async fn starts_that_fail() {
+    let a = Peer::new("a");
+    let config = primary(Counts::Alone, &[]);
+    let error = a.postgres.apply(&config).await.expect_err("no database");
+    assert!(matches!(error.cause, PgCause::NoDatabase), "{error:?}");
+    a.postgres.create_database().await.expect("a database");
+
+    let other = std::net::TcpListener::bind(("127.0.0.1", a.settings.port)).expect("the port");
+    let error = a.postgres.apply(&config).await.expect_err("the port is taken");
+    assert!(matches!(error.cause, PgCause::PortInUse { .. }), "{error:?}");
+    assert!(a.postgres.exits().borrow().is_none(), "told once");
+    drop(other);
+
+    let version = a.postgres.data().join("PG_VERSION");
+    let right = fs::read(&version).expect("a version");
+    fs::write(&version, "12\n").expect("a version");
+    let error = a.postgres.apply(&config).await.expect_err("another version");
+    assert!(
+        matches!(&error.cause, PgCause::ForeignVersion { found, .. } if found == "12"),
+        "{error:?}"
+    );
+    fs::write(&version, right).expect("a version");
+
+    let auto = a.postgres.data().join("postgresql.auto.conf");
+    fs::write(&auto, "max_connections = -5\n").expect("nonsense");
+    let error = a.postgres.apply(&config).await.expect_err("nonsense");
+    assert!(
+        matches!(&error.cause, PgCause::CannotStart { log, .. } if log.contains("max_connections")),
+        "{error:?}"
+    );
+    fs::write(&auto, "").expect("no nonsense");
+    a.apply(&config).await;
+
+    let mut settings = a.settings.clone();
+    settings.bin_dir = Some("/nowhere".into());
+    let error = adapters::postgres::Postgres::open(settings.clone()).expect_err("no programs");
+    assert!(matches!(error.cause, PgCause::MissingBinaries { .. }), "{error:?}");
+    settings.bin_dir = None;
+    settings.os_user = Some("root".into());
+    adapters::postgres::Postgres::open(settings.clone()).expect_err("root");
+    settings.os_user = Some("nobody-of-this-name".into());
+    adapters::postgres::Postgres::open(settings.clone()).expect_err("no user");
+    settings.os_user = None;
+    settings.port = free_port();
+    settings.socket_dir = format!("/tmp/{}", "x".repeat(120)).into();
+    adapters::postgres::Postgres::open(settings).expect_err("a socket's name too long");
+}

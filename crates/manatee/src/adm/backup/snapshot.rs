@@ -1,0 +1,184 @@
+//! The files of a snapshot: a clone of it is mounted beside the dataset for as long as it is read.
+//!
+//! Clone and snapshot go when this ends, and what a program that was killed left goes when the next one
+//! begins.
+
+use super::{Output, copy as copy_output};
+use crate::sitter::config::Config;
+use adapters::{
+    exec::Exec,
+    postgres::Postgres,
+    storage::{
+        DatabaseFacts, DatasetName, Expected, Purpose, SnapshotName, Snapshots, Storage, Volume,
+        examine,
+    },
+};
+use anyhow::{Context, Result, anyhow, bail};
+use cluster::Lsn;
+use rustix::fs::{FlockOperation, flock};
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// What its snapshots are made for.
+pub(in crate::adm) const BACKUP: &str = "backup";
+/// What belongs to the server that ran there and nobody else, and what is no part of a database.
+const LEFT_OUT: [&str; 3] = ["postmaster.pid", "postmaster.opts", "lost+found"];
+
+/// Writes the files of a new snapshot; where recovery will begin.
+pub(super) async fn copy(
+    config: &Config,
+    volume: &Volume,
+    postgres: &Postgres,
+    writer: &mut Output,
+) -> Result<(u32, Lsn)> {
+    let look = Look::new(config, volume).await?;
+    let copied = look.copy(postgres, writer).await;
+    // Whatever became of it.
+    match (copied, look.clear().await) {
+        (Ok(copied), Ok(())) => Ok(copied),
+        (Err(error), Ok(())) => Err(error),
+        (Ok(_), Err(left)) => Err(left),
+        (Err(error), Err(left)) => Err(error.context(format!("and then: {left:#}"))),
+    }
+}
+
+/// Where the clone is to be, held by nobody else.
+struct Look<'a> {
+    volume: &'a Volume,
+    snapshots: Arc<dyn Snapshots>,
+    clone: DatasetName,
+    at: PathBuf,
+    _lock: File,
+}
+
+impl Look<'_> {
+    async fn new<'a>(config: &Config, volume: &'a Volume) -> Result<Look<'a>> {
+        let path = config.dataset.join("backup.lock");
+        let lock =
+            File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        flock(&lock, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|_| anyhow!("another backup of this peer is being made: wait for it"))?;
+        let mountpoint = volume.dataset();
+        let name = mountpoint.file_name().unwrap_or_default().to_string_lossy();
+        let look = Look {
+            volume,
+            snapshots: volume.snapshots().await?,
+            clone: DatasetName::new(&format!("{}.{BACKUP}", volume.name()))?,
+            at: mountpoint.with_file_name(format!(".{name}.{BACKUP}")),
+            _lock: lock,
+        };
+        look.clear().await?;
+        Ok(look)
+    }
+
+    async fn copy(&self, postgres: &Postgres, writer: &mut Output) -> Result<(u32, Lsn)> {
+        let name = self.volume.name();
+        let made = self.snapshots.snapshot(name, &SnapshotName::now(BACKUP)?).await;
+        let made = made.context("no snapshot was made")?;
+        self.snapshots.clone_snapshot(name, &made.name, &self.clone).await?;
+        self.snapshots.mount(&self.clone, &self.at).await?;
+        let data = self.at.join("data");
+        let program = postgres.bin_dir().join("pg_controldata");
+        let facts = examine(&data, &program, postgres.os_user()).await?;
+        let expected = Expected { system_identifier: postgres.identity()?, newest_timeline: None };
+        if let Some(problem) = facts.problem(&expected) {
+            bail!("what is in the snapshot is not the database of this peer: {problem}");
+        }
+        let read = copy_output(tar(&data, &facts)?, writer).await;
+        read.context("the snapshot cannot be read")?;
+        Ok((facts.timeline, facts.checkpoint))
+    }
+
+    /// Removes the clone and its snapshot, whosever they are: nobody else makes any now.
+    async fn clear(&self) -> Result<()> {
+        let (snapshots, name) = (&self.snapshots, self.volume.name());
+        if snapshots.datasets().await?.iter().any(|dataset| dataset.name == self.clone) {
+            snapshots.unmount(&self.clone).await?;
+            snapshots.destroy(&self.clone).await?;
+        }
+        for old in snapshots.list(name).await? {
+            if old.name.purpose() == Purpose::For(BACKUP) && old.holds == 0 && old.clones.is_empty()
+            {
+                snapshots.destroy_snapshot(name, &old.name).await?;
+            }
+        }
+        match fs::remove_dir(&self.at) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("cannot remove {}", self.at.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// An archive of the data directory as a base backup has it: without what belongs to that server alone,
+/// and without WAL that no recovery from there needs.
+fn tar(data: &Path, facts: &DatabaseFacts) -> Result<Exec> {
+    let mut tar = Exec::new("tar").args(["--create", "--file=-", "--numeric-owner", "--anchored"]);
+    tar = tar.args(["--exclude=pg_replslot/*", "--exclude=pg_wal/archive_status/*"]);
+    // With a label, recovery begins where that says.
+    if !data.join("backup_label").exists() {
+        for name in names(&data.join("pg_wal"))? {
+            if is_before(&name, facts) {
+                tar = tar.arg(format!("--exclude=pg_wal/{name}"));
+            }
+        }
+    }
+    let top = names(data)?.into_iter().filter(|name| !LEFT_OUT.contains(&name.as_str()));
+    Ok(tar.arg("--directory").arg(data).arg("--").args(top))
+}
+
+fn names(directory: &Path) -> Result<Vec<String>> {
+    let read = || -> std::io::Result<Vec<String>> {
+        let name = |entry: fs::DirEntry| entry.file_name().to_string_lossy().into_owned();
+        fs::read_dir(directory)?.map(|entry| entry.map(name)).collect()
+    };
+    let mut names = read().with_context(|| format!("cannot read {}", directory.display()))?;
+    names.sort();
+    Ok(names)
+}
+
+/// Whether this is a segment of WAL before the one that recovery begins in, on whatever timeline.
+fn is_before(name: &str, facts: &DatabaseFacts) -> bool {
+    if name.len() != 24 || !name.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return false;
+    }
+    let part = |from| u64::from_str_radix(&name[from..from + 8], 16);
+    let (Ok(high), Ok(low)) = (part(8), part(16)) else { return false };
+    let end = (high << 32) + (low + 1) * facts.wal_segment;
+    Lsn::new(end) <= facts.checkpoint
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_wal_before_the_checkpoint_is_left_out() {
+        let check = |segment: u64, checkpoint: u64, name: &str, before: bool| {
+            let facts = DatabaseFacts {
+                system_identifier: 1,
+                timeline: 2,
+                checkpoint: Lsn::new(checkpoint),
+                version: "15".to_owned(),
+                state: "in production".to_owned(),
+                wal_segment: segment,
+            };
+            assert_eq!(is_before(name, &facts), before, "{name} and {checkpoint:x}");
+        };
+        let at = (7 << 32) + (3 << 24) + 0x28;
+        check(16 << 20, at, "000000020000000700000002", true);
+        check(16 << 20, at, "0000000100000006000000FF", true);
+        check(16 << 20, at, "000000020000000700000003", false);
+        check(16 << 20, (7 << 32) + (3 << 24), "000000020000000700000002", true);
+        check(16 << 20, at, "000000020000000700000004", false);
+        check(1 << 20, (5 << 20) + 1, "000000010000000000000004", true);
+        check(1 << 20, (5 << 20) + 1, "000000010000000000000005", false);
+        for other in ["00000002.history", "archive_status", "000000020000000700000002.partial"] {
+            check(16 << 20, at, other, false);
+        }
+    }
+}

@@ -1,0 +1,392 @@
+//! `manatee transplant …`: moves an existing PostgreSQL into a shard, and back out.
+//!
+//! Contract: nothing is changed before the plan is in the journal, beside the inventory; one runner at a
+//! time has it; and whatever happens to that one, `run` or `rollback` go on from there.
+
+mod peer;
+mod screen;
+mod show;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Subcommand};
+use jiff::Timestamp;
+use saga::{Goal, Journal, Mode, RunError, Runner, StepId, Stopped};
+use screen::Output;
+use std::{
+    fs,
+    io::{IsTerminal, Write, stdin, stdout},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::atomic::{AtomicBool, Ordering},
+};
+use transplant::{Facts, Inventory, JournalFile, Locked, World, journal_of};
+
+/// Set by the first Ctrl-C: the run stops after the step that it is at.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// `manatee transplant`.
+#[derive(Debug, Subcommand)]
+pub enum TransplantCommand {
+    /// Look at everything that the inventory names, and say all that stands in the way.
+    Preflight(Which),
+    /// Say what would be done, step by step; does nothing.
+    Plan(Which),
+    /// Do it, or go on with it. Stops where a person should look; Ctrl-C stops it after its step.
+    Run(Run),
+    /// Go on after a person has looked.
+    Resume(Run),
+    /// Tell a run to stop after the step that it is at.
+    Pause(Which),
+    /// Say how far it is.
+    Status(Which),
+    /// Look whether what was moved is still as the steps so far left it.
+    Verify(Which),
+    /// Undo everything, from wherever it is. What the shard took since it opened goes back, too.
+    Rollback {
+        /// Which transplant.
+        #[command(flatten)]
+        which: Which,
+        /// Send nothing back: what was written since the shard opened is lost. Says how much, and asks.
+        #[arg(long)]
+        discard_writes: bool,
+        /// Ask nothing.
+        #[arg(short, long)]
+        yes: bool,
+    },
+    /// Give up the way back: the only thing that cannot be undone. The donor stays as it is, stopped and
+    /// closed, until somebody removes it.
+    Commit {
+        /// Which transplant.
+        #[command(flatten)]
+        which: Which,
+        /// Ask nothing.
+        #[arg(short, long)]
+        yes: bool,
+    },
+    /// What is done on the host of a peer; called by the others.
+    #[command(subcommand, hide = true)]
+    Peer(peer::PeerCommand),
+}
+
+/// Which transplant.
+#[derive(Debug, Args)]
+pub struct Which {
+    /// The inventory (TOML). Its journal lies beside it, with the ending `.journal`.
+    inventory: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// How far.
+#[derive(Debug, Args)]
+pub struct Run {
+    #[command(flatten)]
+    which: Which,
+    /// Stop after this step.
+    #[arg(long, value_name = "STEP")]
+    until: Option<String>,
+    /// Stop after one step.
+    #[arg(long)]
+    step: bool,
+    /// Nobody is there to look: stop nowhere.
+    #[arg(short, long)]
+    yes: bool,
+}
+
+/// Runs `manatee transplant …`.
+///
+/// # Errors
+/// When it is not done; the journal says how far it came.
+pub fn run(command: TransplantCommand) -> Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.context("cannot start the asynchronous runtime")?.block_on(async {
+        match command {
+            TransplantCommand::Preflight(which) => preflight(&which).await,
+            TransplantCommand::Plan(which) => plan(&which).await,
+            TransplantCommand::Run(run) => forward(&run, false).await,
+            TransplantCommand::Resume(run) => forward(&run, true).await,
+            TransplantCommand::Pause(which) => pause(&which),
+            TransplantCommand::Status(which) => status(&which),
+            TransplantCommand::Verify(which) => verify(&which).await,
+            TransplantCommand::Rollback { which, discard_writes, yes } => {
+                rollback(&which, discard_writes, yes).await
+            }
+            TransplantCommand::Commit { which, yes } => commit(&which, yes).await,
+            TransplantCommand::Peer(command) => {
+                println!("{}", peer::run(command).await?);
+                Ok(ExitCode::SUCCESS)
+            }
+        }
+    })
+}
+
+fn print(text: &str) -> Result<ExitCode> {
+    stdout().write_all(text.as_bytes())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Looks at everything; what a plan is made from, or all that stands in the way.
+async fn look(
+    inventory: Inventory,
+) -> Result<std::result::Result<Facts, Vec<transplant::Problem>>> {
+    let seen = transplant::look(&inventory).await;
+    let problems = transplant::problems(&inventory, &seen);
+    if !problems.is_empty() {
+        return Ok(Err(problems));
+    }
+    Ok(Ok(seen.facts(inventory, uuid::Uuid::new_v4().to_string())?))
+}
+
+async fn preflight(which: &Which) -> Result<ExitCode> {
+    let problems = look(Inventory::load(&which.inventory)?).await?.err().unwrap_or_default();
+    if which.json {
+        print(&format!("{}\n", serde_json::json!({ "problems": problems })))?;
+    } else if problems.is_empty() {
+        print("nothing stands in the way\n")?;
+    } else {
+        print(&show::problems(&problems))?;
+    }
+    Ok(if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// That something stands in the way, all of it.
+fn refused(problems: &[transplant::Problem]) -> anyhow::Error {
+    anyhow::anyhow!(
+        "nothing was changed: this stands in the way:\n{}",
+        show::problems(problems).trim_end()
+    )
+}
+
+async fn plan(which: &Which) -> Result<ExitCode> {
+    // One that is under way is run to its end by the plan that it began with.
+    let plan = match JournalFile::read(&journal_of(&which.inventory))? {
+        Some(journal) if !has_ended(&journal) => journal.plan().clone(),
+        _ => {
+            let facts = look(Inventory::load(&which.inventory)?).await?;
+            transplant::plan(&facts.map_err(|problems| refused(&problems))?)
+        }
+    };
+    if which.json {
+        return print(&(serde_json::to_string_pretty(&plan)? + "\n"));
+    }
+    print(&show::plan(&plan))
+}
+
+fn has_ended(journal: &Journal) -> bool {
+    matches!(journal.mode(), Mode::RolledBack | Mode::Committed)
+}
+
+fn operator() -> Result<String> {
+    let user = adapters::exec::OsUser::own_name()?;
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    Ok(format!("{user}@{host}, process {}", std::process::id()))
+}
+
+fn pause_file(inventory: &Path) -> PathBuf {
+    inventory.with_extension("pause")
+}
+
+/// The first Ctrl-C stops the run after its step, the second one at once: the journal knows how far it is.
+fn watch_interrupts() {
+    tokio::spawn(async {
+        while tokio::signal::ctrl_c().await.is_ok() {
+            if INTERRUPTED.swap(true, Ordering::Relaxed) {
+                std::process::exit(130);
+            }
+            eprintln!("stopping after this step; Ctrl-C again stops at once");
+        }
+    });
+}
+
+/// The journal of a transplant that has begun, and the right to go on with it.
+fn open(which: &Which, operator: &str) -> Result<(Locked, Journal, JournalFile)> {
+    let path = journal_of(&which.inventory);
+    let lock = Locked::take(&path, operator)?;
+    if !path.exists() {
+        bail!("{} was not begun: there is no {}", which.inventory.display(), path.display());
+    }
+    let (journal, file) = JournalFile::open(&path)?;
+    Ok((lock, journal, file))
+}
+
+async fn forward(run: &Run, resume: bool) -> Result<ExitCode> {
+    let (inventory, operator) = (&run.which.inventory, operator()?);
+    let path = journal_of(inventory);
+    let _lock = Locked::take(&path, &operator)?;
+    let asked = Inventory::load(inventory)?;
+    if let Some(journal) = JournalFile::read(&path)? {
+        match journal.mode() {
+            Mode::Committed => bail!("it was committed: there is nothing left to run"),
+            Mode::RolledBack => {
+                let aside = JournalFile::set_aside(&path, Timestamp::now())?;
+                println!("the journal of the one that was undone is kept in {}", aside.display());
+            }
+            _ => {}
+        }
+    }
+    let (journal, file) = if path.exists() {
+        JournalFile::open(&path)?
+    } else {
+        let facts = look(asked.clone()).await?.map_err(|problems| refused(&problems))?;
+        JournalFile::begin(&path, transplant::plan(&facts), Timestamp::now(), &operator)?
+    };
+    let facts: Facts = serde_json::from_value(journal.plan().facts.clone())?;
+    if facts.inventory != asked {
+        bail!(
+            "{} was changed since this transplant was begun: put it back, or undo the transplant first",
+            inventory.display()
+        );
+    }
+    match journal.mode() {
+        Mode::Forward => {}
+        mode => bail!("{mode}: see `manatee transplant status {}`", inventory.display()),
+    }
+    let until = run.until.as_deref().map(StepId::from);
+    if let Some(step) = until.as_ref().filter(|step| journal.plan().step(step).is_none()) {
+        let steps: Vec<&str> = journal.plan().steps.iter().map(|step| step.id.0.as_str()).collect();
+        bail!("there is no step {step}; there are {}", steps.join(", "));
+    }
+    let goal = Goal { until, one_step: run.step, pass_all: run.yes };
+    go(
+        &run.which,
+        journal,
+        file,
+        operator,
+        &goal,
+        |runner| {
+            if resume { runner.pass() } else { Ok(()) }
+        },
+    )
+    .await
+}
+
+/// Goes on, and says how it ended.
+async fn go(
+    which: &Which,
+    journal: Journal,
+    file: JournalFile,
+    operator: String,
+    goal: &Goal,
+    first: impl FnOnce(&mut Runner<'_, JournalFile>) -> std::result::Result<(), RunError>,
+) -> Result<ExitCode> {
+    let screen = Output::new();
+    let pause_file = pause_file(&which.inventory);
+    match fs::remove_file(&pause_file) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    watch_interrupts();
+    let world = World { screen: &screen, pause_file, interrupted: &INTERRUPTED };
+    let mut runner = Runner::new(journal, file, &world, operator);
+    first(&mut runner)?;
+    let result = runner.run(goal).await;
+    println!();
+    match result {
+        Ok(stopped) => told(&stopped, &show::status(runner.journal(), &which.inventory)),
+        // The screen has said why.
+        Err(RunError::Step { .. } | RunError::Blocked { .. } | RunError::Changed { .. }) => {
+            println!("{}", show::hint(runner.journal(), &which.inventory));
+            return Ok(ExitCode::FAILURE);
+        }
+        Err(error) => return Err(error.into()),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn told(stopped: &Stopped, status: &str) {
+    match stopped {
+        Stopped::RolledBack => println!("everything is undone: the donor serves, as before"),
+        Stopped::Committed => println!(
+            "committed: nothing is kept for a way back; the donor stays stopped and closed, remove it \
+             when you like"
+        ),
+        _ => print!("{status}"),
+    }
+}
+
+fn pause(which: &Which) -> Result<ExitCode> {
+    let path = journal_of(&which.inventory);
+    let journal = JournalFile::read(&path)?;
+    if journal.is_none_or(|journal| has_ended(&journal)) {
+        bail!("there is nothing to stop: see `manatee transplant status`");
+    }
+    fs::write(pause_file(&which.inventory), "")?;
+    print("the run stops after the step that it is at; `run` goes on\n")
+}
+
+fn status(which: &Which) -> Result<ExitCode> {
+    let path = journal_of(&which.inventory);
+    let Some(journal) = JournalFile::read(&path)? else {
+        bail!("it was not begun: there is no {}", path.display());
+    };
+    if which.json {
+        return print(&format!("{}\n", show::status_json(&journal, &which.inventory)));
+    }
+    print(&show::status(&journal, &which.inventory))
+}
+
+async fn verify(which: &Which) -> Result<ExitCode> {
+    let path = journal_of(&which.inventory);
+    let Some(journal) = JournalFile::read(&path)? else {
+        bail!("it was not begun: there is no {}", path.display());
+    };
+    let result = transplant::guard(&journal).await.map_err(|error| format!("{error:#}"));
+    if which.json {
+        let problem = result.as_ref().err();
+        print(&format!("{}\n", serde_json::json!({ "problem": problem })))?;
+    } else {
+        print(&match &result {
+            Ok(()) => "the donor is as the steps so far left it\n".to_owned(),
+            Err(problem) => format!("{problem}\n"),
+        })?;
+    }
+    Ok(if result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Asks, unless nobody is to be asked.
+fn confirm(question: &str, yes: bool) -> Result<()> {
+    if yes {
+        return Ok(());
+    }
+    if !stdin().is_terminal() {
+        bail!("{question}? Nobody is there to answer: give --yes");
+    }
+    print!("{question} (y/n)? ");
+    stdout().flush()?;
+    let mut answer = String::new();
+    stdin().read_line(&mut answer)?;
+    if matches!(answer.trim(), "y" | "yes") { Ok(()) } else { bail!("nothing was changed") }
+}
+
+async fn rollback(which: &Which, discard_writes: bool, yes: bool) -> Result<ExitCode> {
+    let operator = operator()?;
+    let (_lock, journal, file) = open(which, &operator)?;
+    match journal.mode() {
+        Mode::RolledBack => return print("it was undone: there is nothing left to undo\n"),
+        Mode::Committed => bail!("it was committed: there is no way back"),
+        _ => {}
+    }
+    if discard_writes {
+        let lost = match transplant::written_since(&journal).await {
+            Ok(Some(lost)) => {
+                format!("up to {lost} transactions that wrote since the shard opened")
+            }
+            Ok(None) => "nothing: the shard has not opened".to_owned(),
+            Err(error) => format!("writes that cannot be counted ({error:#})"),
+        };
+        confirm(&format!("this loses {lost}; undo the transplant"), yes)?;
+    }
+    go(which, journal, file, operator, &Goal::default(), |runner| runner.turn_back(discard_writes))
+        .await
+}
+
+async fn commit(which: &Which, yes: bool) -> Result<ExitCode> {
+    let operator = operator()?;
+    let (_lock, journal, file) = open(which, &operator)?;
+    if journal.mode() == Mode::Committed {
+        return print("it was committed\n");
+    }
+    confirm("after this there is no way back; commit", yes)?;
+    go(which, journal, file, operator, &Goal::default(), |runner| runner.commit()).await
+}

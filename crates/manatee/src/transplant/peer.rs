@@ -1,0 +1,359 @@
+//! `manatee transplant peer …`: what a transplant has done on the host of a peer, by its sitter's file. Not
+//! for people: it prints JSON, and the runner of the transplant calls it, here or by ssh.
+
+use crate::sitter::{config::Config, executor, lock_dataset};
+use adapters::{
+    clock,
+    coord::{self, Coordination, PutOutcome},
+    postgres::{self, Database, Postgres, StopMode},
+    storage::{SeedProgress, SeedSource, Storage, examine},
+};
+use anyhow::{Context, Result, bail};
+use clap::{Args, Subcommand};
+use cluster::{
+    ClusterState, Freeze, FreezeInfo, Generation, Lsn, Millis, Monotonic, PeerIdent, PgConfig,
+    StandbyRole,
+};
+use jiff::Timestamp;
+use rustix::{
+    fs::{FlockOperation, flock, statvfs},
+    process::{Signal, set_parent_process_death_signal},
+};
+use serde_json::{Value, json};
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::sync::watch;
+use transplant::{Control, PeerFacts, Progress, REPLICATED, ROLLED_BACK};
+
+/// How long the verb of a runner that has ended may take to end, too.
+const LOCK_PATIENCE: Millis = Millis(60_000);
+/// Between two lines of progress.
+const PERIOD: Duration = Duration::from_secs(1);
+/// The field of the cluster state that says which transplant made it.
+const MADE_BY: &str = "transplant";
+
+/// Which peer.
+#[derive(Debug, Args)]
+pub struct Which {
+    /// Its sitter's file.
+    #[arg(long)]
+    config: PathBuf,
+}
+
+/// What is done there.
+#[derive(Debug, Subcommand)]
+pub enum PeerCommand {
+    /// Say what there is.
+    Facts(Which),
+    /// Say the password of the shard's replication role.
+    Secret(Which),
+    /// Copy the database of a server outside the shard, and follow it.
+    Receive {
+        #[command(flatten)]
+        which: Which,
+        /// Where it is.
+        #[arg(long)]
+        host: String,
+        /// Its port.
+        #[arg(long)]
+        port: u16,
+        /// Which database it is.
+        #[arg(long)]
+        system_identifier: u64,
+    },
+    /// Say what the control file says.
+    Control(Which),
+    /// Stop the server and keep its database aside.
+    Discard(Which),
+    /// Declare this peer the primary of its shard, alone.
+    Declare {
+        #[command(flatten)]
+        which: Which,
+        /// Which transplant this is.
+        #[arg(long)]
+        id: String,
+        /// Up to where the database goes.
+        #[arg(long)]
+        wal: Lsn,
+        /// Its timeline.
+        #[arg(long)]
+        timeline: u32,
+    },
+    /// Say in the cluster state that the transplant which made it was rolled back.
+    Retract {
+        #[command(flatten)]
+        which: Which,
+        /// Which transplant this was.
+        #[arg(long)]
+        id: String,
+    },
+}
+
+/// Does it; what is to be printed.
+pub(super) async fn run(command: PeerCommand) -> Result<Value> {
+    // A runner that ends must not leave behind what the next one would do beside it.
+    #[cfg(target_os = "linux")]
+    set_parent_process_death_signal(Some(Signal::TERM))?;
+    match command {
+        PeerCommand::Facts(which) => facts(&which.config).await,
+        PeerCommand::Secret(which) => {
+            let config = Config::load(&which.config)?;
+            Ok(json!({ "password": config.replication.password }))
+        }
+        PeerCommand::Receive { which, host, port, system_identifier } => {
+            receive(&which.config, &host, port, system_identifier).await
+        }
+        PeerCommand::Control(which) => {
+            let config = Config::load(&which.config)?;
+            let postgres = Postgres::open(executor::settings(&config, &config.ident()?)?)?;
+            let program = postgres.bin_dir().join("pg_controldata");
+            let facts = examine(postgres.data(), &program, postgres.os_user()).await?;
+            Ok(serde_json::to_value(Control::from(facts))?)
+        }
+        PeerCommand::Discard(which) => discard(&which.config).await,
+        PeerCommand::Declare { which, id, wal, timeline } => {
+            declare(&which.config, &id, wal, timeline).await
+        }
+        PeerCommand::Retract { which, id } => retract(&which.config, &id).await,
+    }
+}
+
+/// A peer that no sitter acts on meanwhile.
+struct Peer {
+    storage: Arc<dyn Storage>,
+    postgres: Postgres,
+    _lock: File,
+}
+
+impl Peer {
+    async fn open(config: &Config) -> Result<Peer> {
+        let lock = lock(config).await?;
+        let storage = config.open_storage()?;
+        storage.prepare().await?;
+        let postgres = Postgres::open(executor::settings(config, &config.ident()?)?)?;
+        Ok(Peer { storage, postgres, _lock: lock })
+    }
+}
+
+async fn lock(config: &Config) -> Result<File> {
+    let begun = clock::now();
+    loop {
+        match lock_dataset(config) {
+            Ok(lock) => return Ok(lock),
+            Err(error) if clock::now() - begun > LOCK_PATIENCE => return Err(error),
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
+}
+
+fn coordination(config: &Config, file: &Path) -> Result<Arc<dyn Coordination>> {
+    let options = coord::Options {
+        call_timeout: config.coordination_timeout.millis(),
+        access: config.access(file)?,
+        session_file: None,
+    };
+    Ok(coord::open(&config.coordination, &config.shard, &options)?)
+}
+
+async fn facts(file: &Path) -> Result<Value> {
+    let config = Config::load(file)?;
+    let me = config.ident()?;
+    let settings = executor::settings(&config, &me)?;
+    let (bin_dir, version) = postgres::programs(settings.bin_dir.as_deref())?;
+    // A file that no sitter has made yet holds no state, and is not made by looking.
+    let nothing_yet = config
+        .coordination
+        .strip_prefix("sqlite:")
+        .is_some_and(|path| !Path::new(path.strip_prefix("//").unwrap_or(path)).exists());
+    let state = if nothing_yet { None } else { coordination(&config, file)?.read().await?.state };
+    let state = state.map(|stored| serde_json::from_str(&stored.json)).transpose();
+    let data_dir = settings.dataset.join("data");
+    // Ours before PostgreSQL's defaults, the operator's before ours.
+    let replicated = REPLICATED.iter().map(|&(name, default)| {
+        let ours = postgres::default_of(name).and_then(|value| value.parse().ok());
+        let own = settings.user_settings.get(name).and_then(|value| value.parse().ok());
+        (name.to_owned(), own.or(ours).unwrap_or(default))
+    });
+    let replicated = replicated.collect();
+    let mut place = settings.dataset.as_path();
+    while !place.exists() {
+        place = place.parent().context("the dataset has no directory above it")?;
+    }
+    let space = statvfs(place)?;
+    let facts = PeerFacts {
+        slot: postgres::slot_of(&me.id),
+        peer: me,
+        shard: config.shard.clone(),
+        storage: format!("{:?}", config.storage.backend).to_lowercase(),
+        version,
+        has_database: data_dir.join("PG_VERSION").exists(),
+        sitter_runs: sitter_runs(&config)?,
+        data_dir: data_dir.display().to_string(),
+        bin_dir: bin_dir.display().to_string(),
+        socket_dir: settings.socket_dir.display().to_string(),
+        port: settings.port,
+        os_user: settings.os_user,
+        superuser: settings.superuser,
+        replication_user: settings.replication_user,
+        replicated,
+        free_bytes: space.f_bavail * space.f_frsize,
+        state: state.context("the cluster state is no JSON")?,
+    };
+    Ok(serde_json::to_value(facts)?)
+}
+
+/// Whether somebody holds the lock of the dataset. Makes nothing.
+fn sitter_runs(config: &Config) -> Result<bool> {
+    let path = config.dataset.join("sitter.lock");
+    if !path.exists() {
+        return Ok(false);
+    }
+    let lock = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+    Ok(flock(&lock, FlockOperation::NonBlockingLockShared).is_err())
+}
+
+async fn receive(file: &Path, host: &str, port: u16, identifier: u64) -> Result<Value> {
+    let peer = Peer::open(&Config::load(file)?).await?;
+    let donor = PeerIdent::new(host, port, 0, "donor");
+    let found = peer.postgres.inspect().await?;
+    if found.database == Database::None {
+        let source = SeedSource { peer: donor.id.clone(), host: host.to_owned(), port };
+        let request = peer.postgres.seed_request(vec![source]);
+        let (progress, watched) = watch::channel(SeedProgress::default());
+        let told = tokio::spawn(tell(watched));
+        let seeded = peer.storage.seed(&request, &progress).await;
+        told.abort();
+        seeded?;
+    }
+    let data = peer.postgres.data();
+    match peer.postgres.identity()? {
+        Some(found) if found == identifier => {}
+        found => bail!(
+            "{} holds another database ({found:?}) than the donor's ({identifier}): it is left as it is",
+            data.display()
+        ),
+    }
+    if !data.join("standby.signal").exists() {
+        bail!("{} holds the donor's database, but follows nobody: it has served", data.display());
+    }
+    let config = PgConfig::Standby {
+        place: StandbyRole::Async,
+        upstream: Some(donor),
+        downstream: Vec::new(),
+    };
+    peer.postgres.apply(&config).await?;
+    Ok(json!({}))
+}
+
+/// Prints how far a copy is.
+async fn tell(watched: watch::Receiver<SeedProgress>) {
+    let begun: Monotonic = clock::now();
+    loop {
+        tokio::time::sleep(PERIOD).await;
+        let seen = watched.borrow().clone();
+        let seconds = ((clock::now() - begun).0 / 1000).max(1);
+        let rate = seen.bytes_done / seconds;
+        let left = seen.bytes_total.map(|total| total.saturating_sub(seen.bytes_done));
+        let progress = Progress {
+            bytes_done: seen.bytes_done,
+            bytes_total: seen.bytes_total,
+            rate: Some(rate),
+            remaining: left.filter(|_| rate > 0).map(|left| left / rate),
+        };
+        match serde_json::to_string(&progress) {
+            Ok(line) => eprintln!("{line}"),
+            Err(error) => eprintln!("no progress: {error}"),
+        }
+    }
+}
+
+async fn discard(file: &Path) -> Result<Value> {
+    let config = Config::load(file)?;
+    if !config.dataset.exists() {
+        return Ok(json!({ "kept": null }));
+    }
+    let peer = Peer::open(&config).await?;
+    if !peer.postgres.data().exists() {
+        return Ok(json!({ "kept": null }));
+    }
+    peer.postgres.inspect().await?;
+    peer.postgres.stop(StopMode::Fast).await?;
+    let kept = peer.storage.set_aside("transplant").await?;
+    Ok(json!({ "kept": kept }))
+}
+
+async fn declare(file: &Path, id: &str, wal: Lsn, timeline: u32) -> Result<Value> {
+    let config = Config::load(file)?;
+    let me = config.ident()?;
+    fs::create_dir_all(&config.dataset)?;
+    let coordination = coordination(&config, file)?;
+    // A write whose answer was lost is looked for, and written again where it did not arrive.
+    for _ in 0..3 {
+        let stored = coordination.read().await?.state;
+        let old = stored.as_ref().map(|stored| ClusterState::parse(&stored.json)).transpose()?;
+        if let Some(old) = &old {
+            let mine = old.extra.get(MADE_BY).and_then(Value::as_str) == Some(id);
+            match (mine, old.extra.contains_key(ROLLED_BACK)) {
+                (true, false) => return Ok(json!({ "generation": old.generation })),
+                (_, true) => {}
+                (false, false) => bail!(
+                    "shard {:?} has a cluster state that this transplant did not make: nothing is \
+                     written over it",
+                    config.shard
+                ),
+            }
+        }
+        let now = Timestamp::from_millisecond(Timestamp::now().as_millisecond())?;
+        let freeze = FreezeInfo {
+            date: now,
+            reason: "a transplant: one peer serves alone until the shard grows".to_owned(),
+            extra: serde_json::Map::new(),
+        };
+        let state = ClusterState {
+            generation: old.map_or(Generation(1), |old| old.generation.next()),
+            primary: me.clone(),
+            sync: None,
+            asyncs: Vec::new(),
+            deposed: Vec::new(),
+            init_wal: wal,
+            init_timeline: Some(timeline),
+            freeze: Some(Freeze::Since(freeze)),
+            one_node_write_mode: Some(true),
+            promote: None,
+            extra: serde_json::Map::from_iter([(MADE_BY.to_owned(), id.into())]),
+        };
+        state.validate()?;
+        let generation = state.generation;
+        let expected = stored.map(|stored| stored.version);
+        match coordination.put(expected, &state.without_words_of_registrations()).await {
+            PutOutcome::Committed(_) => return Ok(json!({ "generation": generation })),
+            PutOutcome::Refused(error) => return Err(error.into()),
+            PutOutcome::Conflict | PutOutcome::Unknown(_) => {}
+        }
+    }
+    bail!("the cluster state of shard {:?} could not be written", config.shard)
+}
+
+async fn retract(file: &Path, id: &str) -> Result<Value> {
+    let config = Config::load(file)?;
+    let coordination = coordination(&config, file)?;
+    for _ in 0..3 {
+        let Some(stored) = coordination.read().await?.state else { return Ok(json!({})) };
+        let mut state = ClusterState::parse(&stored.json)?;
+        let mine = state.extra.get(MADE_BY).and_then(Value::as_str) == Some(id);
+        if !mine || state.extra.contains_key(ROLLED_BACK) {
+            return Ok(json!({}));
+        }
+        state.extra.insert(ROLLED_BACK.to_owned(), Timestamp::now().to_string().into());
+        match coordination.put(Some(stored.version), &state).await {
+            PutOutcome::Committed(_) => return Ok(json!({})),
+            PutOutcome::Refused(error) => return Err(error.into()),
+            PutOutcome::Conflict | PutOutcome::Unknown(_) => {}
+        }
+    }
+    bail!("the cluster state of shard {:?} could not be written", config.shard)
+}

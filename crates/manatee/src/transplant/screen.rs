@@ -1,0 +1,93 @@
+//! What a run shows: each step as it begins and ends, and how it gets on.
+
+use adapters::clock;
+use cluster::{Millis, Monotonic};
+use saga::{Planned, Tell, Way};
+use std::{
+    io::{IsTerminal, Write, stdout},
+    sync::Mutex,
+};
+use transplant::Screen;
+
+/// Between two lines of progress where there is no terminal.
+const PERIOD: Millis = Millis(5_000);
+
+/// The standard output.
+pub(super) struct Output {
+    terminal: bool,
+    state: Mutex<State>,
+}
+
+struct State {
+    begun: Monotonic,
+    told: Monotonic,
+    last: String,
+}
+
+impl Output {
+    pub fn new() -> Output {
+        let now = clock::now();
+        let state = State { begun: now, told: now, last: String::new() };
+        Output { terminal: stdout().is_terminal(), state: Mutex::new(state) }
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
+        act(&mut self.state.lock().expect("no holder panics"))
+    }
+
+    /// Prints a line. That nobody reads it any more stops no transplant.
+    fn line(&self, line: &str) {
+        let clear = if self.terminal { "\r\x1b[K" } else { "" };
+        if writeln!(stdout(), "{clear}{line}").is_err() {
+            eprintln!("{line}");
+        }
+    }
+}
+
+impl Tell for Output {
+    fn tell(&self, line: &str) {
+        let now = clock::now();
+        let due = self.with(|state| {
+            let due = state.last != line && (self.terminal || now - state.told >= PERIOD);
+            if due {
+                state.last = line.to_owned();
+                state.told = now;
+            }
+            due
+        });
+        if due && self.terminal {
+            let line: String = line.chars().take(76).collect();
+            let mut out = stdout();
+            if write!(out, "\r\x1b[K    {line}").and_then(|()| out.flush()).is_err() {
+                eprintln!("    {line}");
+            }
+        } else if due {
+            self.line(&format!("    {line}"));
+        }
+    }
+}
+
+impl Screen for Output {
+    fn begins(&self, step: &Planned, way: Way) {
+        let now = clock::now();
+        self.with(|state| *state = State { begun: now, told: now, last: String::new() });
+        let what = match way {
+            Way::Apply => step.title.clone(),
+            Way::Undo => step.undo.clone(),
+            Way::Release => "let go of what was kept for undoing it".to_owned(),
+        };
+        self.line(&format!("{way} {}: {what}", step.id));
+        if way == Way::Apply {
+            self.line(&format!("    clients notice: {}; to undo: {}", step.clients, step.undo));
+        }
+    }
+
+    fn ends(&self, _: &Planned, _: Way, problem: Option<&str>) {
+        let millis = self.with(|state| clock::now() - state.begun).0;
+        let seconds = format!("{}.{} s", millis / 1000, millis % 1000 / 100);
+        match problem {
+            None => self.line(&format!("    done in {seconds}")),
+            Some(problem) => self.line(&format!("    not done after {seconds}: {problem}")),
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! A move that a test watches and disturbs.
+
+use anyhow::{Context, Result, ensure};
+use cluster::Millis;
+use manatee::shard::{Donor, Peer, ShardOptions, Stage, Standalone, Writer};
+use saga::{Entry, Journal, Mode, Way};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+use tempfile::TempDir;
+
+/// How long anything may take that happens by itself.
+pub const LIMIT: Millis = Millis(60_000);
+
+/// A donor under a writer, and the peers it can be moved to. Fields are dropped in this order.
+pub struct Move<D = Standalone> {
+    pub writer: Writer,
+    pub stage: Stage<D>,
+    _directory: TempDir,
+}
+
+impl Move {
+    /// Of a PostgreSQL that stands by itself.
+    pub fn prepare() -> Result<Move> {
+        let moved = Move::with(|_| {}, Standalone::make)?;
+        moved.wait_for_writes_to("donor")?;
+        Ok(moved)
+    }
+}
+
+impl<D: Donor> Move<D> {
+    /// Of the donor that `make` makes ([`Stage::with`]), into peers that are other than usual.
+    pub fn with(
+        change: impl FnOnce(&mut ShardOptions),
+        make: impl FnOnce(&Path, &str) -> Result<D>,
+    ) -> Result<Move<D>> {
+        let directory = tempfile::Builder::new().prefix("manatee-test-").tempdir()?;
+        let mut options =
+            ShardOptions::new(env!("CARGO_BIN_EXE_manatee"), directory.path().join("move"));
+        change(&mut options);
+        let stage = Stage::with(&options, make)?;
+        let writer = stage.writer()?;
+        Ok(Move { writer, stage, _directory: directory })
+    }
+
+    /// Waits until a row was acknowledged that was tried after this call, by one of this name.
+    pub fn wait_for_writes_to(&self, name: &str) -> Result<()> {
+        let before = self.writer.handle().ledger().tried();
+        wait("the writer to be acknowledged", || {
+            let progress = self.writer.handle().progress();
+            let there = progress.connected_to.as_deref() == Some(name);
+            let newest = progress.newest.is_some_and(|(number, _)| number > before);
+            if there && newest { Ok(()) } else { Err(format!("{progress:?}")) }
+        })
+    }
+
+    pub fn journal(&self) -> PathBuf {
+        self.stage.inventory().with_extension("journal")
+    }
+
+    pub fn read_journal(&self) -> Result<Journal> {
+        Ok(Journal::parse(&fs::read_to_string(self.journal())?)?.0)
+    }
+
+    pub fn primary(&self) -> &Peer {
+        &self.stage.peers()[0]
+    }
+
+    /// Nothing that was acknowledged is lost, as this peer has it.
+    pub fn check_peer(&self, peer: &Peer) -> Result<()> {
+        let ledger = self.writer.handle().ledger();
+        wait("the ledger to be there", || {
+            let report = ledger.check(peer).map_err(|error| format!("{error:#}"))?;
+            if report.is_good() { Ok(()) } else { Err(report.to_string()) }
+        })
+    }
+
+    pub fn check_donor(&self) -> Result<()> {
+        let report = self.stage.check_donor(&self.writer.handle().ledger())?;
+        ensure!(report.is_good(), "{report}");
+        Ok(())
+    }
+
+    /// What the last runner in the background printed.
+    pub fn told(&self) -> PathBuf {
+        self.stage.inventory().with_extension("told")
+    }
+
+    /// A runner in the background.
+    pub fn spawn(&self, args: &[&str]) -> Result<Child> {
+        let told = fs::File::create(self.told())?;
+        Command::new(env!("CARGO_BIN_EXE_manatee"))
+            .arg("transplant")
+            .arg(args[0])
+            .arg(self.stage.inventory())
+            .args(&args[1..])
+            .stdin(Stdio::null())
+            .stdout(told.try_clone()?)
+            .stderr(told)
+            .spawn()
+            .context("the runner cannot be started")
+    }
+
+    /// Runs it again and again, and kills it as soon as anything new is in its journal, until it has
+    /// ended well. What was done is done a second time, once: the line that says so is cut off, as if the
+    /// runner had ended before it was written.
+    pub fn run_through_kills(&self, args: &[&str]) -> Result<usize> {
+        let mut kills = 0;
+        let mut repeated = BTreeSet::new();
+        loop {
+            let length = fs::metadata(self.journal()).map_or(0, |file| file.len());
+            let mut runner = self.spawn(args)?;
+            let begun = adapters::clock::now();
+            let ended = loop {
+                if let Some(status) = runner.try_wait()? {
+                    break Some(status);
+                }
+                if fs::metadata(self.journal()).map_or(0, |file| file.len()) > length {
+                    runner.kill()?;
+                    runner.wait()?;
+                    break None;
+                }
+                ensure!(adapters::clock::now() - begun < LIMIT, "nothing new in the journal");
+                std::thread::sleep(Duration::from_millis(1));
+            };
+            if let Some(status) = ended {
+                let length_now = fs::metadata(self.journal())?.len();
+                ensure!(
+                    status.success(),
+                    "{args:?}: {status}: {}",
+                    self.stage.transplant(&["status"])?
+                );
+                if length_now == length || self.read_journal()?.mode() != Mode::Forward {
+                    return Ok(kills);
+                }
+                continue;
+            }
+            kills += 1;
+            let journal = self.read_journal()?;
+            if let Some(Entry::Done { step, way, .. }) =
+                journal.records().last().map(|record| &record.entry)
+                && repeated.insert((step.clone(), *way == Way::Apply))
+            {
+                let text = fs::read_to_string(self.journal())?;
+                let whole = text.trim_end().rfind('\n').context("more than a line")?;
+                fs::write(self.journal(), &text[..=whole])?;
+            }
+        }
+    }
+}
+
+/// Waits until `look` says nothing any more of what is missing.
+pub fn wait(what: &str, mut look: impl FnMut() -> Result<(), String>) -> Result<()> {
+    let begun = adapters::clock::now();
+    loop {
+        let Err(missing) = look() else { return Ok(()) };
+        ensure!(adapters::clock::now() - begun < LIMIT, "waited for {what}: {missing}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

@@ -1,0 +1,190 @@
+//! A donor that stands by itself.
+
+use super::harness::{Move, wait};
+use anyhow::{Context, Result, ensure};
+use saga::Mode;
+use std::fs;
+
+/// Rules T1, T2, T3, T4 and T9.
+#[test]
+fn a_server_moves_into_a_shard_for_good() -> Result<()> {
+    let moved = Move::prepare()?;
+    let begun = adapters::clock::now();
+    let told = moved.stage.transplant(&["run", "--yes"])?;
+    ensure!(told.contains("complete; the way back is kept"), "{told}");
+    moved.wait_for_writes_to("amber")?;
+    println!("cut-over: {} ms", moved.writer.longest_gap_since(begun).length().0);
+    for peer in moved.stage.peers() {
+        moved.check_peer(peer)?;
+    }
+    moved.stage.transplant(&["verify"])?;
+
+    // Started by mistake, the donor takes nothing, and says that it is one.
+    moved.stage.donor_service("start")?;
+    let refused = moved.stage.donor_sql("create table mistake ()").unwrap_err();
+    ensure!(format!("{refused:#}").contains("read-only"), "{refused:#}");
+    let told = moved.stage.transplant(&["verify"]).unwrap_err().to_string();
+    ensure!(told.contains("the donor was started"), "{told}");
+    moved.stage.donor_service("stop")?;
+    moved.stage.transplant(&["verify"])?;
+
+    let told = moved.stage.transplant(&["commit", "--yes"])?;
+    ensure!(told.contains("committed"), "{told}");
+    let told = moved.stage.transplant(&["rollback"]).unwrap_err().to_string();
+    ensure!(told.contains("it was committed"), "{told}");
+    let slots = "select count(*) from pg_replication_slots where slot_name = 'transplant_donor'";
+    ensure!(moved.primary().psql(slots)?[0][0].as_deref() == Some("0"), "the slot is still there");
+    moved.primary().kill_host()?;
+    moved.wait_for_writes_to("birch")?;
+    moved.check_peer(&moved.stage.peers()[1])
+}
+
+/// Rule T5.
+#[test]
+fn a_runner_that_ends_anywhere_is_gone_on_from_both_ways() -> Result<()> {
+    let moved = Move::prepare()?;
+    let kills = moved.run_through_kills(&["run", "--yes"])?;
+    moved.wait_for_writes_to("amber")?;
+    moved.check_peer(moved.primary())?;
+    let back = moved.run_through_kills(&["rollback"])?;
+    ensure!(moved.read_journal()?.mode() == Mode::RolledBack, "it was undone");
+    moved.wait_for_writes_to("donor")?;
+    println!("{kills} kills forward, {back} back");
+    // Where a step takes no time, its end and the beginning of the next one come before the kill.
+    ensure!(kills > 8 && back > 8, "{kills} kills forward, {back} back");
+    moved.check_donor()
+}
+
+/// Rule T6. A move and its undoing for each step: minutes, so that only `make test-transplant` runs it.
+#[test]
+#[ignore = "takes minutes: make test-transplant"]
+fn everything_is_undone_from_every_step() -> Result<()> {
+    let moved = Move::prepare()?;
+    let plan = moved.stage.transplant(&["plan", "--json"])?;
+    let plan: saga::Plan = serde_json::from_str(&plan)?;
+    for step in &plan.steps {
+        moved.stage.transplant(&["run", "--yes", "--until", &step.id.0])?;
+        let serves = moved.read_journal()?.outcome(&"open-recipient".into()).is_some();
+        if serves {
+            moved.wait_for_writes_to("amber")?;
+        }
+        let told = moved.stage.transplant(&["rollback"])?;
+        ensure!(told.contains("everything is undone"), "{}: {told}", step.id);
+        moved.wait_for_writes_to("donor").with_context(|| step.id.clone())?;
+        moved.check_donor().with_context(|| step.id.clone())?;
+        let left = moved.stage.donor_sql(
+            "select (select count(*) from pg_replication_slots), \
+             (select count(*) from pg_roles where rolname = 'manatee_replication')",
+        )?;
+        ensure!(left == "0|0", "{}: slots and roles are left: {left}", step.id);
+    }
+    Ok(())
+}
+
+/// The donor is brought back by a peer that was seeded long after it was stopped (rule T7).
+#[test]
+fn the_way_back_outlives_the_primary() -> Result<()> {
+    let moved = Move::prepare()?;
+    moved.stage.transplant(&["run", "--yes", "--until", "keep-way-back"])?;
+    // What the others are seeded with begins in a later segment than the donor ended in.
+    for _ in 0..3 {
+        moved.wait_for_writes_to("amber")?;
+        moved.primary().psql("select pg_switch_wal()")?;
+        moved.primary().psql("checkpoint")?;
+    }
+    moved.stage.transplant(&["run", "--yes"])?;
+    moved.stage.transplant(&["verify"])?;
+    moved.primary().kill_host()?;
+    moved.wait_for_writes_to("birch")?;
+    let told = moved.stage.transplant(&["rollback"])?;
+    ensure!(told.contains("everything is undone"), "{told}");
+    moved.wait_for_writes_to("donor")?;
+    moved.check_donor()
+}
+
+/// A primary that died just after it was promoted has a control file of before; what it took is not given
+/// up for that (rule T6).
+#[test]
+fn a_primary_that_died_with_writes_is_waited_for() -> Result<()> {
+    let moved = Move::prepare()?;
+    moved.stage.transplant(&["run", "--yes", "--until", "open-recipient"])?;
+    moved.wait_for_writes_to("amber")?;
+    moved.primary().kill_host()?;
+    let told = moved.stage.transplant(&["rollback"]).unwrap_err().to_string();
+    ensure!(told.contains("was not shut down in an orderly way"), "{told}");
+    moved.stage.start_peer(moved.primary())?;
+    moved.wait_for_writes_to("amber")?;
+    moved.stage.transplant(&["rollback"])?;
+    moved.wait_for_writes_to("donor")?;
+    moved.check_donor()
+}
+
+/// Rule T8.
+#[test]
+fn writes_are_given_up_only_when_that_is_asked_for() -> Result<()> {
+    let moved = Move::prepare()?;
+    moved.stage.transplant(&["run", "--yes", "--until", "keep-way-back"])?;
+    moved.wait_for_writes_to("amber")?;
+    let told = moved.stage.transplant(&["rollback", "--discard-writes"]).unwrap_err().to_string();
+    ensure!(told.contains("transactions that wrote since the shard opened"), "{told}");
+    moved.wait_for_writes_to("amber")?;
+    moved.stage.transplant(&["rollback", "--discard-writes", "--yes"])?;
+    moved.wait_for_writes_to("donor")?;
+    let report = moved.stage.check_donor(&moved.writer.handle().ledger())?;
+    ensure!(!report.missing.is_empty() && report.duplicate.is_empty(), "{report}");
+    Ok(())
+}
+
+#[test]
+fn a_second_runner_and_a_changed_donor_are_refused() -> Result<()> {
+    let moved = Move::prepare()?;
+    let mut first = moved.spawn(&["run", "--until", "catch-up"])?;
+    wait("the journal", || moved.read_journal().map(drop).map_err(|error| format!("{error:#}")))?;
+    let pid = rustix::process::Pid::from_child(&first);
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP)?;
+    let told = moved.stage.transplant(&["run"]).unwrap_err().to_string();
+    rustix::process::kill_process(pid, rustix::process::Signal::CONT)?;
+    let named = format!("process {}", first.id());
+    ensure!(told.contains("is being run already") && told.contains(&named), "{told}");
+    ensure!(first.wait()?.success(), "the first one goes on");
+
+    // As after a failover of the donor: another timeline.
+    moved.stage.donor_service("stop")?;
+    fs::write(moved.stage.data().join("standby.signal"), "")?;
+    moved.stage.donor_service("start")?;
+    moved.stage.donor_sql("select pg_promote(true, 60)")?;
+    moved.stage.donor_sql("checkpoint")?;
+    let told = moved.stage.transplant(&["run", "--yes"]).unwrap_err().to_string();
+    ensure!(told.contains("the donor is on timeline 2, it was on 1"), "{told}");
+    moved.stage.transplant(&["rollback"])?;
+    moved.wait_for_writes_to("donor")?;
+    moved.check_donor()
+}
+
+#[test]
+fn all_that_stands_in_the_way_is_said_at_once() -> Result<()> {
+    let moved = Move::prepare()?;
+    moved.stage.donor_service("stop")?;
+    let settings = moved.stage.data().join("postgresql.conf");
+    let text = fs::read_to_string(&settings)?;
+    fs::write(
+        &settings,
+        text + "wal_level = minimal\nmax_wal_senders = 0\nmax_connections = 200\n",
+    )?;
+    moved.stage.donor_service("start")?;
+    let data = moved.primary().data();
+    fs::create_dir_all(&data)?;
+    fs::write(data.join("PG_VERSION"), "15\n")?;
+    let told = moved.stage.transplant(&["run"]).unwrap_err().to_string();
+    for problem in [
+        "wal_level is minimal",
+        "free WAL senders",
+        "there is a database in",
+        "set wal_level = replica",
+        "its max_connections is 50, the donor's is 200",
+    ] {
+        ensure!(told.contains(problem), "{problem}: {told}");
+    }
+    ensure!(!moved.journal().exists(), "nothing was begun");
+    Ok(())
+}

@@ -1,0 +1,267 @@
+//! The donor's server: asked over its own socket, on its own host, by the user that runs it.
+
+use crate::DonorConfig;
+use adapters::{
+    exec::{Exec, ExecCause, ExecError},
+    service::Order,
+    storage::DatabaseFacts,
+};
+use anyhow::{Context, Result, bail};
+use cluster::{Lsn, Millis};
+use serde::{Deserialize, Serialize};
+
+/// How long a question may take.
+const QUERY_LIMIT: Millis = Millis(60_000);
+
+/// The beginning of every block of ours in somebody else's file.
+pub(crate) const BEGIN: &str = "# begin: manatee transplant";
+/// Its end.
+pub(crate) const END: &str = "# end: manatee transplant";
+/// Makes a server start in recovery.
+pub(crate) const STANDBY_SIGNAL: &str = "standby.signal";
+/// What the server itself writes settings to; it goes before every other file.
+pub(crate) const AUTO_CONF: &str = "postgresql.auto.conf";
+
+/// What the control file of a database says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Control {
+    /// Which database it is; as text, because not every program keeps such numbers.
+    pub system_identifier: String,
+    /// The timeline of its last checkpoint.
+    pub timeline: u32,
+    /// Where recovery would begin: of a server that was shut down, the end of all it wrote.
+    pub checkpoint: Lsn,
+    /// In which state it was left, in PostgreSQL's words.
+    pub state: String,
+}
+
+impl From<DatabaseFacts> for Control {
+    fn from(facts: DatabaseFacts) -> Self {
+        Control {
+            system_identifier: facts.system_identifier.to_string(),
+            timeline: facts.timeline,
+            checkpoint: facts.checkpoint,
+            state: facts.state,
+        }
+    }
+}
+
+/// A text without our block.
+pub(crate) fn without_block(text: &str) -> String {
+    let mut inside = false;
+    let mut kept = String::new();
+    for line in text.split_inclusive('\n') {
+        inside |= line.starts_with(BEGIN);
+        if !inside {
+            kept.push_str(line);
+        }
+        inside &= !line.starts_with(END);
+    }
+    kept
+}
+
+/// A text with our block, of these lines, before all else.
+pub(crate) fn with_block(text: &str, lines: &str) -> String {
+    format!("{BEGIN}\n{}\n{END}\n{}", lines.trim_end(), without_block(text))
+}
+
+/// A text as a value in `postgresql.conf`, where a backslash escapes what follows.
+pub(crate) fn value(text: &str) -> String {
+    literal(&text.replace('\\', r"\\"))
+}
+
+/// A text as a literal of SQL.
+pub(crate) fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+/// The server of a donor.
+#[derive(Debug, Clone)]
+pub struct Donor {
+    /// How it is reached.
+    pub config: DonorConfig,
+    /// How long it may take to start and to stop.
+    pub limit: Millis,
+}
+
+impl Donor {
+    fn user(&self) -> Option<&str> {
+        Some(&self.config.os_user)
+    }
+
+    fn exec(&self, program: &str, args: &[&str]) -> Result<Exec, ExecError> {
+        let program = format!("{}/{program}", self.config.bin_dir);
+        let exec = self.config.host.exec(self.user(), &[&[program.as_str()], args].concat())?;
+        Ok(exec.limit(QUERY_LIMIT))
+    }
+
+    /// Where a file of the data directory is.
+    pub(crate) fn path(&self, name: &str) -> String {
+        format!("{}/{name}", self.config.data_dir)
+    }
+
+    /// What the last of these statements gives, a row a line, its columns separated by `|`.
+    ///
+    /// # Errors
+    /// When the server does not answer or refuses.
+    pub async fn sql(&self, sql: &str) -> Result<String> {
+        let port = self.config.port.to_string();
+        // By its standard input: arguments can be read by everybody on the host.
+        let exec = self
+            .exec(
+                "psql",
+                &[
+                    "-XAtq",
+                    "-v",
+                    "ON_ERROR_STOP=1",
+                    "-h",
+                    &self.config.socket_dir,
+                    "-p",
+                    &port,
+                    "-U",
+                    &self.config.superuser,
+                    "-d",
+                    "postgres",
+                    "-f",
+                    "-",
+                ],
+            )?
+            .stdin(sql);
+        let output = exec.run().await.with_context(|| self.told("does not answer as asked"))?;
+        Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
+    }
+
+    fn told(&self, what: &str) -> String {
+        format!(
+            "donor {}:{} on {}: {what}",
+            self.config.address, self.config.port, self.config.host
+        )
+    }
+
+    /// Whether its server runs.
+    ///
+    /// # Errors
+    /// When its host does not answer, or the data directory is none.
+    pub async fn is_running(&self) -> Result<bool> {
+        let result = self.exec("pg_ctl", &["status", "-D", &self.config.data_dir])?.run().await;
+        match result {
+            Ok(_) => Ok(true),
+            Err(ExecError { cause: ExecCause::Failed { status, .. }, .. })
+                if status.code() == Some(3) =>
+            {
+                Ok(false)
+            }
+            Err(error) => {
+                Err(anyhow::Error::from(error)).with_context(|| self.told("cannot be looked at"))
+            }
+        }
+    }
+
+    /// Its control file.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub async fn control(&self) -> Result<Control> {
+        let output =
+            self.exec("pg_controldata", &["-D", &self.config.data_dir])?.run().await?.stdout;
+        let text = String::from_utf8_lossy(&output);
+        let facts = DatabaseFacts::parse(&text, "").with_context(|| {
+            self.told(&format!("pg_controldata says something unexpected: {text}"))
+        })?;
+        Ok(facts.into())
+    }
+
+    /// Starts it, or lets it be.
+    ///
+    /// # Errors
+    /// When it does not run afterwards.
+    pub async fn start(&self) -> Result<()> {
+        if !self.is_running().await? {
+            self.tell(Order::Start).await?;
+            if !self.is_running().await? {
+                bail!(self.told("its service says that it was started, and it does not run"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops it in an orderly way.
+    ///
+    /// # Errors
+    /// When it still runs afterwards, or was not shut down as it should be.
+    pub async fn stop(&self) -> Result<Control> {
+        if self.is_running().await? {
+            self.tell(Order::Stop).await?;
+            if self.is_running().await? {
+                bail!(self.told("its service says that it was stopped, and it runs"));
+            }
+        }
+        let control = self.control().await?;
+        if !control.state.starts_with("shut down") {
+            bail!(self.told(&format!(
+                "it was not shut down in an orderly way (\"{}\"): what it wrote last is not known \
+                 to be anywhere else; start it, look at its log, and try again",
+                control.state
+            )));
+        }
+        Ok(control)
+    }
+
+    /// Tells its service.
+    ///
+    /// # Errors
+    /// When the command fails.
+    pub async fn tell(&self, order: Order) -> Result<()> {
+        let told = self.config.service.tell(&self.config.host, order, self.limit).await;
+        told.with_context(|| self.told(&format!("its service cannot be told to {order:?}")))
+    }
+
+    /// The text of a file of the server's user.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub async fn read(&self, path: &str) -> Result<Option<String>> {
+        Ok(self.config.host.read(self.user(), path).await?)
+    }
+
+    /// Replaces a file of the server's user.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub async fn write(&self, path: &str, text: &str) -> Result<()> {
+        self.config.host.write(self.user(), path, text).await?;
+        Ok(())
+    }
+
+    /// Removes a file of the server's user, if it is there.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub async fn remove(&self, path: &str) -> Result<()> {
+        self.config.host.remove(self.user(), path).await?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_quoted() {
+        assert_eq!(literal(r"it's a \"), r"'it''s a \'");
+        assert_eq!(value(r"password='it\'s'"), r"'password=''it\\''s'''");
+    }
+
+    #[test]
+    fn our_block_comes_and_goes() {
+        let text = "local all all peer\nhost all all all scram-sha-256\n";
+        let changed = with_block(text, "host replication r all scram-sha-256\n");
+        assert!(changed.starts_with(BEGIN) && changed.ends_with(text), "{changed}");
+        assert_eq!(with_block(&changed, "other"), with_block(text, "other"), "there is one");
+        assert_eq!(without_block(&changed), text);
+        assert_eq!(without_block(text), text);
+        assert_eq!(without_block(""), "");
+    }
+}

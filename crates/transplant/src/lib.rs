@@ -1,0 +1,23 @@
+//! Moves an existing PostgreSQL, the *donor*, into a Manatee shard, the *recipient*, and back out.
+//!
+//! Contract: until [`commit`](saga::Entry::Committing) every step can be undone and nothing that was there
+//! is gone. At every moment at most one of the two takes writes: the donor until it is stopped and fenced,
+//! the recipient from when it is proven to have all that the donor had, and after a rollback the donor
+//! again, with all that the recipient took (SPEC.md, "The transplant").
+
+mod donor;
+mod inventory;
+mod journal_file;
+mod plan;
+mod preflight;
+mod recipient;
+mod steps;
+mod world;
+
+pub use donor::{Control, Donor};
+pub use inventory::{ClientCheck, DonorConfig, DonorKind, Inventory, Limits, RecipientPeer};
+pub use journal_file::{JournalFile, Locked, journal_of};
+pub use plan::{Facts, ROLLED_BACK, plan};
+pub use preflight::{Problem, Seen, look, problems};
+pub use recipient::{PeerFacts, Progress, REPLICATED};
+pub use world::{Screen, World, guard, written_since};

@@ -1,0 +1,200 @@
+//! From what was asked for and what was found to the steps; nothing is looked at here.
+
+use crate::{Inventory, PeerFacts, steps};
+use saga::{Notice, Plan, Planned, WayBack};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// A field of the cluster state of a shard that a transplant was rolled back from: another one may use it.
+pub const ROLLED_BACK: &str = "transplantRolledBack";
+
+/// What a plan is made from; part of the plan, as its steps read it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Facts {
+    /// Which transplant this is.
+    pub id: String,
+    /// What was asked for.
+    pub inventory: Inventory,
+    /// What the donor is.
+    pub donor: DonorFacts,
+    /// What the peers are, in the order of the inventory.
+    pub peers: Vec<PeerFacts>,
+}
+
+/// What a donor is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DonorFacts {
+    /// `server_version_num`.
+    pub version: u32,
+    /// Which database it is; as text, because not every program keeps such numbers.
+    pub system_identifier: String,
+    /// Its timeline.
+    pub timeline: u32,
+    /// Whether it is a standby.
+    pub in_recovery: bool,
+    /// `wal_level`.
+    pub wal_level: String,
+    /// How many more may stream from it.
+    pub free_wal_senders: i64,
+    /// How many more replication slots it may have.
+    pub free_slots: i64,
+    /// Tablespaces of its own.
+    pub tablespaces: u32,
+    /// Bytes of all databases.
+    pub bytes: u64,
+    /// Its data directory.
+    pub data_dir: String,
+    /// Its `pg_hba.conf`.
+    pub hba_file: String,
+    /// Whether its pages have checksums.
+    pub checksums: bool,
+    /// Prepared transactions.
+    pub prepared_transactions: u32,
+    /// What it has of the settings of which a standby needs at least as much.
+    pub replicated: BTreeMap<String, u64>,
+}
+
+/// The steps in their order. Nothing of it has been begun.
+pub fn plan(facts: &Facts) -> Plan {
+    let inventory = &facts.inventory;
+    let donor = format!("donor {}:{}", inventory.donor.address, inventory.donor.port);
+    let first = facts.peers.first().map_or("", |peer| peer.peer.zone_id.as_str()).to_owned();
+    let shard = facts.peers.first().map_or("", |peer| peer.shard.as_str());
+    // What a slow disk and network do: the estimate of a person who does not want to be wrong.
+    let copy = facts.donor.bytes / (50 << 20) + 5;
+    let step = |id: &str, title: String, touches: &[&str], clients, estimate, undo: &str| Planned {
+        id: id.into(),
+        title,
+        touches: touches.iter().map(|&what| what.to_owned()).collect(),
+        clients,
+        estimate: Some(estimate),
+        undo: undo.to_owned(),
+        way_back: WayBack::Reversible,
+        pause: None,
+    };
+    let (nothing, outage) = (Notice::Nothing, Notice::Outage);
+    let mut plan = vec![
+        step(
+            steps::OPEN_REPLICATION,
+            format!("let {first} stream from the donor: role, slot, pg_hba.conf"),
+            &[&donor],
+            nothing,
+            1,
+            "drop role and slot, put pg_hba.conf back",
+        ),
+        step(
+            steps::RECEIVE,
+            format!("copy the database to {first}, and follow the donor there"),
+            &[&first],
+            nothing,
+            copy,
+            "stop the copy and keep it aside",
+        ),
+        step(
+            steps::CATCH_UP,
+            format!("wait until {first} is nearly level with the donor"),
+            &[],
+            nothing,
+            5,
+            "nothing to undo",
+        ),
+    ];
+    plan.push(Planned {
+        pause: Some(
+            "from here on clients have no database until open-recipient is done".to_owned(),
+        ),
+        ..step(
+            steps::STOP_DONOR,
+            "stop the donor, with all that it wrote sent".to_owned(),
+            &[&donor],
+            outage,
+            2,
+            "start it",
+        )
+    });
+    plan.push(step(
+        steps::FENCE_DONOR,
+        "make sure that it takes no write even if somebody starts it".to_owned(),
+        &[&donor],
+        outage,
+        1,
+        "put its files back; what the recipient took since is in it",
+    ));
+    plan.push(step(
+        steps::COMPARE,
+        format!("prove that {first} has all that the donor had"),
+        &[],
+        outage,
+        1,
+        "nothing to undo",
+    ));
+    plan.push(step(
+        steps::OPEN_RECIPIENT,
+        format!("make {first} the primary of shard {shard}, alone"),
+        &[&first, "the shard's cluster state"],
+        Notice::Reconnect,
+        5,
+        "stop the shard, with all that it wrote in the donor",
+    ));
+    plan.push(step(
+        steps::KEEP_WAY_BACK,
+        "keep the WAL that the donor would need".to_owned(),
+        &[&first],
+        nothing,
+        1,
+        "bring the donor level with the shard, while that goes on",
+    ));
+    // Not before: commits of the donor may wait for them.
+    if !inventory.donor.standbys.is_empty() {
+        plan.push(step(
+            steps::STOP_STANDBYS,
+            "stop the donor's standbys".to_owned(),
+            &[&donor],
+            Notice::FewerStandbys,
+            10,
+            "start them",
+        ));
+    }
+    if !inventory.clients.is_empty() {
+        plan.push(step(
+            steps::CHECK_CLIENTS,
+            "see that clients are well".to_owned(),
+            &[],
+            nothing,
+            5,
+            "nothing to undo",
+        ));
+    }
+    if facts.peers.len() > 1 {
+        let others: Vec<&str> =
+            facts.peers[1..].iter().map(|peer| peer.peer.zone_id.as_str()).collect();
+        plan.push(Planned {
+            pause: Some("look at the shard, as it is alone, before it grows".to_owned()),
+            ..step(
+                steps::GROW,
+                format!(
+                    "add {} and leave one-node-write mode; writes wait for moments",
+                    others.join(" and ")
+                ),
+                &others,
+                nothing,
+                copy + 10,
+                "freeze the shard, so that it does not change while it is undone",
+            )
+        });
+        let slots = "a slot on each peer";
+        plan.push(step(
+            steps::LEVEL_DONOR,
+            "give the donor what the shard wrote, so that it can follow any peer".to_owned(),
+            &[&donor, slots],
+            nothing,
+            10,
+            "nothing to undo",
+        ));
+    }
+    let title = format!("move {donor} into shard {shard}");
+    let facts = serde_json::to_value(facts).expect("facts are JSON");
+    Plan { title, facts, steps: plan }
+}

@@ -1,0 +1,117 @@
+//! Keeps the WAL that the donor would need to come level with the shard; undone, the donor does.
+
+use super::{Scene, fence_donor, open_replication::Secret, position, until};
+use crate::{
+    donor::{literal, value},
+    recipient::{REPLICATED, Recipient},
+};
+use anyhow::{Context, Result};
+use async_trait::async_trait;
+use saga::{Check, Outcome, Step, StepError, Tell, Undo};
+use serde_json::json;
+use std::sync::Arc;
+
+/// The donor's slot at the shard's primary. A primary drops only slots whose names begin with its own word.
+pub(super) const SLOT: &str = "transplant_donor";
+
+pub(super) struct KeepWayBack(pub Arc<Scene>);
+
+/// Makes a peer keep what it has from its last checkpoint on. A standby can, too.
+pub(super) async fn make_slot(peer: &Recipient) -> Result<()> {
+    let slot = literal(SLOT);
+    let sql = format!(
+        "select pg_create_physical_replication_slot({slot}, true) where not exists \
+         (select from pg_replication_slots where slot_name = {slot})"
+    );
+    peer.sql(&sql).await?;
+    Ok(())
+}
+
+/// Settings of which a standby of this primary needs at least as much.
+pub(super) async fn least(primary: &Recipient) -> Result<String> {
+    let names: Vec<String> = REPLICATED.iter().map(|(name, _)| literal(name)).collect();
+    let least = format!(
+        "select string_agg(name || ' = ' || setting, e'\\n') from pg_settings where name in ({})",
+        names.join(", ")
+    );
+    primary.sql(&least).await
+}
+
+/// Makes the donor follow the shard, and waits until it is level, while the shard goes on.
+pub(super) async fn follow_back(scene: &Scene, primary: &Recipient, tell: &dyn Tell) -> Result<()> {
+    let donor = &scene.donor;
+    make_slot(primary).await?;
+    let Secret { password } = primary.verb("secret", &[]).await?;
+    let word = |text: &str| format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"));
+    let facts = &primary.facts;
+    let conninfo = format!(
+        "host={} port={} user={} password={} application_name=transplant_donor",
+        facts.peer.ip,
+        facts.port,
+        word(&facts.replication_user),
+        word(&password)
+    );
+    let settings = format!(
+        "primary_conninfo = {}\nprimary_slot_name = {}\nrecovery_target_timeline = 'latest'\n{}",
+        value(&conninfo),
+        value(SLOT),
+        least(primary).await?
+    );
+    fence_donor::close(donor, &settings).await?;
+    // One that follows another peer already learns of this one.
+    if donor.is_running().await? {
+        donor.sql("select pg_reload_conf()").await?;
+    }
+    donor.start().await.context("the donor cannot be started to follow the shard")?;
+    let limits = &scene.facts.inventory.limits;
+    until(limits.catch_up_seconds, tell, async || {
+        let streams = "select count(*) from pg_stat_wal_receiver where status = 'streaming'";
+        if donor.sql(streams).await? != "1" {
+            return Ok(Err("the donor does not stream from the shard yet".to_owned()));
+        }
+        let written = position(&primary.sql("select pg_current_wal_lsn()").await?)?;
+        let replayed = position(&donor.sql("select pg_last_wal_replay_lsn()").await?)?;
+        let lag = written.byte().saturating_sub(replayed.byte());
+        Ok(if lag <= limits.lag_bytes {
+            Ok(())
+        } else {
+            Err(format!("the donor is {} MiB behind", lag >> 20))
+        })
+    })
+    .await
+}
+
+#[async_trait(?Send)]
+impl Step for KeepWayBack {
+    async fn check(&self) -> Result<Check, StepError> {
+        Ok(Check::Ready)
+    }
+
+    async fn apply(&self, _: &dyn Tell) -> Result<(), StepError> {
+        Ok(make_slot(self.0.serving().await?).await?)
+    }
+
+    async fn verify(&self) -> Result<Outcome, StepError> {
+        Ok(json!({ "slot": SLOT }))
+    }
+
+    async fn undo(&self, how: Undo, tell: &dyn Tell) -> Result<(), StepError> {
+        let Some(primary) = self.0.primary().await? else { return Ok(()) };
+        if !how.discard_writes {
+            follow_back(&self.0, primary, tell).await?;
+        }
+        Ok(())
+    }
+
+    async fn release(&self, _: &dyn Tell) -> Result<(), StepError> {
+        let slot = literal(SLOT);
+        for peer in &self.0.peers {
+            let sql = format!(
+                "select pg_drop_replication_slot(slot_name) from pg_replication_slots \
+                 where slot_name = {slot}"
+            );
+            peer.sql(&sql).await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,164 @@
+//! The steps, one file each.
+
+mod catch_up;
+mod check_clients;
+mod compare;
+mod fence_donor;
+mod grow;
+mod keep_way_back;
+mod level_donor;
+pub(crate) mod open_recipient;
+mod open_replication;
+mod receive;
+mod stop_donor;
+mod stop_standbys;
+
+use crate::{Donor, Facts, recipient::Recipient};
+use adapters::clock;
+use anyhow::{Context, Result, bail};
+use cluster::{ClusterState, Lsn, Millis};
+use saga::{Journal, Step, StepId, Tell};
+use serde::de::DeserializeOwned;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+pub(crate) const OPEN_REPLICATION: &str = "open-replication";
+pub(crate) const RECEIVE: &str = "receive";
+pub(crate) const CATCH_UP: &str = "catch-up";
+pub(crate) const STOP_STANDBYS: &str = "stop-standbys";
+pub(crate) const STOP_DONOR: &str = "stop-donor";
+pub(crate) const FENCE_DONOR: &str = "fence-donor";
+pub(crate) const COMPARE: &str = "compare";
+pub(crate) const OPEN_RECIPIENT: &str = "open-recipient";
+pub(crate) const KEEP_WAY_BACK: &str = "keep-way-back";
+pub(crate) const CHECK_CLIENTS: &str = "check-clients";
+pub(crate) const GROW: &str = "grow";
+pub(crate) const LEVEL_DONOR: &str = "level-donor";
+
+/// Between two looks at what has no event.
+const POLL: Duration = Duration::from_millis(200);
+
+/// What the steps share.
+#[derive(Debug)]
+pub(crate) struct Scene {
+    pub facts: Facts,
+    pub donor: Donor,
+    pub peers: Vec<Recipient>,
+    /// What the steps before found.
+    outcomes: BTreeMap<StepId, serde_json::Value>,
+}
+
+impl Scene {
+    /// What is told by a journal.
+    pub fn of(journal: &Journal) -> Result<Scene> {
+        let facts: Facts = serde_json::from_value(journal.plan().facts.clone())
+            .context("the plan in the journal is none of a transplant")?;
+        let limit = Millis(facts.inventory.limits.service_seconds * 1000);
+        let donor = Donor { config: facts.inventory.donor.clone(), limit };
+        let peers = facts.inventory.recipient.iter().zip(&facts.peers);
+        let peers = peers.map(|(config, facts)| Recipient {
+            config: config.clone(),
+            facts: facts.clone(),
+            limit,
+        });
+        let steps = journal.plan().steps.iter();
+        let outcomes =
+            steps.filter_map(|step| Some((step.id.clone(), journal.outcome(&step.id)?.clone())));
+        let (peers, outcomes) = (peers.collect(), outcomes.collect());
+        Ok(Scene { facts, donor, peers, outcomes })
+    }
+
+    /// The peer that receives the database from the donor.
+    pub fn first(&self) -> &Recipient {
+        &self.peers[0]
+    }
+
+    /// What a step found.
+    pub fn outcome<T: DeserializeOwned>(&self, step: &str) -> Result<T> {
+        let outcome = self.outcomes.get(&step.into());
+        let outcome = outcome.with_context(|| format!("{step} has not been done yet"))?;
+        serde_json::from_value(outcome.clone())
+            .with_context(|| format!("the journal says something unexpected of {step}"))
+    }
+
+    /// The cluster state of the shard, as the first peer has it whose host answers.
+    pub async fn state(&self) -> Result<Option<ClusterState>> {
+        let mut result = Ok(None);
+        for peer in &self.peers {
+            result = peer.state().await;
+            if result.is_ok() {
+                break;
+            }
+        }
+        result
+    }
+
+    /// The primary of a shard that has one.
+    pub async fn serving(&self) -> Result<&Recipient> {
+        self.primary().await?.context("the shard has no cluster state")
+    }
+
+    /// The peer that is primary by the state of its shard; `None` when there is no state.
+    pub async fn primary(&self) -> Result<Option<&Recipient>> {
+        let Some(state) = self.state().await? else { return Ok(None) };
+        let primary = self.peers.iter().find(|peer| peer.facts.peer.id == state.primary.id);
+        let primary = primary.with_context(|| {
+            format!(
+                "the primary of the shard is {}, which the plan does not know",
+                state.primary.id
+            )
+        })?;
+        Ok(Some(primary))
+    }
+
+    /// How many bytes of WAL the recipient has not replayed yet.
+    pub async fn lag(&self) -> Result<u64> {
+        let written = position(&self.donor.sql("select pg_current_wal_lsn()").await?)?;
+        let replayed = self.first().replayed().await?;
+        Ok(written.byte().saturating_sub(replayed.byte()))
+    }
+}
+
+/// A WAL position that a server has told.
+pub(crate) fn position(text: &str) -> Result<Lsn> {
+    text.trim().parse().map_err(|_| anyhow::anyhow!("no WAL position: {text:?}"))
+}
+
+/// Waits until `look` says nothing any more of what is missing.
+pub(crate) async fn until(
+    seconds: u64,
+    tell: &dyn Tell,
+    mut look: impl AsyncFnMut() -> Result<Result<(), String>>,
+) -> Result<()> {
+    let begun = clock::now();
+    loop {
+        let missing = match look().await? {
+            Ok(()) => return Ok(()),
+            Err(missing) => missing,
+        };
+        if clock::now() - begun > Millis(seconds * 1000) {
+            bail!("waited {seconds} s: {missing}");
+        }
+        tell.tell(&missing);
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// The step of this name.
+pub(crate) fn step(id: &StepId, journal: &Journal) -> Result<Box<dyn Step>> {
+    let scene = Arc::new(Scene::of(journal)?);
+    Ok(match id.0.as_str() {
+        OPEN_REPLICATION => Box::new(open_replication::OpenReplication(scene)),
+        RECEIVE => Box::new(receive::Receive(scene)),
+        CATCH_UP => Box::new(catch_up::CatchUp(scene)),
+        STOP_STANDBYS => Box::new(stop_standbys::StopStandbys(scene)),
+        STOP_DONOR => Box::new(stop_donor::StopDonor(scene)),
+        FENCE_DONOR => Box::new(fence_donor::FenceDonor(scene)),
+        COMPARE => Box::new(compare::Compare(scene)),
+        OPEN_RECIPIENT => Box::new(open_recipient::OpenRecipient(scene)),
+        KEEP_WAY_BACK => Box::new(keep_way_back::KeepWayBack(scene)),
+        CHECK_CLIENTS => Box::new(check_clients::CheckClients(scene)),
+        GROW => Box::new(grow::Grow(scene)),
+        LEVEL_DONOR => Box::new(level_donor::LevelDonor(scene)),
+        other => bail!("this program knows no step {other:?}: another version made the plan"),
+    })
+}

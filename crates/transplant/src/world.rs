@@ -1,0 +1,135 @@
+//! What the runner is given: the time, the steps, the guard, and whoever watches.
+
+use crate::{
+    donor::Control,
+    steps::{self, Scene},
+};
+use anyhow::{Context, Result, bail};
+use async_trait::async_trait;
+use jiff::Timestamp;
+use saga::{Env, Journal, Planned, Step, StepError, StepId, StepState, Tell, Way};
+use std::{
+    path::PathBuf,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+/// Whoever watches a run.
+pub trait Screen: Tell {
+    /// A step begins.
+    fn begins(&self, step: &Planned, way: Way);
+
+    /// It has ended.
+    fn ends(&self, step: &Planned, way: Way, problem: Option<&str>);
+}
+
+/// The world of a transplant.
+pub struct World<'a> {
+    /// Whoever watches.
+    pub screen: &'a dyn Screen,
+    /// While this file is there, the run stops before the next step.
+    pub pause_file: PathBuf,
+    /// As if it were there.
+    pub interrupted: &'a AtomicBool,
+}
+
+#[async_trait(?Send)]
+impl Env for World<'_> {
+    fn now(&self) -> Timestamp {
+        Timestamp::now()
+    }
+
+    fn step(&self, id: &StepId, journal: &Journal) -> Result<Box<dyn Step>, StepError> {
+        Ok(steps::step(id, journal)?)
+    }
+
+    async fn guard(&self, journal: &Journal) -> Result<(), StepError> {
+        Ok(guard(journal).await?)
+    }
+
+    fn stop_asked(&self) -> bool {
+        self.interrupted.load(Ordering::Relaxed) || self.pause_file.exists()
+    }
+
+    fn begins(&self, step: &Planned, way: Way) {
+        self.screen.begins(step, way);
+    }
+
+    fn ends(&self, step: &Planned, way: Way, problem: Option<&str>) {
+        self.screen.ends(step, way, problem);
+    }
+
+    fn progress(&self) -> &dyn Tell {
+        self.screen
+    }
+}
+
+/// How many transactions wrote since the recipient opened; `None` when it never did.
+///
+/// # Errors
+/// When the shard's primary cannot be asked.
+pub async fn written_since(journal: &Journal) -> Result<Option<u64>> {
+    steps::open_recipient::lost(&Scene::of(journal)?).await
+}
+
+/// The donor is as the plan and the steps so far left it.
+///
+/// # Errors
+/// When it is not.
+pub async fn guard(journal: &Journal) -> Result<()> {
+    let scene = Scene::of(journal)?;
+    let (donor, planned) = (&scene.donor, &scene.facts.donor);
+    let begun = |step: &str| journal.state(&step.into()) != StepState::Pending;
+    let done = |step: &str| journal.state(&step.into()) == StepState::Ended(Way::Apply);
+    let runs = donor.is_running().await?;
+    let control = donor.control().await?;
+    if control.system_identifier != planned.system_identifier {
+        bail!("the donor has another database: {}", control.system_identifier);
+    }
+    let level = journal.state(&steps::LEVEL_DONOR.into());
+    if level == StepState::Begun(Way::Apply) {
+        // It may be following the shard just now.
+        return is_closed(&scene).await;
+    }
+    let left: Option<Control> = if level == StepState::Ended(Way::Apply) {
+        Some(scene.outcome(steps::LEVEL_DONOR)?)
+    } else if done(steps::STOP_DONOR) {
+        Some(scene.outcome(steps::STOP_DONOR)?)
+    } else {
+        None
+    };
+    let timeline = left.as_ref().map_or(planned.timeline, |left| left.timeline);
+    if control.timeline != timeline {
+        bail!("the donor is on timeline {}, it was on {timeline}", control.timeline);
+    }
+    if !begun(steps::STOP_DONOR) {
+        if !runs {
+            bail!("the donor does not run: start it, and look why it ended");
+        }
+        if donor.sql("select pg_is_in_recovery()").await? == "t" {
+            bail!("the donor is a standby now: another server was promoted in its place");
+        }
+    }
+    if let Some(stopped) = left {
+        if runs {
+            bail!("the donor was started: stop it, or undo the transplant with `rollback`");
+        }
+        if control.checkpoint != stopped.checkpoint {
+            bail!(
+                "the donor was started after it had been stopped, and wrote up to {}: undo the \
+                 transplant with `rollback`, and begin again",
+                control.checkpoint
+            );
+        }
+    }
+    if done(steps::FENCE_DONOR) {
+        is_closed(&scene).await?;
+    }
+    Ok(())
+}
+
+async fn is_closed(scene: &Scene) -> Result<()> {
+    let signal = scene.donor.path(crate::donor::STANDBY_SIGNAL);
+    let there = scene.donor.read(&signal).await?;
+    there.with_context(|| format!("{signal} is gone: the donor would start open for writes"))?;
+    Ok(())
+}
