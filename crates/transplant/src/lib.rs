@@ -11,6 +11,7 @@ mod journal_file;
 mod plan;
 mod preflight;
 mod recipient;
+mod runbook;
 mod steps;
 mod world;
 
@@ -20,4 +21,5 @@ pub use journal_file::{JournalFile, Locked, journal_of};
 pub use plan::{Facts, ROLLED_BACK, plan};
 pub use preflight::{Problem, Seen, look, problems};
 pub use recipient::{PeerFacts, Progress, REPLICATED};
+pub use runbook::runbook;
 pub use world::{Screen, World, guard, written_since};

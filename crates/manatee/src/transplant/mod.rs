@@ -31,6 +31,12 @@ pub enum TransplantCommand {
     Preflight(Which),
     /// Say what would be done, step by step; does nothing.
     Plan(Which),
+    /// Print the plan and the way back as a runbook: what a person types who may not let a tool do it, with
+    /// checks in between. Changes nothing.
+    Runbook {
+        /// The inventory (TOML).
+        inventory: PathBuf,
+    },
     /// Do it, or go on with it. Stops where a person should look; Ctrl-C stops it after its step.
     Run(Run),
     /// Go on after a person has looked.
@@ -104,6 +110,7 @@ pub fn run(command: TransplantCommand) -> Result<ExitCode> {
         match command {
             TransplantCommand::Preflight(which) => preflight(&which).await,
             TransplantCommand::Plan(which) => plan(&which).await,
+            TransplantCommand::Runbook { inventory } => runbook(&inventory).await,
             TransplantCommand::Run(run) => forward(&run, false).await,
             TransplantCommand::Resume(run) => forward(&run, true).await,
             TransplantCommand::Pause(which) => pause(&which),
@@ -114,7 +121,10 @@ pub fn run(command: TransplantCommand) -> Result<ExitCode> {
             }
             TransplantCommand::Commit { which, yes } => commit(&which, yes).await,
             TransplantCommand::Peer(command) => {
-                println!("{}", peer::run(command).await?);
+                match peer::run(command).await? {
+                    serde_json::Value::String(text) => println!("{text}"),
+                    value => println!("{value}"),
+                }
                 Ok(ExitCode::SUCCESS)
             }
         }
@@ -171,6 +181,21 @@ async fn plan(which: &Which) -> Result<ExitCode> {
         return print(&(serde_json::to_string_pretty(&plan)? + "\n"));
     }
     print(&show::plan(&plan))
+}
+
+async fn runbook(path: &Path) -> Result<ExitCode> {
+    if let Some(journal) = JournalFile::read(&journal_of(path))?
+        && !has_ended(&journal)
+    {
+        bail!(
+            "this transplant is under way: go on with `manatee transplant run {0}`, or undo it with \
+             `manatee transplant rollback {0}`",
+            path.display()
+        );
+    }
+    let facts = look(Inventory::load(path)?).await?;
+    let plan = transplant::plan(&facts.map_err(|problems| refused(&problems))?);
+    print(&transplant::runbook(&plan)?)
 }
 
 fn has_ended(journal: &Journal) -> bool {

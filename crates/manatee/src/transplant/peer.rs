@@ -50,7 +50,13 @@ pub enum PeerCommand {
     /// Say what there is.
     Facts(Which),
     /// Say the password of the shard's replication role.
-    Secret(Which),
+    Secret {
+        #[command(flatten)]
+        which: Which,
+        /// Print it as it is, not as JSON.
+        #[arg(long)]
+        raw: bool,
+    },
     /// Copy the database of a server outside the shard, and follow it.
     Receive {
         #[command(flatten)]
@@ -100,9 +106,13 @@ pub(super) async fn run(command: PeerCommand) -> Result<Value> {
     set_parent_process_death_signal(Some(Signal::TERM))?;
     match command {
         PeerCommand::Facts(which) => facts(&which.config).await,
-        PeerCommand::Secret(which) => {
-            let config = Config::load(&which.config)?;
-            Ok(json!({ "password": config.replication.password }))
+        PeerCommand::Secret { which, raw } => {
+            let password = Config::load(&which.config)?.replication.password;
+            if !raw {
+                return Ok(json!({ "password": password }));
+            }
+            let missing = || format!("{} has no password for replication", which.config.display());
+            password.map(Value::String).with_context(missing)
         }
         PeerCommand::Receive { which, host, port, system_identifier } => {
             receive(&which.config, &host, port, system_identifier).await

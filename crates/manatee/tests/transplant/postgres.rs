@@ -3,7 +3,7 @@
 use super::harness::{Move, wait};
 use anyhow::{Context, Result, ensure};
 use saga::Mode;
-use std::fs;
+use std::{fs, process::Command};
 
 /// Rules T1, T2, T3, T4 and T9.
 #[test]
@@ -157,6 +157,30 @@ fn a_second_runner_and_a_changed_donor_are_refused() -> Result<()> {
     let told = moved.stage.transplant(&["run", "--yes"]).unwrap_err().to_string();
     ensure!(told.contains("the donor is on timeline 2, it was on 1"), "{told}");
     moved.stage.transplant(&["rollback"])?;
+    moved.wait_for_writes_to("donor")?;
+    moved.check_donor()
+}
+
+/// Rules T1, T2, T3, T4, T6 and T7, as a person keeps them who types what the runbook says.
+#[test]
+fn a_runbook_does_what_a_run_does() -> Result<()> {
+    let moved = Move::prepare()?;
+    let runbook = moved.stage.transplant(&["runbook"])?;
+    let file = moved.stage.inventory().with_extension("sh");
+    fs::write(&file, &runbook)?;
+    let sh = |part: &str| -> Result<()> {
+        let output = Command::new("sh").arg(&file).arg(part).output()?;
+        let text = [output.stdout, output.stderr].concat();
+        let text = String::from_utf8_lossy(&text);
+        ensure!(output.status.success(), "{runbook}\n{part}: {text}");
+        Ok(())
+    };
+    sh("")?;
+    moved.wait_for_writes_to("amber")?;
+    for peer in moved.stage.peers() {
+        moved.check_peer(peer)?;
+    }
+    sh("back")?;
     moved.wait_for_writes_to("donor")?;
     moved.check_donor()
 }

@@ -14,9 +14,9 @@ use serde_json::json;
 use std::sync::Arc;
 
 /// The `pg_hba.conf` of a fenced donor.
-const HBA: &str = "manatee-transplant.hba";
+pub(crate) const HBA: &str = "manatee-transplant.hba";
 /// Its `pg_ident.conf`.
-const IDENT: &str = "manatee-transplant.ident";
+pub(crate) const IDENT: &str = "manatee-transplant.ident";
 
 pub(super) struct FenceDonor(pub Arc<Scene>);
 

@@ -12,7 +12,7 @@ use serde_json::json;
 use std::sync::Arc;
 
 /// The donor's slot at the shard's primary. A primary drops only slots whose names begin with its own word.
-pub(super) const SLOT: &str = "transplant_donor";
+pub(crate) const SLOT: &str = "transplant_donor";
 
 pub(super) struct KeepWayBack(pub Arc<Scene>);
 

@@ -13,6 +13,9 @@ mod receive;
 mod stop_donor;
 mod stop_standbys;
 
+pub(crate) use fence_donor::{HBA, IDENT};
+pub(crate) use keep_way_back::SLOT;
+
 use crate::{Donor, Facts, recipient::Recipient};
 use adapters::clock;
 use anyhow::{Context, Result, bail};

@@ -373,13 +373,15 @@ async fn run(command: Exec) -> Result<String, StorageCause> {
 }
 
 /// Runs a command on a dataset that is not mounted. The daemon of `zfs-fuse` is busy with it for a
-/// moment longer than its unmounting takes.
+/// moment longer than its unmounting takes, which it calls an I/O error, too, when that comes between; a
+/// real one is still there at the end.
 async fn run_at_rest(command: Exec) -> Result<String, StorageCause> {
     let deadline = clock::now() + BUSY_LIMIT;
     loop {
         match run(command.clone()).await {
             Err(StorageCause::Command(error))
-                if error.says("dataset is busy") && clock::now() < deadline =>
+                if (error.says("dataset is busy") || error.says("I/O error"))
+                    && clock::now() < deadline =>
             {
                 tokio::time::sleep(POLL).await;
             }
