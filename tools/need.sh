@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sees to it that this machine has what is named:
 #
-#   tools/need.sh [build] [lint] [coverage] [postgresql] [network] [zookeeper] [etcd] [filesystems] [zfs-vm]
+#   tools/need.sh [build] [lint] [coverage] [postgresql] [network] [zookeeper] [etcd] [patroni] [filesystems] [zfs-vm] [ssh]
 #
 # What Debian packages hold is installed where we may (root, or sudo without a password); Rust is
 # never installed, because Debian's is too old and where to put it is not ours to choose. What rustup
@@ -50,6 +50,14 @@ protoc_includes() {
 
 need_etcd() {
     command -v etcd >/dev/null || packages+=(etcd-server)
+}
+
+# What tests move away from. It is a program of Debian's own Python, and so is its client of etcd.
+need_patroni() {
+    need_etcd
+    command -v patroni >/dev/null || packages+=(patroni)
+    /usr/bin/python3 -c 'import etcd' 2>/dev/null || packages+=(python3-etcd)
+    command -v curl >/dev/null || packages+=(curl)
 }
 
 # cargo-llvm-cov, and the tools of the LLVM that rustc was built with: those of another version cannot
@@ -109,20 +117,10 @@ need_filesystems() {
         missing+=("root: the tests mount real file systems (btrfs on a loop device, ZFS on a pool in a file) and none of them is skipped; run 'make test' as root")
 }
 
-# What a machine with OpenZFS is built and run with; nothing of that where this one has it.
-need_zfs-vm() {
-    if [[ -e /dev/zfs ]]; then
-        need_postgresql
-        need_filesystems
-        return
-    fi
-    command -v qemu-system-x86_64 >/dev/null || packages+=(qemu-system-x86)
-    command -v mmdebstrap >/dev/null || packages+=(mmdebstrap)
-    command -v mke2fs >/dev/null || [[ -x /sbin/mke2fs ]] || packages+=(e2fsprogs)
-    command -v cpio >/dev/null || packages+=(cpio)
-    command -v objcopy >/dev/null || packages+=(binutils)
-    [[ $(id -u) == 0 ]] ||
-        missing+=("root: a root file system is made and mounted, which only root can; run it as root")
+# What a transplant reaches other hosts by; its server is run by the tests alone.
+need_ssh() {
+    command -v ssh >/dev/null || packages+=(openssh-client)
+    [[ -x /usr/sbin/sshd ]] || packages+=(openssh-server)
 }
 
 # Runs a command as root.
@@ -181,9 +179,9 @@ install() {
 
 for what in "$@"; do
     case $what in
-        build | lint | coverage | network | postgresql | zookeeper | etcd | filesystems | zfs-vm) "need_$what" ;;
+        build | lint | coverage | network | postgresql | zookeeper | etcd | patroni | filesystems | zfs-vm | ssh) "need_$what" ;;
         *)
-            echo "tools/need.sh: $what: give any of build, lint, coverage, network, postgresql, zookeeper, etcd, filesystems, zfs-vm" >&2
+            echo "tools/need.sh: $what: give any of build, lint, coverage, network, postgresql, zookeeper, etcd, patroni, filesystems, zfs-vm, ssh" >&2
             exit 2
             ;;
     esac

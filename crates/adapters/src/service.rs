@@ -8,8 +8,14 @@ use cluster::Millis;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// How long a connection by ssh may take to come about, in seconds.
-const CONNECT_LIMIT: &str = "ConnectTimeout=10";
+/// Without a question that nobody answers; told soon when a host is silent.
+const SSH: [&str; 3] = ["BatchMode=yes", "ConnectTimeout=10", "ServerAliveInterval=5"];
+/// One connection for all that is asked of a host: to make one takes longer than most answers do. It ends
+/// when it was not used for so many seconds.
+const SHARED: [&str; 3] =
+    ["ControlMaster=auto", "ControlPath=~/.ssh/manatee-%C", "ControlPersist=30"];
+/// A connection of its own, even where the user's settings share them.
+const ALONE: [&str; 2] = ["ControlMaster=no", "ControlPath=none"];
 
 /// A host: `local`, or `ssh:user@host`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -66,6 +72,23 @@ impl Host {
     /// # Errors
     /// When there is no such user here.
     pub fn exec(&self, user: Option<&str>, command: &[&str]) -> Result<Exec, ExecError> {
+        self.exec_by(&SHARED, user, command)
+    }
+
+    /// As [`Host::exec`], for what takes long: it has a connection of its own, with which it ends.
+    ///
+    /// # Errors
+    /// When there is no such user here.
+    pub fn exec_alone(&self, user: Option<&str>, command: &[&str]) -> Result<Exec, ExecError> {
+        self.exec_by(&ALONE, user, command)
+    }
+
+    fn exec_by(
+        &self,
+        connection: &[&str],
+        user: Option<&str>,
+        command: &[&str],
+    ) -> Result<Exec, ExecError> {
         match self {
             Host::Local => {
                 let (program, args) = command.split_first().expect("a command has a program");
@@ -91,13 +114,10 @@ impl Host {
                         exec = exec.env(name, value);
                     }
                 }
-                Ok(exec.args(["-o", "BatchMode=yes", "-o", CONNECT_LIMIT]).args([
-                    "-o",
-                    "ServerAliveInterval=5",
-                    target,
-                    "--",
-                    &line,
-                ]))
+                for option in SSH.iter().chain(connection) {
+                    exec = exec.args(["-o", option]);
+                }
+                Ok(exec.args([target, "--", &line]))
             }
         }
     }

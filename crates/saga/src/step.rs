@@ -55,6 +55,11 @@ pub struct Undo {
 pub trait Tell: Send + Sync {
     /// One line; the next one takes its place.
     fn tell(&self, line: &str);
+
+    /// One line that has to stay to be read.
+    fn note(&self, line: &str) {
+        self.tell(line);
+    }
 }
 
 /// One step. Each of these may be called again after any of them was interrupted anywhere: doing what is

@@ -1,22 +1,28 @@
 //! The donor's server: asked over its own socket, on its own host, by the user that runs it.
 
-use crate::DonorConfig;
+use crate::{DonorConfig, DonorKind, DonorStandby};
 use adapters::{
+    clock,
     exec::{Exec, ExecCause, ExecError},
-    service::Order,
+    service::{Order, quote},
     storage::DatabaseFacts,
 };
 use anyhow::{Context, Result, bail};
 use cluster::{Lsn, Millis};
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
 /// How long a question may take.
 const QUERY_LIMIT: Millis = Millis(60_000);
 
+/// Between two looks at what has no event.
+const POLL: Duration = Duration::from_millis(200);
 /// The beginning of every block of ours in somebody else's file.
 pub(crate) const BEGIN: &str = "# begin: manatee transplant";
 /// Its end.
 pub(crate) const END: &str = "# end: manatee transplant";
+/// Where a server tells what it does that its own program was made to start.
+pub(crate) const LOG: &str = "manatee-transplant.log";
 /// Makes a server start in recovery.
 pub(crate) const STANDBY_SIGNAL: &str = "standby.signal";
 /// What the server itself writes settings to; it goes before every other file.
@@ -48,7 +54,7 @@ impl From<DatabaseFacts> for Control {
 }
 
 /// A text without our block.
-pub(crate) fn without_block(text: &str) -> String {
+pub fn without_block(text: &str) -> String {
     let mut inside = false;
     let mut kept = String::new();
     for line in text.split_inclusive('\n') {
@@ -83,9 +89,22 @@ pub struct Donor {
     pub config: DonorConfig,
     /// How long it may take to start and to stop.
     pub limit: Millis,
+    /// Its `postgresql.conf`, where it is not its service that starts it.
+    pub config_file: Option<String>,
 }
 
 impl Donor {
+    /// A standby of it, which is like it but for where it is.
+    pub(crate) fn standby(&self, standby: &DonorStandby) -> Donor {
+        let config = DonorConfig {
+            host: standby.host.clone(),
+            service: standby.service.clone(),
+            data_dir: standby.data_dir.clone().unwrap_or(self.config.data_dir.clone()),
+            ..self.config.clone()
+        };
+        Donor { config, ..self.clone() }
+    }
+
     fn user(&self) -> Option<&str> {
         Some(&self.config.os_user)
     }
@@ -127,7 +146,8 @@ impl Donor {
                     "-",
                 ],
             )?
-            .stdin(sql);
+            // What is done here must not wait for a standby that comes later, or is gone.
+            .stdin(format!("set synchronous_commit = local;\n{sql}"));
         let output = exec.run().await.with_context(|| self.told("does not answer as asked"))?;
         Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
     }
@@ -172,18 +192,37 @@ impl Donor {
         Ok(facts.into())
     }
 
-    /// Starts it, or lets it be.
+    /// Starts it, or lets it be. One that is closed is started without its sitter, which would open it.
     ///
     /// # Errors
     /// When it does not run afterwards.
     pub async fn start(&self) -> Result<()> {
         if !self.is_running().await? {
-            self.tell(Order::Start).await?;
+            self.turn(Order::Start).await?;
             if !self.is_running().await? {
-                bail!(self.told("its service says that it was started, and it does not run"));
+                bail!(self.told("it was started, and does not run"));
             }
         }
         Ok(())
+    }
+
+    /// Stops it, or lets it be.
+    ///
+    /// # Errors
+    /// When it still runs afterwards.
+    pub(crate) async fn halt(&self) -> Result<()> {
+        if self.is_running().await? {
+            self.turn(Order::Stop).await?;
+            if self.is_running().await? {
+                bail!(self.told("it was stopped, and it runs"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether it would start in recovery.
+    pub(crate) async fn is_closed(&self) -> Result<bool> {
+        Ok(self.read(&self.path(STANDBY_SIGNAL)).await?.is_some())
     }
 
     /// Stops it in an orderly way.
@@ -191,12 +230,7 @@ impl Donor {
     /// # Errors
     /// When it still runs afterwards, or was not shut down as it should be.
     pub async fn stop(&self) -> Result<Control> {
-        if self.is_running().await? {
-            self.tell(Order::Stop).await?;
-            if self.is_running().await? {
-                bail!(self.told("its service says that it was stopped, and it runs"));
-            }
-        }
+        self.halt().await?;
         let control = self.control().await?;
         if !control.state.starts_with("shut down") {
             bail!(self.told(&format!(
@@ -206,6 +240,48 @@ impl Donor {
             )));
         }
         Ok(control)
+    }
+
+    /// Starts or stops its server: by its service; where that is Patroni, which does neither in a pause, by
+    /// its own program; where it is a sitter, by that one, which takes its server with it, unless it would
+    /// open what is closed.
+    async fn turn(&self, order: Order) -> Result<()> {
+        match (self.config.kind, order) {
+            (DonorKind::Postgres, _) => self.tell(order).await,
+            (DonorKind::Patroni, _) => self.by_hand(order).await,
+            (DonorKind::ManateeV1 | DonorKind::ManateeV2, Order::Start) => {
+                if self.is_closed().await? {
+                    return self.by_hand(order).await;
+                }
+                self.tell(order).await?;
+                let begun = clock::now();
+                // It looks around first.
+                while !self.is_running().await? && clock::now() - begun <= self.limit {
+                    tokio::time::sleep(POLL).await;
+                }
+                Ok(())
+            }
+            (DonorKind::ManateeV1 | DonorKind::ManateeV2, _) => {
+                self.tell(order).await?;
+                // It was started without its sitter, or that has left it behind.
+                if self.is_running().await? { self.by_hand(order).await } else { Ok(()) }
+            }
+        }
+    }
+
+    /// Starts or stops its server by its own program.
+    async fn by_hand(&self, order: Order) -> Result<()> {
+        let (seconds, log) = ((self.limit.0 / 1000).to_string(), self.path(LOG));
+        let mut args = vec!["-w", "-t", &seconds, "-D", &self.config.data_dir];
+        let options = self.config_file.iter().map(|file| format!("-c config_file={}", quote(file)));
+        let options = options.collect::<String>();
+        match order {
+            Order::Start => args.extend(["-l", &log, "-o", &options, "start"]),
+            _ => args.extend(["-m", "fast", "stop"]),
+        }
+        let told = || self.told(&format!("pg_ctl fails; its log is {log}"));
+        let exec = self.exec("pg_ctl", &args)?.limit(Millis(self.limit.0 + QUERY_LIMIT.0));
+        exec.run().await.map(drop).with_context(told)
     }
 
     /// Tells its service.

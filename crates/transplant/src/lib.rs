@@ -5,21 +5,33 @@
 //! the recipient from when it is proven to have all that the donor had, and after a rollback the donor
 //! again, with all that the recipient took (SPEC.md, "The transplant").
 
+mod discover;
 mod donor;
 mod inventory;
 mod journal_file;
+mod manatee;
+mod patroni;
 mod plan;
 mod preflight;
 mod recipient;
 mod runbook;
+mod snapshots;
 mod steps;
 mod world;
 
-pub use donor::{Control, Donor};
-pub use inventory::{ClientCheck, DonorConfig, DonorKind, Inventory, Limits, RecipientPeer};
+pub use discover::{Draft, Server};
+pub use donor::{Control, Donor, without_block};
+pub use inventory::{
+    BackupConfig, ClientCheck, DatasetConfig, DatasetKind, DonorConfig, DonorKind, DonorShard,
+    DonorStandby, Inventory, Limits, Method, PatroniConfig, RecipientPeer,
+};
 pub use journal_file::{JournalFile, Locked, journal_of};
+pub use manatee::ShardFacts;
+pub use patroni::PatroniFacts;
 pub use plan::{Facts, ROLLED_BACK, plan};
-pub use preflight::{Problem, Seen, look, problems};
-pub use recipient::{PeerFacts, Progress, REPLICATED};
+pub use preflight::{Problem, Seen, look, notes, problems};
+pub use recipient::{BackupPlace, PeerFacts, Progress, REPLICATED};
 pub use runbook::runbook;
+pub use snapshots::{Arrived, DatasetFacts, Rest, SnapshotFacts};
+pub use steps::{FENCE_FILES, Proof};
 pub use world::{Screen, World, guard, written_since};

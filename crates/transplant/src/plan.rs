@@ -1,6 +1,8 @@
 //! From what was asked for and what was found to the steps; nothing is looked at here.
 
-use crate::{Inventory, PeerFacts, steps};
+use crate::{
+    DatasetFacts, DonorKind, Inventory, Method, PatroniFacts, PeerFacts, ShardFacts, steps,
+};
 use saga::{Notice, Plan, Planned, WayBack};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -18,8 +20,13 @@ pub struct Facts {
     pub inventory: Inventory,
     /// What the donor is.
     pub donor: DonorFacts,
+    /// What a donor is that is a shard of Manatee.
+    #[serde(default)]
+    pub shard: Option<ShardFacts>,
     /// What the peers are, in the order of the inventory.
     pub peers: Vec<PeerFacts>,
+    /// What the cluster of the donor is, where that is Patroni.
+    pub patroni: Option<PatroniFacts>,
 }
 
 /// What a donor is.
@@ -52,6 +59,9 @@ pub struct DonorFacts {
     pub checksums: bool,
     /// Prepared transactions.
     pub prepared_transactions: u32,
+    /// Its dataset, where it is moved by snapshots.
+    #[serde(default)]
+    pub dataset: Option<DatasetFacts>,
     /// What it has of the settings of which a standby needs at least as much.
     pub replicated: BTreeMap<String, u64>,
 }
@@ -75,45 +85,118 @@ pub fn plan(facts: &Facts) -> Plan {
         pause: None,
     };
     let (nothing, outage) = (Notice::Nothing, Notice::Outage);
-    let mut plan = vec![
-        step(
-            steps::OPEN_REPLICATION,
-            format!("let {first} stream from the donor: role, slot, pg_hba.conf"),
-            &[&donor],
+    let mut plan = Vec::new();
+    if inventory.donor.kind == DonorKind::ManateeV2 {
+        plan.push(step(
+            steps::HOLD_DONOR,
+            "freeze the donor, so that none of its peers takes over".to_owned(),
+            &["the donor's cluster state"],
             nothing,
             1,
-            "drop role and slot, put pg_hba.conf back",
-        ),
-        step(
-            steps::RECEIVE,
-            format!("copy the database to {first}, and follow the donor there"),
-            &[&first],
-            nothing,
-            copy,
-            "stop the copy and keep it aside",
-        ),
-        step(
-            steps::CATCH_UP,
-            format!("wait until {first} is nearly level with the donor"),
-            &[],
+            "unfreeze it, if it was not frozen before",
+        ));
+    }
+    if inventory.donor.kind == DonorKind::Patroni {
+        plan.push(step(
+            steps::HOLD_DONOR,
+            "pause Patroni: it starts, stops and promotes nothing from here on".to_owned(),
+            &[&donor, "its cluster's configuration"],
             nothing,
             5,
-            "nothing to undo",
-        ),
-    ];
-    plan.push(Planned {
-        pause: Some(
-            "from here on clients have no database until open-recipient is done".to_owned(),
-        ),
-        ..step(
-            steps::STOP_DONOR,
-            "stop the donor, with all that it wrote sent".to_owned(),
-            &[&donor],
-            outage,
-            2,
-            "start it",
-        )
+            "resume it, if it was not paused before",
+        ));
+    }
+    let by_snapshots = inventory.donor.method == Method::Snapshots;
+    let dataset = inventory.donor.dataset.as_ref().map_or("", |dataset| dataset.name.as_str());
+    plan.extend(match inventory.donor.method {
+        Method::Streaming => vec![
+            step(
+                steps::OPEN_REPLICATION,
+                format!("let {first} stream from the donor: role, slot, pg_hba.conf"),
+                &[&donor],
+                nothing,
+                1,
+                "drop role and slot, put pg_hba.conf back",
+            ),
+            step(
+                steps::RECEIVE,
+                format!("copy the database to {first}, and follow the donor there"),
+                &[&first],
+                nothing,
+                copy,
+                "stop the copy and keep it aside",
+            ),
+            step(
+                steps::CATCH_UP,
+                format!("wait until {first} is nearly level with the donor"),
+                &[],
+                nothing,
+                5,
+                "nothing to undo",
+            ),
+        ],
+        Method::Snapshots => vec![
+            step(
+                steps::OPEN_REPLICATION,
+                "make the role on the donor that the shard streams by".to_owned(),
+                &[&donor],
+                nothing,
+                1,
+                "drop the role",
+            ),
+            step(
+                steps::RECEIVE,
+                format!("send a snapshot of {dataset} to {first}"),
+                &[&format!("snapshots of {dataset}"), &first],
+                nothing,
+                copy,
+                "keep aside what was put in place, remove what was not, and drop the snapshots",
+            ),
+            step(
+                steps::CATCH_UP,
+                "send what has changed since, until that is little".to_owned(),
+                &[&format!("snapshots of {dataset}"), &first],
+                nothing,
+                30,
+                "nothing to undo",
+            ),
+        ],
     });
+    if let Some(backup) = &inventory.backup {
+        plan.push(step(
+            steps::BACKUP,
+            format!("back the donor up to {} on {first}'s host, and prove it", backup.dir),
+            &[&backup.dir],
+            nothing,
+            4 * copy,
+            "keep it",
+        ));
+    }
+    let mut stop = vec![step(
+        steps::STOP_DONOR,
+        "stop the donor, with all that it wrote sent".to_owned(),
+        &[&donor],
+        outage,
+        2,
+        "start it",
+    )];
+    // Those of a shard could take over.
+    if inventory.donor.kind.has_sitter() && !inventory.donor.standbys.is_empty() {
+        let others = step(
+            steps::STOP_STANDBYS,
+            "stop the donor's other peers, and keep their sitters from being started".to_owned(),
+            &inventory.donor.standbys.iter().map(|peer| peer.name.as_str()).collect::<Vec<_>>(),
+            outage,
+            5,
+            "start them",
+        );
+        // Where nothing holds them, they take over as soon as the primary is gone.
+        let first = inventory.donor.kind == DonorKind::ManateeV1;
+        stop.insert(if first { 0 } else { 1 }, others);
+    }
+    stop[0].pause =
+        Some("from here on clients have no database until open-recipient is done".to_owned());
+    plan.extend(stop);
     plan.push(step(
         steps::FENCE_DONOR,
         "make sure that it takes no write even if somebody starts it".to_owned(),
@@ -122,6 +205,16 @@ pub fn plan(facts: &Facts) -> Plan {
         1,
         "put its files back; what the recipient took since is in it",
     ));
+    if by_snapshots {
+        plan.push(step(
+            steps::RECEIVE_LAST,
+            format!("send the last that has changed, and put all of it in place on {first}"),
+            &[&format!("snapshots of {dataset}"), &first],
+            outage,
+            5,
+            "nothing to undo",
+        ));
+    }
     plan.push(step(
         steps::COMPARE,
         format!("prove that {first} has all that the donor had"),
@@ -147,10 +240,10 @@ pub fn plan(facts: &Facts) -> Plan {
         "bring the donor level with the shard, while that goes on",
     ));
     // Not before: commits of the donor may wait for them.
-    if !inventory.donor.standbys.is_empty() {
+    if !inventory.donor.kind.has_sitter() && !inventory.donor.standbys.is_empty() {
         plan.push(step(
             steps::STOP_STANDBYS,
-            "stop the donor's standbys".to_owned(),
+            "stop the donor's standbys, and close them".to_owned(),
             &[&donor],
             Notice::FewerStandbys,
             10,

@@ -1,10 +1,13 @@
 //! What is there, and everything that is wrong with it, at once.
 
 use crate::{
-    Donor, Facts, Inventory, PeerFacts,
+    BackupPlace, Donor, Facts, Inventory, Method, PatroniFacts, PeerFacts,
     donor::literal,
+    manatee::{self, preflight::SeenShard},
+    patroni,
     plan::{DonorFacts, ROLLED_BACK},
     recipient::{self, REPLICATED},
+    snapshots,
 };
 use anyhow::{Context, Result};
 use cluster::Millis;
@@ -32,7 +35,13 @@ impl fmt::Display for Problem {
 #[derive(Debug, Clone)]
 pub struct Seen {
     pub(crate) donor: Result<DonorFacts, String>,
+    pub(crate) shard: Option<SeenShard>,
+    /// Why the first peer cannot stream from it as things are, where that has to be so.
+    pub(crate) login: Result<(), String>,
     pub(crate) peers: Vec<Result<PeerFacts, String>>,
+    /// Standbys that are not where the inventory says, and why.
+    pub(crate) misplaced: Vec<(String, String)>,
+    pub(crate) patroni: Result<Option<PatroniFacts>, String>,
 }
 
 const DONOR: &str = "select current_setting('server_version_num'), \
@@ -54,17 +63,42 @@ fn replicated() -> String {
 
 /// Looks at everything that the inventory names.
 pub async fn look(inventory: &Inventory) -> Seen {
-    let donor = look_at_donor(inventory).await.map_err(|error| format!("{error:#}"));
+    let limit = Millis(inventory.limits.service_seconds * 1000);
+    let server = Donor { config: inventory.donor.clone(), limit, config_file: None };
+    let donor = look_at_donor(&server).await.map_err(|error| format!("{error:#}"));
+    let patroni = patroni::look(&inventory.donor, &server).await;
+    let patroni = patroni.map_err(|error| format!("{error:#}"));
     let mut peers = Vec::new();
-    for peer in &inventory.recipient {
-        peers.push(recipient::look(peer).await.map_err(|error| format!("{error:#}")));
+    for (index, peer) in inventory.recipient.iter().enumerate() {
+        let backup = inventory.backup.as_ref().filter(|_| index == 0);
+        let backup = backup.map(|backup| backup.dir.as_str());
+        peers.push(recipient::look(peer, backup).await.map_err(|error| format!("{error:#}")));
     }
-    Seen { donor, peers }
+    let shard = manatee::preflight::see(inventory).await;
+    let login = match (&donor, peers.first()) {
+        (Ok(donor), Some(Ok(first))) if manatee::is_rendered(&donor.hba_file) => {
+            manatee::preflight::log_in(inventory, first).await
+        }
+        _ => Ok(()),
+    };
+    let mut misplaced = Vec::new();
+    // Those of a shard are known by their registrations.
+    let standbys = inventory.donor.standbys.iter();
+    for standby in standbys.filter(|_| !inventory.donor.kind.has_sitter()) {
+        let control = server.standby(standby).control().await;
+        let problem = match (control, &donor) {
+            (Err(error), _) => format!("{error:#}"),
+            (Ok(control), Ok(donor)) if control.system_identifier != donor.system_identifier => {
+                "the database there is another one".to_owned()
+            }
+            _ => continue,
+        };
+        misplaced.push((standby.name.clone(), problem));
+    }
+    Seen { donor, shard, login, peers, misplaced, patroni }
 }
 
-async fn look_at_donor(inventory: &Inventory) -> Result<DonorFacts> {
-    let limit = Millis(inventory.limits.service_seconds * 1000);
-    let donor = Donor { config: inventory.donor.clone(), limit };
+async fn look_at_donor(donor: &Donor) -> Result<DonorFacts> {
     let answer = donor.sql(DONOR).await?;
     let settings = donor.sql(&replicated()).await?;
     let replicated = settings.lines().filter_map(|line| {
@@ -107,14 +141,30 @@ async fn look_at_donor(inventory: &Inventory) -> Result<DonorFacts> {
             hba_file: hba.to_owned(),
             checksums: sums == "on",
             prepared_transactions: xacts.parse().ok()?,
+            dataset: None,
             replicated,
         })
     };
-    parsed().with_context(unexpected)
+    let mut facts = parsed().with_context(unexpected)?;
+    if donor.config.method == Method::Snapshots {
+        facts.dataset = Some(snapshots::look(&donor.config).await?);
+    }
+    Ok(facts)
+}
+
+/// What is not wrong, and should be known.
+pub fn notes(inventory: &Inventory) -> Vec<String> {
+    let mut notes = Vec::new();
+    if inventory.backup.is_none() {
+        notes.push(
+            "no backup is made before the donor is stopped: give [backup] to have one".into(),
+        );
+    }
+    notes
 }
 
 /// One thing that may be wrong: whether it is, what, and what to do.
-type Doubt = (bool, String, &'static str);
+pub(crate) type Doubt = (bool, String, &'static str);
 
 /// What is wrong, all of it; empty when a plan can be made.
 pub fn problems(inventory: &Inventory, seen: &Seen) -> Vec<Problem> {
@@ -132,6 +182,31 @@ pub fn problems(inventory: &Inventory, seen: &Seen) -> Vec<Problem> {
         }
         Ok(donor) => tell("donor", donor_doubts(inventory, donor)),
     }
+    if let Some(shard) = &seen.shard {
+        tell("donor", manatee::preflight::doubts(inventory, shard));
+    }
+    if let Err(problem) = &seen.login {
+        let remedy = "its sitter writes its own pg_hba.conf, which lets in the replication role of its \
+                      shard: give the recipient's sitters the same [replication] user and password";
+        tell(
+            "recipient",
+            vec![(true, format!("it cannot stream from the donor: {problem}"), remedy)],
+        );
+    }
+    for (name, problem) in &seen.misplaced {
+        let remedy =
+            "set host and data_dir of this one of donor.standbys: its files are changed there";
+        tell(&format!("standby {name}"), vec![(true, problem.clone(), remedy)]);
+    }
+    match &seen.patroni {
+        Err(problem) => {
+            let remedy = "name the REST API of a running member as donor.patroni.url, with user, \
+                          password_file and ca where it asks for them";
+            tell("donor's Patroni", vec![(true, problem.clone(), remedy)]);
+        }
+        Ok(None) => {}
+        Ok(Some(patroni)) => tell("donor's Patroni", patroni_doubts(inventory, patroni)),
+    }
     for (index, (peer, facts)) in inventory.recipient.iter().zip(&seen.peers).enumerate() {
         match facts {
             Err(problem) => {
@@ -142,7 +217,16 @@ pub fn problems(inventory: &Inventory, seen: &Seen) -> Vec<Problem> {
             }
             Ok(facts) => {
                 let at = format!("recipient {}", facts.peer.zone_id);
-                tell(&at, peer_doubts(facts, index == 0, seen.donor.as_ref().ok()));
+                let donor = seen.donor.as_ref().ok();
+                tell(&at, peer_doubts(facts, index == 0, donor));
+                tell(&at, manatee::preflight::peer_doubts(inventory, facts, donor));
+                let method = &inventory.donor;
+                let kind = method.dataset.as_ref().map_or("", |dataset| dataset.kind.name());
+                let other = method.method == Method::Snapshots && facts.storage != kind;
+                let problem =
+                    format!("its storage is {}, the donor's dataset {kind}", facts.storage);
+                let remedy = "give its sitter a dataset of that kind, or move by streaming";
+                tell(&at, vec![(index == 0 && other, problem, remedy)]);
             }
         }
     }
@@ -157,6 +241,7 @@ pub fn problems(inventory: &Inventory, seen: &Seen) -> Vec<Problem> {
 }
 
 fn donor_doubts(inventory: &Inventory, donor: &DonorFacts) -> Vec<Doubt> {
+    let streams = inventory.donor.method == Method::Streaming;
     vec![
         (
             donor.version < 130_000,
@@ -174,12 +259,12 @@ fn donor_doubts(inventory: &Inventory, donor: &DonorFacts) -> Vec<Doubt> {
             "set wal_level = replica there and restart it",
         ),
         (
-            donor.free_wal_senders < 2,
+            streams && donor.free_wal_senders < 2,
             format!("it has {} free WAL senders, 2 are needed", donor.free_wal_senders),
             "raise max_wal_senders there and restart it",
         ),
         (
-            donor.free_slots < 1,
+            streams && donor.free_slots < 1,
             "it has no free replication slot".to_owned(),
             "raise max_replication_slots there and restart it, or drop a slot that nobody uses",
         ),
@@ -201,6 +286,48 @@ fn donor_doubts(inventory: &Inventory, donor: &DonorFacts) -> Vec<Doubt> {
     ]
 }
 
+fn patroni_doubts(inventory: &Inventory, patroni: &PatroniFacts) -> Vec<Doubt> {
+    let standbys = inventory.donor.standbys.iter();
+    let standbys: Vec<&str> = standbys.map(|standby| standby.name.as_str()).collect();
+    let members = patroni.members.keys().map(String::as_str);
+    let others: Vec<&str> = members.filter(|&name| name != patroni.leader).collect();
+    let mut doubts = vec![
+        (
+            !patroni.is_donor,
+            format!("the leader is {}, which is not the donor", patroni.leader),
+            "name the leader's server as the donor, or switch over to the donor first",
+        ),
+        (
+            patroni.switchover,
+            "a switchover is scheduled".to_owned(),
+            "cancel it (`patronictl flush CLUSTER switchover`), or wait until it is over",
+        ),
+    ];
+    for name in others.iter().filter(|name| !standbys.contains(name)) {
+        doubts.push((
+            true,
+            format!("its member {name} is not among donor.standbys"),
+            "add it, under its name in Patroni: it has to be stopped, too",
+        ));
+    }
+    for name in standbys.iter().filter(|name| !others.contains(name)) {
+        doubts.push((
+            true,
+            format!("it has no standby {name}"),
+            "start it, or take it out of donor.standbys; its name is the one in Patroni",
+        ));
+    }
+    for (name, problem) in &patroni.silent {
+        doubts.push((
+            true,
+            format!("{name}: {problem}"),
+            "start its Patroni, and let this host reach its REST API: each member must say that it \
+             is paused",
+        ));
+    }
+    doubts
+}
+
 fn peer_doubts(facts: &PeerFacts, first: bool, donor: Option<&DonorFacts>) -> Vec<Doubt> {
     let rolled_back = facts.state.as_ref().is_some_and(|state| state.get(ROLLED_BACK).is_some());
     let mut doubts = vec![
@@ -220,6 +347,9 @@ fn peer_doubts(facts: &PeerFacts, first: bool, donor: Option<&DonorFacts>) -> Ve
             "give the shard another name in its sitters' files",
         ),
     ];
+    if let Some(place) = &facts.backup {
+        doubts.extend(backup_doubts(place, donor));
+    }
     if let Some(donor) = donor {
         doubts.push((
             facts.version != donor.version / 10_000,
@@ -256,6 +386,27 @@ fn peer_doubts(facts: &PeerFacts, first: bool, donor: Option<&DonorFacts>) -> Ve
     doubts
 }
 
+/// What is wrong with the place for the backup.
+fn backup_doubts(place: &BackupPlace, donor: Option<&DonorFacts>) -> Vec<Doubt> {
+    if let Some(problem) = &place.problem {
+        let remedy = "make it a directory that the user of the server can get into";
+        return vec![(true, format!("backup.dir: {problem}"), remedy)];
+    }
+    let Some(donor) = donor else { return Vec::new() };
+    // The file, and what is restored from it; and the copy, where that takes from the same space.
+    let times = if place.beside_database { 3 } else { 2 };
+    let needed = donor.bytes * times + donor.bytes / 10;
+    vec![(
+        place.free_bytes < needed,
+        format!(
+            "backup.dir: {} MiB are free, {} MiB are needed to make and to prove a backup",
+            place.free_bytes >> 20,
+            needed >> 20
+        ),
+        "make room for it, or name a directory elsewhere",
+    )]
+}
+
 impl Seen {
     /// What a plan is made from.
     ///
@@ -266,8 +417,10 @@ impl Seen {
         Ok(Facts {
             id,
             inventory,
+            shard: self.shard.map(|shard| shard.facts).transpose().map_err(anyhow::Error::msg)?,
             donor: self.donor.map_err(anyhow::Error::msg)?,
             peers: peers.map_err(anyhow::Error::msg)?,
+            patroni: self.patroni.map_err(anyhow::Error::msg)?,
         })
     }
 }

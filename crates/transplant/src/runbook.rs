@@ -4,7 +4,7 @@
 mod back;
 mod forward;
 
-use crate::{DonorConfig, Facts, PeerFacts, RecipientPeer};
+use crate::{DonorConfig, DonorKind, Facts, Method, PeerFacts, RecipientPeer};
 use adapters::service::{Host, Order, Service, quote};
 use anyhow::{Result, bail};
 use saga::Plan;
@@ -18,14 +18,15 @@ check() { # WHAT EXPECTED FOUND
     if [ "$2" = "$3" ]; then echo "ok: $1"; else echo "STOP: $1: \"$3\", not \"$2\"" >&2; exit 1; fi
 }
 # Waits until a command says what it has to say.
-await() { # WHAT EXPECTED COMMAND
-    seconds=0
-    while [ "$(eval "$3" 2>&1)" != "$2" ]; do
+await() { # WHAT EXPECTED COMMAND [ARGUMENT ...]
+    what=$1 expected=$2 seconds=0
+    shift 2
+    while found=$("$@" 2>&1) || true; [ "$found" != "$expected" ]; do
         seconds=$((seconds + 1))
-        [ "$seconds" -le "$patience" ] || { echo "STOP: $1: not within $patience s: $(eval "$3" 2>&1)" >&2; exit 1; }
+        [ "$seconds" -le "$patience" ] || { echo "STOP: $what: not within $patience s: $found" >&2; exit 1; }
         sleep 1
     done
-    echo "ok: $1"
+    echo "ok: $what"
 }
 "#;
 
@@ -57,6 +58,13 @@ fn on(host: &Host, user: Option<&str>, script: &str) -> String {
 /// When a step of the plan has nothing that a person could type.
 pub fn runbook(plan: &Plan) -> Result<String> {
     let facts: Facts = serde_json::from_value(plan.facts.clone())?;
+    let donor = &facts.inventory.donor;
+    if donor.kind != DonorKind::Postgres || donor.method != Method::Streaming {
+        bail!(
+            "there is a runbook only for donors of kind \"postgres\" that are moved by streaming: others are moved \
+             by `manatee transplant run`, which stops where a person should look"
+        );
+    }
     let paths = [&facts.inventory.donor.data_dir, &facts.donor.hba_file];
     if let Some(path) = paths.into_iter().find(|path| path.contains(['$', '`', '\\', '\''])) {
         bail!(
@@ -71,7 +79,8 @@ pub fn runbook(plan: &Plan) -> Result<String> {
         book.note(&format!("clients notice: {}; to undo it: {}", step.clients, step.undo));
         if !book.step(&step.id.0) {
             bail!(
-                "there is no runbook for step {}: this kind of donor is moved by `manatee transplant run`",
+                "there is no runbook for step {0}: leave {0} out of the inventory and do it by yourself, or use \
+                 `manatee transplant run`",
                 step.id
             );
         }
@@ -105,7 +114,7 @@ impl Book<'_> {
     }
 
     fn wait_for(&mut self, what: &str, expected: &str, command: &str) {
-        self.line(&format!("await {} {} {}", quote(what), quote(expected), quote(command)));
+        self.line(&format!("await {} {} {command}", quote(what), quote(expected)));
     }
 
     fn donor(&self) -> &DonorConfig {

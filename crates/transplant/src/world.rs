@@ -2,6 +2,7 @@
 
 use crate::{
     donor::Control,
+    manatee,
     steps::{self, Scene},
 };
 use anyhow::{Context, Result, bail};
@@ -80,10 +81,33 @@ pub async fn guard(journal: &Journal) -> Result<()> {
     let (donor, planned) = (&scene.donor, &scene.facts.donor);
     let begun = |step: &str| journal.state(&step.into()) != StepState::Pending;
     let done = |step: &str| journal.state(&step.into()) == StepState::Ended(Way::Apply);
+    if let Some(shard) = &scene.facts.shard {
+        let kind = donor.config.kind;
+        let now = manatee::look(&donor.config).await?;
+        manatee::unchanged(kind, shard, &now, !begun(steps::STOP_DONOR))?;
+        if done(steps::HOLD_DONOR) && !now.frozen {
+            bail!(
+                "the donor was unfrozen: a peer of it could take over; freeze it, or undo the \
+                 transplant with `rollback`"
+            );
+        }
+        let other = now.registered.iter().find(|peer| !scene.is_donor(peer));
+        if let (true, Some(peer)) = (done(steps::STOP_STANDBYS), other) {
+            bail!("{} was started again: stop its sitter", manatee::named(peer));
+        }
+        if done(steps::FENCE_DONOR) {
+            manatee::check_closed(&scene.facts).await?;
+        }
+    }
     let runs = donor.is_running().await?;
     let control = donor.control().await?;
     if control.system_identifier != planned.system_identifier {
         bail!("the donor has another database: {}", control.system_identifier);
+    }
+    if let Some(patroni) = &scene.patroni
+        && done(steps::HOLD_DONOR)
+    {
+        patroni.is_held(begun(steps::STOP_DONOR)).await?;
     }
     let level = journal.state(&steps::LEVEL_DONOR.into());
     if level == StepState::Begun(Way::Apply) {

@@ -80,6 +80,8 @@ pub struct Settings {
     pub replication_user: String,
     /// Its password.
     pub replication_password: String,
+    /// Its replication slot at an upstream that does not make one for it by its name.
+    pub upstream_slot: Option<String>,
     /// Lines of `pg_hba.conf` for clients, before our last one.
     pub client_hba: Vec<String>,
     /// The operator's settings of `postgresql.conf`.
@@ -401,6 +403,7 @@ impl Postgres {
             sources,
             user: settings.replication_user.clone(),
             password: settings.replication_password.clone(),
+            rate_mib: None,
             pg_basebackup: self.inner.bin.path("pg_basebackup"),
             os_user: self.inner.user.clone(),
         }

@@ -138,7 +138,11 @@ pub(super) fn ours(
         Shape::Standby { upstream: Some((host, port)) } => conninfo(settings, host, *port),
         _ => String::new(),
     };
-    let slot = if conninfo.is_empty() { String::new() } else { slot_name(&settings.me) };
+    let slot = match &settings.upstream_slot {
+        _ if conninfo.is_empty() => String::new(),
+        Some(slot) => slot.clone(),
+        None => slot_name(&settings.me),
+    };
     let mut all: BTreeMap<String, String> = BTreeMap::new();
     let mut set = |name: &str, value: String| all.insert(name.to_owned(), value);
     set("listen_addresses", settings.listen.clone());

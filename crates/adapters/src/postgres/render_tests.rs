@@ -18,6 +18,7 @@ fn settings() -> Settings {
         superuser_password: None,
         replication_user: "replication".into(),
         replication_password: "it's \\ secret".into(),
+        upstream_slot: None,
         client_hba: Vec::new(),
         user_settings: BTreeMap::new(),
         slot_keep_size: 1024,

@@ -14,6 +14,8 @@ use std::{
 };
 use tokio::sync::{oneshot, watch};
 
+/// The highest rate that PostgreSQL can be told, in MiB a second.
+const HIGHEST_RATE: u64 = 1024;
 /// The start of the name of a database that has not come in completely.
 const INCOMING: &str = "data.incoming-";
 
@@ -98,6 +100,7 @@ impl BaseBackup<'_> {
         incoming: &Path,
         progress: &watch::Sender<SeedProgress>,
     ) -> Result<(), StorageCause> {
+        let rate = request.rate_mib.map(|rate| rate.min(HIGHEST_RATE));
         let command = Exec::new(&request.pg_basebackup)
             .as_user(request.os_user.as_ref())
             .env("PGPASSWORD", &request.password)
@@ -108,6 +111,7 @@ impl BaseBackup<'_> {
             .args(["--progress", "--host", &source.host])
             .args(["--port", &source.port.to_string()])
             .args(["--username", &request.user])
+            .args(rate.map(|rate| format!("--max-rate={rate}M")))
             .arg("--pgdata")
             .arg(incoming);
         let (refuse, refused) = oneshot::channel();

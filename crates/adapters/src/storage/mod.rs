@@ -18,7 +18,7 @@ mod snapshots;
 mod volume;
 mod zfs;
 
-pub use btrfs::Btrfs;
+pub use btrfs::{Adopted, Btrfs};
 pub use dir::Dir;
 pub use error::{StorageCause, StorageError};
 pub use incoming::{DatabaseFacts, Expected, Incoming, examine};
@@ -71,6 +71,8 @@ pub struct SeedRequest {
     pub user: String,
     /// Its password.
     pub password: String,
+    /// MiB a second that the backup is not to exceed.
+    pub rate_mib: Option<u64>,
     /// The program.
     pub pg_basebackup: PathBuf,
     /// Who owns the database; `None` for our own user.

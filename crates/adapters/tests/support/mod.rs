@@ -109,6 +109,7 @@ impl Peer {
             superuser_password: None,
             replication_user: "replication".to_owned(),
             replication_password: "it's \\secret\"".to_owned(),
+            upstream_slot: None,
             client_hba: vec!["host all app all trust".to_owned()],
             user_settings: BTreeMap::from(
                 [("shared_buffers", "16MB"), ("max_connections", "40")]

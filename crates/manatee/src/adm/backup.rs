@@ -7,6 +7,7 @@
 mod snapshot;
 
 pub(super) use snapshot::BACKUP;
+pub(crate) use snapshot::{Came, clear};
 
 use super::command::Json;
 use crate::VERSION;
@@ -14,7 +15,7 @@ use crate::archive::{Manifest, Taken, Writer};
 use crate::sitter::{config::Config, executor};
 use adapters::{clock, exec::Exec, postgres::Postgres};
 use anyhow::{Context, Result, bail};
-use cluster::{Lsn, Millis, Monotonic, PeerIdent};
+use cluster::{Lsn, Millis, PeerIdent};
 use jiff::Timestamp;
 use std::{
     fs::{self, File},
@@ -29,6 +30,14 @@ use tokio::{
 
 /// Between two lines of progress.
 const PERIOD: Millis = Millis(5_000);
+
+/// Hears how far a backup is.
+pub(crate) struct Watch<'a> {
+    /// How often.
+    pub period: Millis,
+    /// Bytes that were read, bytes that were written, and how long it took.
+    pub tell: &'a dyn Fn(u64, u64, Millis),
+}
 /// What is read at once.
 const CHUNK: usize = 1 << 18;
 /// How much of the beginning is looked through for `backup_label`, which comes first.
@@ -41,21 +50,56 @@ const HEAD: usize = 64 << 10;
 /// file is left then.
 pub async fn backup(file: &Path, to: &Path, json: Json) -> Result<String> {
     let config = Config::load(file)?;
+    let target = target(to, &config, &config.ident()?, Timestamp::now())?;
+    let tell = |bytes, written, took| eprintln!("{}", progress(bytes, written, took));
+    let manifest = make(&config, &target, None, &Watch { period: PERIOD, tell: &tell }).await?;
+    if json.json {
+        return Ok(format!("{}\n", serde_json::json!({ "file": target, "manifest": manifest })));
+    }
+    let of = if manifest.taken == Taken::Snapshot { "a snapshot" } else { "a base backup" };
+    Ok(format!(
+        "{}: {of}, {} MiB in {} MiB, timeline {} from {}\n",
+        target.display(),
+        manifest.bytes >> 20,
+        manifest.compressed_bytes >> 20,
+        manifest.timeline,
+        manifest.lsn
+    ))
+}
+
+/// Writes a backup of the peer with this configuration, or of what came to it, into a file of this name,
+/// which must not exist.
+///
+/// # Errors
+/// As [`backup`].
+pub(crate) async fn make(
+    config: &Config,
+    target: &Path,
+    came: Option<&Came>,
+    watch: &Watch<'_>,
+) -> Result<Manifest> {
     let me = config.ident()?;
-    let postgres = Postgres::open(executor::settings(&config, &me)?)?;
-    let Some(identifier) = postgres.identity()? else {
+    let postgres = Postgres::open(executor::settings(config, &me)?)?;
+    let identity = postgres.identity()?;
+    if identity.is_none() && came.is_none() {
         bail!("there is no database in {}", postgres.data().display());
-    };
-    let major = fs::read_to_string(postgres.data().join("PG_VERSION")).context("PG_VERSION")?;
+    }
     let begun = Timestamp::now();
-    let target = target(to, &config, &me, begun)?;
-    let unfinished = Unfinished::create(&target)?;
+    let unfinished = Unfinished::create(target)?;
     let mut writer = Writer::new(BufWriter::new(unfinished.file.try_clone()?))?;
-    let (taken, (timeline, lsn)) = match config.open_storage()?.volume() {
+    let (taken, identifier, major, (timeline, lsn)) = match config.open_storage()?.volume() {
         Some(volume) => {
-            (Taken::Snapshot, snapshot::copy(&config, volume, &postgres, &mut writer).await?)
+            let copied = snapshot::copy(config, volume, &postgres, came, &mut writer, watch);
+            let facts = copied.await?;
+            let at = (facts.timeline, facts.checkpoint);
+            (Taken::Snapshot, facts.system_identifier, facts.version, at)
         }
-        None => (Taken::BaseBackup, base_backup(&config, &postgres, &mut writer).await?),
+        None => {
+            let identifier = identity.context("there is no database")?;
+            let major = fs::read_to_string(postgres.data().join("PG_VERSION"));
+            let at = base_backup(config, &postgres, &mut writer, watch).await?;
+            (Taken::BaseBackup, identifier, major.context("PG_VERSION")?, at)
+        }
     };
     let (mut buffer, manifest) = writer.finish(|contents| Manifest {
         format: 1,
@@ -76,17 +120,8 @@ pub async fn backup(file: &Path, to: &Path, json: Json) -> Result<String> {
     })?;
     buffer.flush()?;
     drop(buffer);
-    unfinished.keep(&target)?;
-    if json.json {
-        return Ok(format!("{}\n", serde_json::json!({ "file": target, "manifest": manifest })));
-    }
-    let of = if taken == Taken::Snapshot { "a snapshot" } else { "a base backup" };
-    Ok(format!(
-        "{}: {of}, {} MiB in {} MiB, timeline {timeline} from {lsn}\n",
-        target.display(),
-        manifest.bytes >> 20,
-        manifest.compressed_bytes >> 20
-    ))
+    unfinished.keep(target)?;
+    Ok(manifest)
 }
 
 /// The file that is meant, which must not exist.
@@ -152,6 +187,7 @@ async fn base_backup(
     config: &Config,
     postgres: &Postgres,
     writer: &mut Output,
+    watch: &Watch<'_>,
 ) -> Result<(u32, Lsn)> {
     let settings = postgres.settings();
     let host = match settings.listen.split(',').next().unwrap_or_default().trim() {
@@ -166,12 +202,12 @@ async fn base_backup(
         .args(["--no-password", "--format=tar", "--pgdata=-", "--wal-method=fetch"])
         .args(["--checkpoint=fast", "--host", &host])
         .args(["--port", &settings.port.to_string(), "--username", &settings.replication_user]);
-    let head = copy(command, writer).await.context("the base backup failed")?;
+    let head = copy(command, writer, watch).await.context("the base backup failed")?;
     label(&head).context("the base backup does not say where it begins")
 }
 
 /// Copies all that the command prints and says how far it is; its beginning.
-async fn copy(command: Exec, writer: &mut Output) -> Result<Vec<u8>> {
+async fn copy(command: Exec, writer: &mut Output, watch: &Watch<'_>) -> Result<Vec<u8>> {
     let mut input = command.reader()?;
     let (mut chunk, mut head) = (vec![0; CHUNK], Vec::new());
     let begun = clock::now();
@@ -190,15 +226,16 @@ async fn copy(command: Exec, writer: &mut Output) -> Result<Vec<u8>> {
             head.extend_from_slice(&chunk[..read.min(HEAD - head.len())]);
         }
         let now = clock::now();
-        if now - told >= PERIOD {
+        if now - told >= watch.period {
             told = now;
-            eprintln!("{}", progress(writer.progress(), begun, now));
+            let (bytes, written) = writer.progress();
+            (watch.tell)(bytes, written, now - begun);
         }
     }
 }
 
-fn progress((bytes, written): (u64, u64), begun: Monotonic, now: Monotonic) -> String {
-    let rate = bytes * 1000 / (now - begun).0.max(1);
+fn progress(bytes: u64, written: u64, took: Millis) -> String {
+    let rate = bytes * 1000 / took.0.max(1);
     let mib = |bytes: u64| bytes >> 20;
     format!("{} MiB read, {} MiB written, {} MiB/s", mib(bytes), mib(written), mib(rate))
 }

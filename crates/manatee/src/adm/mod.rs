@@ -5,9 +5,9 @@
 //! the exit status is for both: 0 done, 1 failed (or, for `verify`, there are problems), 2 misuse.
 
 mod backfill;
-mod backup;
+pub(crate) mod backup;
 mod change;
-mod command;
+pub(crate) mod command;
 #[cfg(test)]
 mod fixture;
 mod gather;
@@ -17,7 +17,7 @@ mod problems;
 mod reach;
 mod reap;
 mod rebuild;
-mod restore;
+pub(crate) mod restore;
 mod show;
 mod snapshot;
 mod status;

@@ -22,21 +22,21 @@ use tokio::io::AsyncWriteExt;
 pub struct Restore {
     /// The backup
     #[arg(long, value_name = "FILE")]
-    from: PathBuf,
+    pub(crate) from: PathBuf,
     /// An empty directory, or one that does not exist: it becomes the data directory
     #[arg(long, value_name = "DIRECTORY")]
-    at: PathBuf,
+    pub(crate) at: PathBuf,
     /// The port that it is to have, which is part of the name of its socket
     #[arg(long, default_value_t = 5432)]
-    port: u16,
+    pub(crate) port: u16,
     /// Where the programs of PostgreSQL are; looked for where it is not given
     #[arg(long, value_name = "DIRECTORY")]
-    bin_dir: Option<PathBuf>,
+    pub(crate) bin_dir: Option<PathBuf>,
     /// Who is to own it when root restores
     #[arg(long, value_name = "USER", default_value = "postgres")]
-    os_user: String,
+    pub(crate) os_user: String,
     #[command(flatten)]
-    json: Json,
+    pub(crate) json: Json,
 }
 
 /// Restores it; what is to be printed.

@@ -27,8 +27,10 @@ pub use jobs::{Jobs, Limits, Outgoing, Outlet, Refusal};
 pub use legacy::LegacyOutlet;
 pub use outlet::{StorageOutlet, release_leftovers};
 pub use receive::{ReceiveError, Received, Reception, SEED, take};
+pub(crate) use segment::{Cutter, Input};
 pub use service::{Service, Serving, serve};
 pub use tls::{TlsError, TlsFiles};
+pub(crate) use wire::SEGMENT;
 pub use wire::{
     JobState, JobStatus, Offer, Part, RebuildRequest, SnapshotInfo, SnapshotRequest, StreamRequest,
     StreamStarted,

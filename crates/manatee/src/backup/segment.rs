@@ -10,11 +10,11 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 const LEVEL: i32 = 1;
 
 /// What a stream is read from.
-pub(super) type Input = Pin<Box<dyn AsyncRead + Send>>;
+pub(crate) type Input = Pin<Box<dyn AsyncRead + Send>>;
 
 /// A part of a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Segment {
+pub(crate) struct Segment {
     pub bytes: Bytes,
     /// XXH3 of these bytes.
     pub checksum: u64,
@@ -37,7 +37,7 @@ pub(super) fn decompressed(bytes: &[u8]) -> io::Result<Vec<u8>> {
 }
 
 /// Cuts what it reads.
-pub(super) struct Cutter {
+pub(crate) struct Cutter {
     input: Input,
     whole: Xxh3,
 }

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
 /// The raw bytes of every segment but the last.
-pub(super) const SEGMENT: usize = 2 << 20;
+pub(crate) const SEGMENT: usize = 2 << 20;
 
 /// The raw length of a segment, in bytes.
 pub(super) const LENGTH: &str = "manatee-length";

@@ -121,7 +121,7 @@ impl Ledger {
     }
 
     /// Holds the ledger against these numbers, which are in order.
-    pub(super) fn compare(&self, present: &[i64]) -> LedgerReport {
+    pub fn compare(&self, present: &[i64]) -> LedgerReport {
         let mut report = LedgerReport {
             acknowledged: self.acknowledged(),
             present: present.len() as u64,

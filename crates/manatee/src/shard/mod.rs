@@ -24,7 +24,7 @@ pub use gaps::Gap;
 pub use ledger::{Ledger, LedgerReport};
 pub use peer::Peer;
 pub use processes::Usage;
-pub use stage::{DONOR, Donor, Stage, Standalone, commands};
+pub use stage::{DONOR, Donor, Stage, Standalone, commands, sh};
 pub use view::{PeerView, ShardView, SitterState};
 pub use writer::{Progress, Writer, WriterHandle};
 
@@ -144,6 +144,18 @@ impl Shard {
     /// # Errors
     /// When the directory is no place for a shard, or a sitter cannot be started.
     pub fn start(options: &ShardOptions) -> Result<Shard> {
+        let shard = Shard::prepare(options)?;
+        for peer in shard.peers() {
+            peer.start_sitter()?;
+        }
+        Ok(shard)
+    }
+
+    /// As [`Shard::start`], without starting a sitter.
+    ///
+    /// # Errors
+    /// When the directory is no place for a shard.
+    pub fn prepare(options: &ShardOptions) -> Result<Shard> {
         let directory = files::make_directory(&options.directory)?;
         let in_directory = || files::coordination(&directory);
         let coordination = options.coordination.clone().unwrap_or_else(in_directory);
@@ -159,8 +171,7 @@ impl Shard {
             shared: Arc::new(shared),
             pollers: Vec::new(),
         };
-        for (index, peer) in shard.shared.peers.iter().enumerate() {
-            peer.start_sitter()?;
+        for index in 0..shard.shared.peers.len() {
             let (shared, pause) = (shard.shared.clone(), POLL * options.slowness);
             shard.pollers.push(std::thread::spawn(move || poll(&shared, index, pause)));
         }

@@ -2,7 +2,7 @@
 
 use super::{Host, Volumes, locked, processes, processes::Usage, view::SitterState};
 use crate::status::PeerStatus;
-use adapters::clock;
+use adapters::{clock, service::quote};
 use anyhow::{Context, Result, bail};
 use cluster::{Monotonic, PeerId};
 use rustix::process::Signal;
@@ -119,6 +119,24 @@ impl Peer {
     /// What its sitters printed, one after the other.
     pub fn log_file(&self) -> PathBuf {
         self.place.directory.join("sitter.log")
+    }
+
+    /// What starts and what stops its sitter as a service does, for a shell: one that is started so is nobody's
+    /// child, and [`Peer::sitter_state`] knows nothing of it.
+    pub fn service(&self) -> (String, String) {
+        let word = |path: &Path| quote(&path.display().to_string());
+        let binary = word(&self.binary);
+        let file = word(&self.config_file());
+        let (log, pid) = (word(&self.log_file()), word(&self.config_file().with_extension("pid")));
+        let runs = format!("[ -e {pid} ] && kill -0 \"$(cat {pid})\" 2>/dev/null");
+        let start = format!(
+            "{runs} || {{ setsid {binary} sitter --config {file} >>{log} 2>&1 </dev/null & echo $! >{pid}; }}"
+        );
+        let stop = format!(
+            "[ -e {pid} ] || exit 0; kill -TERM \"$(cat {pid})\" 2>/dev/null; n=0; \
+             while {runs}; do sleep 0.05; n=$((n+1)); [ $n -lt 1200 ] || exit 1; done; rm -f {pid}"
+        );
+        (start, stop)
     }
 
     /// Starts its sitter.

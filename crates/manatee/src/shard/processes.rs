@@ -71,7 +71,11 @@ pub(super) fn of(directory: &Path, binary: &Path) -> Result<BTreeSet<i32>> {
         }
         let program = process.args.first().map_or("", String::as_str);
         let name = program.rsplit('/').next().unwrap_or(program);
-        (PROGRAMS.contains(&name) || binary.file_name().is_some_and(|binary| binary == name))
+        // A script's own name comes after its interpreter's.
+        let script = process.args.get(1).is_some_and(|script| script.ends_with("/patroni"));
+        (PROGRAMS.contains(&name)
+            || script
+            || binary.file_name().is_some_and(|binary| binary == name))
             && process.args.iter().skip(1).any(|arg| names(arg, &directory))
     };
     let mut found: BTreeSet<i32> =

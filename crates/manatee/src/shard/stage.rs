@@ -74,7 +74,10 @@ impl Stage {
 }
 
 /// Runs a script of the shell.
-fn sh(script: &str) -> Result<String> {
+///
+/// # Errors
+/// When it fails.
+pub fn sh(script: &str) -> Result<String> {
     let output = Exec::new("sh").args(["-c", script]).run_briefly()?;
     Ok(String::from_utf8_lossy(&output).into_owned())
 }
@@ -102,7 +105,8 @@ impl Standalone {
             port: free_ports(1)?[0],
         };
         let home = &donor.home;
-        fs::create_dir(home)?;
+        // A dataset may be there, for it.
+        fs::create_dir_all(home)?;
         fs::set_permissions(home, fs::Permissions::from_mode(0o755))?;
         if let Some(user) = &donor.user {
             std::os::unix::fs::chown(home, Some(user.uid), Some(user.gid))?;
@@ -202,7 +206,11 @@ impl<D: Donor> Stage<D> {
         let coordination = options.coordination.clone().unwrap_or(coordination);
         let peers = files::make_peers(options, &directory, &coordination)?;
         let password = uuid::Uuid::new_v4().simple().to_string();
-        let donor = make(&directory, &writer::setup((CLIENT, &password)))?;
+        let donor = make(&directory, &writer::setup((CLIENT, &password))).inspect_err(|_| {
+            if let Err(error) = processes::kill(&directory, &options.binary) {
+                eprintln!("manatee: something of the donor may still be running: {error:#}");
+            }
+        })?;
         let binary = options.binary.clone();
         let stage = Stage { directory, binary, password, peers, donor };
         fs::write(stage.inventory(), stage.inventory_text()?)?;
@@ -221,7 +229,7 @@ impl<D: Donor> Stage<D> {
 
     fn inventory_text(&self) -> Result<String> {
         let peers = self.peers.iter().map(|peer| {
-            let (start, stop) = self.peer_commands(peer);
+            let (start, stop) = peer.service();
             let mut table = toml::Table::new();
             table.insert("config".to_owned(), peer.config_file().display().to_string().into());
             table.insert("manatee".to_owned(), self.binary.display().to_string().into());
@@ -234,29 +242,12 @@ impl<D: Donor> Stage<D> {
         Ok(toml::to_string(&inventory)?)
     }
 
-    /// What starts and what stops the sitter of a peer, for a shell.
-    fn peer_commands(&self, peer: &Peer) -> (String, String) {
-        let word = |path: &Path| quote(&path.display().to_string());
-        let binary = word(&self.binary);
-        let file = word(&peer.config_file());
-        let (log, pid) = (word(&peer.log_file()), word(&peer.config_file().with_extension("pid")));
-        let runs = format!("[ -e {pid} ] && kill -0 \"$(cat {pid})\" 2>/dev/null");
-        let start = format!(
-            "{runs} || {{ setsid {binary} sitter --config {file} >>{log} 2>&1 </dev/null & echo $! >{pid}; }}"
-        );
-        let stop = format!(
-            "[ -e {pid} ] || exit 0; kill -TERM \"$(cat {pid})\" 2>/dev/null; n=0; \
-             while {runs}; do sleep 0.05; n=$((n+1)); [ $n -lt 1200 ] || exit 1; done; rm -f {pid}"
-        );
-        (start, stop)
-    }
-
     /// Starts the sitter of a peer, as its service does.
     ///
     /// # Errors
     /// When it cannot be started.
     pub fn start_peer(&self, peer: &Peer) -> Result<()> {
-        sh(&self.peer_commands(peer).0).map(drop)
+        sh(&peer.service().0).map(drop)
     }
 
     /// The peers, in the order of the inventory.

@@ -49,6 +49,7 @@ pub(crate) fn settings(config: &Config, me: &PeerIdent) -> Result<Settings> {
         superuser_password: postgres.superuser_password.clone(),
         replication_user: config.replication.user.clone(),
         replication_password: password,
+        upstream_slot: None,
         client_hba: postgres.client_access.clone(),
         user_settings: config.user_settings()?,
         slot_keep_size: postgres.slot_keep_mib,

@@ -1,12 +1,16 @@
 //! `manatee transplant peer …`: what a transplant has done on the host of a peer, by its sitter's file. Not
 //! for people: it prints JSON, and the runner of the transplant calls it, here or by ssh.
 
+use super::{
+    backup::{self, BackupCommand},
+    incoming::{self, IncomingCommand},
+};
 use crate::sitter::{config::Config, executor, lock_dataset};
 use adapters::{
     clock,
     coord::{self, Coordination, PutOutcome},
-    postgres::{self, Database, Postgres, StopMode},
-    storage::{SeedProgress, SeedSource, Storage, examine},
+    postgres::{self, Database, Postgres, Settings, StopMode},
+    storage::{SeedProgress, SeedRequest, SeedSource, Storage, examine},
 };
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
@@ -41,14 +45,26 @@ const MADE_BY: &str = "transplant";
 pub struct Which {
     /// Its sitter's file.
     #[arg(long)]
-    config: PathBuf,
+    pub(super) config: PathBuf,
 }
 
 /// What is done there.
 #[derive(Debug, Subcommand)]
 pub enum PeerCommand {
     /// Say what there is.
-    Facts(Which),
+    Facts {
+        #[command(flatten)]
+        which: Which,
+        /// Where the backup is to lie.
+        #[arg(long)]
+        backup_dir: Option<PathBuf>,
+    },
+    /// What is done for the backup.
+    #[command(subcommand)]
+    Backup(BackupCommand),
+    /// What is done with the donor's dataset as it comes in.
+    #[command(subcommand)]
+    Incoming(IncomingCommand),
     /// Say the password of the shard's replication role.
     Secret {
         #[command(flatten)]
@@ -70,6 +86,12 @@ pub enum PeerCommand {
         /// Which database it is.
         #[arg(long)]
         system_identifier: u64,
+        /// Its replication slot there, where that is not the one of its name.
+        #[arg(long)]
+        slot: Option<String>,
+        /// MiB a second that the copy is not to exceed.
+        #[arg(long)]
+        rate_mib: Option<u64>,
     },
     /// Say what the control file says.
     Control(Which),
@@ -101,11 +123,13 @@ pub enum PeerCommand {
 
 /// Does it; what is to be printed.
 pub(super) async fn run(command: PeerCommand) -> Result<Value> {
-    // A runner that ends must not leave behind what the next one would do beside it.
-    #[cfg(target_os = "linux")]
-    set_parent_process_death_signal(Some(Signal::TERM))?;
+    die_with_the_runner()?;
     match command {
-        PeerCommand::Facts(which) => facts(&which.config).await,
+        PeerCommand::Facts { which, backup_dir } => {
+            facts(&which.config, backup_dir.as_deref()).await
+        }
+        PeerCommand::Backup(command) => backup::run(command).await,
+        PeerCommand::Incoming(command) => incoming::run(command).await,
         PeerCommand::Secret { which, raw } => {
             let password = Config::load(&which.config)?.replication.password;
             if !raw {
@@ -114,8 +138,8 @@ pub(super) async fn run(command: PeerCommand) -> Result<Value> {
             let missing = || format!("{} has no password for replication", which.config.display());
             password.map(Value::String).with_context(missing)
         }
-        PeerCommand::Receive { which, host, port, system_identifier } => {
-            receive(&which.config, &host, port, system_identifier).await
+        PeerCommand::Receive { which, host, port, system_identifier, slot, rate_mib } => {
+            receive(&which.config, &host, port, system_identifier, slot, rate_mib).await
         }
         PeerCommand::Control(which) => {
             let config = Config::load(&which.config)?;
@@ -132,6 +156,13 @@ pub(super) async fn run(command: PeerCommand) -> Result<Value> {
     }
 }
 
+/// A runner that ends must not leave behind what the next one would do beside it.
+pub(super) fn die_with_the_runner() -> Result<()> {
+    #[cfg(target_os = "linux")]
+    set_parent_process_death_signal(Some(Signal::TERM))?;
+    Ok(())
+}
+
 /// A peer that no sitter acts on meanwhile.
 struct Peer {
     storage: Arc<dyn Storage>,
@@ -140,16 +171,17 @@ struct Peer {
 }
 
 impl Peer {
-    async fn open(config: &Config) -> Result<Peer> {
+    async fn open(config: &Config, upstream_slot: Option<String>) -> Result<Peer> {
         let lock = lock(config).await?;
         let storage = config.open_storage()?;
         storage.prepare().await?;
-        let postgres = Postgres::open(executor::settings(config, &config.ident()?)?)?;
+        let settings = executor::settings(config, &config.ident()?)?;
+        let postgres = Postgres::open(Settings { upstream_slot, ..settings })?;
         Ok(Peer { storage, postgres, _lock: lock })
     }
 }
 
-async fn lock(config: &Config) -> Result<File> {
+pub(super) async fn lock(config: &Config) -> Result<File> {
     let begun = clock::now();
     loop {
         match lock_dataset(config) {
@@ -169,7 +201,7 @@ fn coordination(config: &Config, file: &Path) -> Result<Arc<dyn Coordination>> {
     Ok(coord::open(&config.coordination, &config.shard, &options)?)
 }
 
-async fn facts(file: &Path) -> Result<Value> {
+async fn facts(file: &Path, backup_dir: Option<&Path>) -> Result<Value> {
     let config = Config::load(file)?;
     let me = config.ident()?;
     let settings = executor::settings(&config, &me)?;
@@ -194,10 +226,12 @@ async fn facts(file: &Path) -> Result<Value> {
         place = place.parent().context("the dataset has no directory above it")?;
     }
     let space = statvfs(place)?;
+    let backup = backup_dir.map(|dir| backup::facts(dir, place, settings.os_user.as_deref()));
     let facts = PeerFacts {
         slot: postgres::slot_of(&me.id),
         peer: me,
         shard: config.shard.clone(),
+        coordination: config.coordination.clone(),
         storage: format!("{:?}", config.storage.backend).to_lowercase(),
         version,
         has_database: data_dir.join("PG_VERSION").exists(),
@@ -211,6 +245,7 @@ async fn facts(file: &Path) -> Result<Value> {
         replication_user: settings.replication_user,
         replicated,
         free_bytes: space.f_bavail * space.f_frsize,
+        backup: backup.transpose()?,
         state: state.context("the cluster state is no JSON")?,
     };
     Ok(serde_json::to_value(facts)?)
@@ -226,13 +261,20 @@ fn sitter_runs(config: &Config) -> Result<bool> {
     Ok(flock(&lock, FlockOperation::NonBlockingLockShared).is_err())
 }
 
-async fn receive(file: &Path, host: &str, port: u16, identifier: u64) -> Result<Value> {
-    let peer = Peer::open(&Config::load(file)?).await?;
+async fn receive(
+    file: &Path,
+    host: &str,
+    port: u16,
+    identifier: u64,
+    slot: Option<String>,
+    rate_mib: Option<u64>,
+) -> Result<Value> {
+    let peer = Peer::open(&Config::load(file)?, slot).await?;
     let donor = PeerIdent::new(host, port, 0, "donor");
     let found = peer.postgres.inspect().await?;
     if found.database == Database::None {
         let source = SeedSource { peer: donor.id.clone(), host: host.to_owned(), port };
-        let request = peer.postgres.seed_request(vec![source]);
+        let request = SeedRequest { rate_mib, ..peer.postgres.seed_request(vec![source]) };
         let (progress, watched) = watch::channel(SeedProgress::default());
         let told = tokio::spawn(tell(watched));
         let seeded = peer.storage.seed(&request, &progress).await;
@@ -250,6 +292,11 @@ async fn receive(file: &Path, host: &str, port: u16, identifier: u64) -> Result<
     if !data.join("standby.signal").exists() {
         bail!("{} holds the donor's database, but follows nobody: it has served", data.display());
     }
+    // Patroni, for one, leaves there what is for us alone to set. A copy that has started has ours.
+    let settings = data.join("postgresql.conf");
+    if settings.exists() && !fs::read_to_string(&settings)?.contains("include 'manatee.conf'") {
+        fs::rename(&settings, data.join("postgresql.conf.donor"))?;
+    }
     let config = PgConfig::Standby {
         place: StandbyRole::Async,
         upstream: Some(donor),
@@ -265,20 +312,22 @@ async fn tell(watched: watch::Receiver<SeedProgress>) {
     loop {
         tokio::time::sleep(PERIOD).await;
         let seen = watched.borrow().clone();
-        let seconds = ((clock::now() - begun).0 / 1000).max(1);
-        let rate = seen.bytes_done / seconds;
-        let left = seen.bytes_total.map(|total| total.saturating_sub(seen.bytes_done));
-        let progress = Progress {
-            bytes_done: seen.bytes_done,
-            bytes_total: seen.bytes_total,
-            rate: Some(rate),
-            remaining: left.filter(|_| rate > 0).map(|left| left / rate),
-        };
-        match serde_json::to_string(&progress) {
-            Ok(line) => eprintln!("{line}"),
-            Err(error) => eprintln!("no progress: {error}"),
-        }
+        progress(seen.bytes_done, seen.bytes_total, clock::now() - begun);
     }
+}
+
+/// Prints how far something is.
+pub(super) fn progress(bytes_done: u64, bytes_total: Option<u64>, took: Millis) {
+    let progress = Progress::after(took, bytes_done, bytes_total);
+    match serde_json::to_string(&progress) {
+        Ok(line) => eprintln!("{line}"),
+        Err(error) => eprintln!("no progress: {error}"),
+    }
+}
+
+/// Prints what is done now.
+pub(super) fn say(what: &str) {
+    eprintln!("{}", Value::from(what));
 }
 
 async fn discard(file: &Path) -> Result<Value> {
@@ -286,7 +335,7 @@ async fn discard(file: &Path) -> Result<Value> {
     if !config.dataset.exists() {
         return Ok(json!({ "kept": null }));
     }
-    let peer = Peer::open(&config).await?;
+    let peer = Peer::open(&config, None).await?;
     if !peer.postgres.data().exists() {
         return Ok(json!({ "kept": null }));
     }

@@ -65,6 +65,10 @@ impl Tell for Output {
             self.line(&format!("    {line}"));
         }
     }
+
+    fn note(&self, line: &str) {
+        self.line(&format!("    {line}"));
+    }
 }
 
 impl Screen for Output {

@@ -1,6 +1,5 @@
 //! Shards of real sitters and real PostgreSQL under faults, each with a writer whose ledger of
-//! acknowledged writes is held against the database afterwards. One at a time: each has three
-//! servers and is sensitive to how long things take.
+//! acknowledged writes is held against the database afterwards.
 
 mod apart;
 #[path = "../certificates/mod.rs"]

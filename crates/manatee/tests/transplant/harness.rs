@@ -1,8 +1,9 @@
 //! A move that a test watches and disturbs.
 
+use super::ground::Ground;
 use anyhow::{Context, Result, ensure};
 use cluster::Millis;
-use manatee::shard::{Donor, Peer, ShardOptions, Stage, Standalone, Writer};
+use manatee::shard::{DONOR, Donor, Peer, ShardOptions, Stage, Standalone, Writer};
 use saga::{Entry, Journal, Mode, Way};
 use std::{
     collections::BTreeSet,
@@ -32,6 +33,23 @@ impl Move {
     }
 }
 
+impl Move {
+    /// Of a PostgreSQL that stands by itself, on this ground.
+    pub fn on(ground: &Ground, change: impl FnOnce(&mut ShardOptions)) -> Result<Move> {
+        let place = |options: &mut ShardOptions| {
+            options.directory = ground.directory.join("move");
+            options.volumes = ground.volumes.clone();
+            change(options);
+        };
+        let moved = Move::with(place, |directory, setup| {
+            ground.make_home(&directory.join(DONOR))?;
+            Standalone::make(directory, setup)
+        })?;
+        moved.wait_for_writes_to(DONOR)?;
+        Ok(moved)
+    }
+}
+
 impl<D: Donor> Move<D> {
     /// Of the donor that `make` makes ([`Stage::with`]), into peers that are other than usual.
     pub fn with(
@@ -56,6 +74,33 @@ impl<D: Donor> Move<D> {
             let newest = progress.newest.is_some_and(|(number, _)| number > before);
             if there && newest { Ok(()) } else { Err(format!("{progress:?}")) }
         })
+    }
+
+    /// Asks for the move to go by snapshots of this ground.
+    pub fn ask_for_snapshots(&self, ground: &Ground) -> Result<()> {
+        let inventory = self.stage.inventory();
+        let home = inventory.with_file_name(DONOR);
+        let mut table: toml::Table = toml::from_str(&fs::read_to_string(&inventory)?)?;
+        let donor = table.get_mut("donor").and_then(toml::Value::as_table_mut);
+        let donor = donor.context("a donor")?;
+        donor.insert("method".to_owned(), "snapshots".into());
+        donor.insert("program".to_owned(), env!("CARGO_BIN_EXE_manatee").into());
+        let dataset = ground.dataset(&home).context("a ground with snapshots")?;
+        donor.insert("dataset".to_owned(), dataset.into());
+        Ok(fs::write(&inventory, toml::to_string(&table)?)?)
+    }
+
+    /// Asks for a backup that is proven by these statements; where it will be.
+    pub fn ask_for_backup(&self, sql: &[&str]) -> Result<PathBuf> {
+        let inventory = self.stage.inventory();
+        let directory = inventory.with_file_name("backups");
+        fs::create_dir(&directory)?;
+        let text = fs::read_to_string(&inventory)?;
+        fs::write(
+            &inventory,
+            format!("{text}\n[backup]\ndir = {directory:?}\nverify_sql = {sql:?}\n"),
+        )?;
+        Ok(directory)
     }
 
     pub fn journal(&self) -> PathBuf {

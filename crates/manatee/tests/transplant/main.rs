@@ -1,5 +1,19 @@
 //! A real donor under a writer is moved into a real shard and back out, whatever happens to whoever moves
 //! it. At the end the ledger is held against whoever serves.
 
+mod backup;
+mod bench;
+mod cluster;
+#[path = "../../../adapters/tests/filesystems/mod.rs"]
+mod filesystems;
+mod first_version;
+mod ground;
 mod harness;
+mod manatee;
+mod ours;
+mod pair;
+mod patroni;
 mod postgres;
+mod snapshots;
+mod ssh;
+mod v1_peer;

@@ -2,13 +2,15 @@
 
 use super::harness::{Move, wait};
 use anyhow::{Context, Result, ensure};
-use saga::Mode;
+use manatee::shard::Donor;
+use saga::{Entry, Mode};
 use std::{fs, process::Command};
 
 /// Rules T1, T2, T3, T4 and T9.
 #[test]
 fn a_server_moves_into_a_shard_for_good() -> Result<()> {
     let moved = Move::prepare()?;
+    let backups = moved.ask_for_backup(&[])?;
     let begun = adapters::clock::now();
     let told = moved.stage.transplant(&["run", "--yes"])?;
     ensure!(told.contains("complete; the way back is kept"), "{told}");
@@ -29,7 +31,8 @@ fn a_server_moves_into_a_shard_for_good() -> Result<()> {
     moved.stage.transplant(&["verify"])?;
 
     let told = moved.stage.transplant(&["commit", "--yes"])?;
-    ensure!(told.contains("committed"), "{told}");
+    ensure!(told.contains("committed") && told.contains("the backup is kept in"), "{told}");
+    ensure!(fs::read_dir(backups)?.count() == 1, "it is there");
     let told = moved.stage.transplant(&["rollback"]).unwrap_err().to_string();
     ensure!(told.contains("it was committed"), "{told}");
     let slots = "select count(*) from pg_replication_slots where slot_name = 'transplant_donor'";
@@ -43,6 +46,7 @@ fn a_server_moves_into_a_shard_for_good() -> Result<()> {
 #[test]
 fn a_runner_that_ends_anywhere_is_gone_on_from_both_ways() -> Result<()> {
     let moved = Move::prepare()?;
+    let backups = moved.ask_for_backup(&["select count(*) from pg_roles"])?;
     let kills = moved.run_through_kills(&["run", "--yes"])?;
     moved.wait_for_writes_to("amber")?;
     moved.check_peer(moved.primary())?;
@@ -52,6 +56,7 @@ fn a_runner_that_ends_anywhere_is_gone_on_from_both_ways() -> Result<()> {
     println!("{kills} kills forward, {back} back");
     // Where a step takes no time, its end and the beginning of the next one come before the kill.
     ensure!(kills > 8 && back > 8, "{kills} kills forward, {back} back");
+    ensure!(fs::read_dir(backups)?.count() == 1, "one backup, and nothing beside it");
     moved.check_donor()
 }
 
@@ -60,6 +65,7 @@ fn a_runner_that_ends_anywhere_is_gone_on_from_both_ways() -> Result<()> {
 #[ignore = "takes minutes: make test-transplant"]
 fn everything_is_undone_from_every_step() -> Result<()> {
     let moved = Move::prepare()?;
+    moved.ask_for_backup(&[])?;
     let plan = moved.stage.transplant(&["plan", "--json"])?;
     let plan: saga::Plan = serde_json::from_str(&plan)?;
     for step in &plan.steps {
@@ -136,6 +142,33 @@ fn writes_are_given_up_only_when_that_is_asked_for() -> Result<()> {
 }
 
 #[test]
+fn a_copy_keeps_to_its_rate() -> Result<()> {
+    let moved = Move::prepare()?;
+    let inventory = moved.stage.inventory();
+    let text = fs::read_to_string(&inventory)?;
+    fs::write(&inventory, format!("{text}\n[limits]\nrate_mib = 8\n"))?;
+    moved.stage.transplant(&["run", "--until", "receive"])?;
+    let size = moved.stage.donor_sql("select sum(pg_database_size(oid)) from pg_database")?;
+    let least = size.parse::<i64>()? * 1000 / (8 << 20);
+    let journal = moved.read_journal()?;
+    let at = |done: bool| {
+        let mut records = journal.records().iter();
+        let found = records.find(|record| match &record.entry {
+            Entry::Intent { step, .. } => !done && step.0 == "receive",
+            Entry::Done { step, .. } => done && step.0 == "receive",
+            _ => false,
+        });
+        found.map(|record| record.at).context("a line of the journal")
+    };
+    let took = (at(true)? - at(false)?).total(jiff::Unit::Millisecond)?;
+    #[expect(clippy::cast_precision_loss)]
+    let least = least as f64 * 0.8;
+    ensure!(took >= least, "{size} bytes in {took} ms");
+    moved.stage.transplant(&["rollback"])?;
+    moved.check_donor()
+}
+
+#[test]
 fn a_second_runner_and_a_changed_donor_are_refused() -> Result<()> {
     let moved = Move::prepare()?;
     let mut first = moved.spawn(&["run", "--until", "catch-up"])?;
@@ -157,6 +190,45 @@ fn a_second_runner_and_a_changed_donor_are_refused() -> Result<()> {
     let told = moved.stage.transplant(&["run", "--yes"]).unwrap_err().to_string();
     ensure!(told.contains("the donor is on timeline 2, it was on 1"), "{told}");
     moved.stage.transplant(&["rollback"])?;
+    moved.wait_for_writes_to("donor")?;
+    moved.check_donor()
+}
+
+/// A draft is an inventory that works, as far as the server can tell.
+#[test]
+fn an_inventory_is_drafted_from_a_server() -> Result<()> {
+    let moved = Move::prepare()?;
+    let told = moved.stage.donor().inventory()?;
+    let mut discover = Command::new(env!("CARGO_BIN_EXE_manatee"));
+    discover.args(["transplant", "discover"]);
+    for (option, field) in [
+        ("--socket-dir", "socket_dir"),
+        ("--os-user", "os_user"),
+        ("--superuser", "superuser"),
+        ("--port", "port"),
+    ] {
+        let value = told[field].as_str().map_or_else(|| told[field].to_string(), str::to_owned);
+        discover.args([option, &value]);
+    }
+    for peer in moved.stage.peers() {
+        discover.arg("--recipient").arg(peer.config_file());
+    }
+    let output = discover.output()?;
+    let draft = String::from_utf8(output.stdout)?;
+    let problem = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{problem}");
+    let read: toml::Table = draft.parse()?;
+    for field in ["kind", "address", "port", "data_dir", "bin_dir", "socket_dir", "superuser"] {
+        ensure!(read["donor"][field] == told[field], "{field}: {draft}");
+    }
+    fs::write(moved.stage.inventory(), &draft)?;
+    let told = moved.stage.transplant(&["preflight"])?;
+    ensure!(told.contains("nothing stands in the way"), "{told}");
+    for verb in ["stop", "stop", "start", "start"] {
+        let command = read["donor"]["service"][verb].as_str().context("a command")?;
+        let ended = Command::new("sh").args(["-c", command]).status()?;
+        ensure!(ended.success(), "{verb}: {command}");
+    }
     moved.wait_for_writes_to("donor")?;
     moved.check_donor()
 }

@@ -34,14 +34,11 @@ impl Book<'_> {
         ));
         self.follow_back();
         let limit = self.facts.inventory.limits.lag_bytes;
-        self.wait_for(
-            "the donor is nearly level",
-            "t",
-            &format!(
-                "donor \"select pg_last_wal_replay_lsn() + {limit} >= '$({})'\"",
-                ask("peer1", "select pg_current_wal_lsn()")
-            ),
-        );
+        self.line(&format!(
+            "near() {{ donor \"select pg_last_wal_replay_lsn() + {limit} >= '$({})'\"; }}",
+            ask("peer1", "select pg_current_wal_lsn()")
+        ));
+        self.wait_for("the donor is nearly level", "t", "near");
         self.section(
             "2",
             "the shard is stopped, its primary last; the donor has all of it, and is promoted",

@@ -16,9 +16,10 @@ pub(super) const STREAMS: &str =
 pub(super) const SERVES: &str =
     "select not pg_is_in_recovery() and current_setting('default_transaction_read_only') = 'off'";
 
-/// A statement for a function of the runbook.
+/// A statement for a function of the runbook, as well to be read as its quotes allow.
 pub(super) fn ask(who: &str, sql: &str) -> String {
-    format!("{who} {}", quote(sql))
+    let plain = sql.contains('\'') && !sql.contains(['"', '$', '`', '\\']);
+    if plain { format!("{who} \"{sql}\"") } else { format!("{who} {}", quote(sql)) }
 }
 
 /// A script that takes our block out of a file.
@@ -39,6 +40,7 @@ impl Book<'_> {
             steps::OPEN_RECIPIENT => self.open_recipient(),
             steps::KEEP_WAY_BACK => self.make_slot(1),
             steps::STOP_STANDBYS => {
+                self.note("None of them may be started, or promoted, from here on.");
                 for standby in &self.facts.inventory.donor.standbys {
                     self.tell(&standby.host, &standby.service, &[Order::Disable, Order::Stop]);
                 }
@@ -114,14 +116,11 @@ impl Book<'_> {
 
     fn catch_up(&mut self) {
         let limit = self.facts.inventory.limits.lag_bytes;
-        self.wait_for(
-            "the first peer is nearly level",
-            "t",
-            &format!(
-                "peer1 \"select pg_last_wal_replay_lsn() + {limit} >= '$({})'\"",
-                ask("donor", "select pg_current_wal_lsn()")
-            ),
-        );
+        self.line(&format!(
+            "near() {{ peer1 \"select pg_last_wal_replay_lsn() + {limit} >= '$({})'\"; }}",
+            ask("donor", "select pg_current_wal_lsn()")
+        ));
+        self.wait_for("the first peer is nearly level", "t", "near");
     }
 
     fn stop_donor(&mut self) {
@@ -204,6 +203,10 @@ impl Book<'_> {
     fn grow(&mut self) {
         let peers = self.peers();
         let (first, from) = &peers[0];
+        let state = Book::adm(first, "zk-state");
+        self.line(&format!(
+            "chain() {{ if {state} | grep -q \"\\\"$1\\\"\"; then echo yes; fi; }}"
+        ));
         for (n, (peer, facts)) in peers.iter().enumerate().skip(1) {
             let name = &facts.peer.zone_id;
             if n == 1 {
@@ -214,12 +217,8 @@ impl Book<'_> {
             if n == 1 {
                 self.line(&Book::adm(first, "unfreeze"));
             }
-            let named = format!(
-                "{} | grep -q {} && echo yes",
-                Book::adm(first, "zk-state"),
-                quote(&facts.peer.id.to_string())
-            );
-            self.wait_for(&format!("{name} is in the chain"), "yes", &named);
+            let id = quote(&facts.peer.id.to_string());
+            self.wait_for(&format!("{name} is in the chain"), "yes", &format!("chain {id}"));
             self.wait_for(
                 &format!("{name} streams"),
                 "1",

@@ -1,6 +1,7 @@
 //! Waits until the recipient is nearly level, so that what is left is sent in a moment.
 
 use super::{Scene, until};
+use crate::snapshots;
 use async_trait::async_trait;
 use saga::{Check, Outcome, Step, StepError, Tell, Undo};
 use serde_json::json;
@@ -19,6 +20,9 @@ impl Step for CatchUp {
     }
 
     async fn verify(&self) -> Result<Outcome, StepError> {
+        if self.0.by_snapshots() {
+            return Ok(snapshots::newest(&self.0).await?);
+        }
         Ok(json!({ "lagBytes": self.0.lag().await? }))
     }
 
@@ -29,6 +33,9 @@ impl Step for CatchUp {
 
 /// Waits until the recipient is behind by no more than the limit.
 pub(super) async fn level(scene: &Scene, tell: &dyn Tell) -> Result<(), StepError> {
+    if scene.by_snapshots() {
+        return Ok(snapshots::level(scene, tell).await?);
+    }
     let limits = &scene.facts.inventory.limits;
     until(limits.catch_up_seconds, tell, async || {
         let lag = scene.lag().await?;

@@ -5,7 +5,8 @@
 use super::{STOP_DONOR, Scene};
 use crate::{
     Donor,
-    donor::{AUTO_CONF, Control, STANDBY_SIGNAL, value, with_block, without_block},
+    donor::{AUTO_CONF, Control, LOG, STANDBY_SIGNAL, value, with_block, without_block},
+    manatee,
 };
 use anyhow::{Result, bail};
 use async_trait::async_trait;
@@ -13,10 +14,10 @@ use saga::{Check, Outcome, Step, StepError, Tell, Undo};
 use serde_json::json;
 use std::sync::Arc;
 
-/// The `pg_hba.conf` of a fenced donor.
-pub(crate) const HBA: &str = "manatee-transplant.hba";
-/// Its `pg_ident.conf`.
-pub(crate) const IDENT: &str = "manatee-transplant.ident";
+/// The `pg_hba.conf` of a fenced donor, and its `pg_ident.conf`.
+pub const FENCE_FILES: [&str; 2] = ["manatee-transplant.hba", "manatee-transplant.ident"];
+pub(crate) const HBA: &str = FENCE_FILES[0];
+pub(crate) const IDENT: &str = FENCE_FILES[1];
 
 pub(super) struct FenceDonor(pub Arc<Scene>);
 
@@ -29,20 +30,31 @@ pub(super) async fn close(donor: &Donor, more: &str) -> Result<()> {
     donor.write(&donor.path(HBA), &format!("local all \"{quoted}\" peer map=manatee\n")).await?;
     let ident = format!("manatee {} \"{quoted}\"\n", donor.config.os_user);
     donor.write(&donor.path(IDENT), &ident).await?;
-    let text = donor.read(&donor.path(AUTO_CONF)).await?.unwrap_or_default();
     let lines = format!(
         "hba_file = {}\nident_file = {}\n{more}",
         value(&donor.path(HBA)),
         value(&donor.path(IDENT))
     );
+    set(donor, &lines).await
+}
+
+/// Changes its settings by these lines, and no other; it must not run.
+pub(super) async fn set(donor: &Donor, lines: &str) -> Result<()> {
+    let text = donor.read(&donor.path(AUTO_CONF)).await?.unwrap_or_default();
     // Of settings that are given twice the last one counts.
-    let changed = format!("{}{}", without_block(&text), with_block("", &lines));
+    let changed = format!("{}{}", without_block(&text), with_block("", lines));
     donor.write(&donor.path(AUTO_CONF), &changed).await
 }
 
-/// Whether it would start in recovery.
-pub(super) async fn is_closed(donor: &Donor) -> Result<bool> {
-    Ok(donor.read(&donor.path(STANDBY_SIGNAL)).await?.is_some())
+/// Takes away what keeps all others out; it must not run.
+pub(super) async fn let_in(donor: &Donor) -> Result<()> {
+    if let Some(text) = donor.read(&donor.path(AUTO_CONF)).await? {
+        donor.write(&donor.path(AUTO_CONF), &without_block(&text)).await?;
+    }
+    for name in [HBA, IDENT, LOG] {
+        donor.remove(&donor.path(name)).await?;
+    }
+    Ok(())
 }
 
 impl FenceDonor {
@@ -54,7 +66,7 @@ impl FenceDonor {
         // The whole of it: one that was started in recovery is left in another state, even where its last
         // checkpoint is the same.
         let followed = now != stopped;
-        if is_closed(donor).await? && followed {
+        if donor.is_closed().await? && followed {
             // It is on the recipient's timeline: what it writes from here on must not be.
             tell.tell("promoting the donor, with all that the shard took");
             donor.start().await?;
@@ -67,10 +79,11 @@ impl FenceDonor {
         // Its pg_hba.conf is read anew only when it starts.
         donor.stop().await?;
         donor.remove(&donor.path(STANDBY_SIGNAL)).await?;
-        let text = donor.read(&donor.path(AUTO_CONF)).await?.unwrap_or_default();
-        donor.write(&donor.path(AUTO_CONF), &without_block(&text)).await?;
-        donor.remove(&donor.path(HBA)).await?;
-        donor.remove(&donor.path(IDENT)).await
+        let_in(donor).await?;
+        match &donor.config.manatee {
+            Some(shard) => manatee::unfence(&donor.config.host, &shard.sitter).await,
+            None => Ok(()),
+        }
     }
 }
 
@@ -85,13 +98,20 @@ impl Step for FenceDonor {
     }
 
     async fn apply(&self, _: &dyn Tell) -> Result<(), StepError> {
-        Ok(close(&self.0.donor, "").await?)
+        let donor = &self.0.donor;
+        if let Some(shard) = &donor.config.manatee {
+            // It would open what is closed here.
+            let to = &self.0.first().facts.shard;
+            manatee::fence(&donor.config.host, &shard.sitter, to).await?;
+        }
+        Ok(close(donor, "").await?)
     }
 
     async fn verify(&self) -> Result<Outcome, StepError> {
-        if self.0.donor.is_running().await? || !is_closed(&self.0.donor).await? {
+        if self.0.donor.is_running().await? || !self.0.donor.is_closed().await? {
             return Err("the donor runs, or would start open for writes".into());
         }
+        manatee::check_closed(&self.0.facts).await?;
         Ok(json!({}))
     }
 

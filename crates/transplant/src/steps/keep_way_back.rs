@@ -5,7 +5,7 @@ use crate::{
     donor::{literal, value},
     recipient::{REPLICATED, Recipient},
 };
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
 use saga::{Check, Outcome, Step, StepError, Tell, Undo};
 use serde_json::json;
@@ -67,6 +67,18 @@ pub(super) async fn follow_back(scene: &Scene, primary: &Recipient, tell: &dyn T
     until(limits.catch_up_seconds, tell, async || {
         let streams = "select count(*) from pg_stat_wal_receiver where status = 'streaming'";
         if donor.sql(streams).await? != "1" {
+            let lost = format!(
+                "select count(*) from pg_replication_slots where slot_name = {} and wal_status = 'lost'",
+                literal(SLOT)
+            );
+            if primary.sql(&lost).await? != "0" {
+                bail!(
+                    "{} has not kept the WAL that the donor needs (slot {SLOT} is lost: its file's \
+                     slot_keep_mib was exceeded): the donor cannot take what the shard wrote. The shard serves \
+                     on: commit, or give up what it wrote with `rollback --discard-writes`",
+                    primary.zone()
+                );
+            }
             return Ok(Err("the donor does not stream from the shard yet".to_owned()));
         }
         let written = position(&primary.sql("select pg_current_wal_lsn()").await?)?;

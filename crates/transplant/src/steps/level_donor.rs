@@ -75,7 +75,7 @@ impl Step for LevelDonor {
 
     async fn verify(&self) -> Result<Outcome, StepError> {
         let donor = &self.0.donor;
-        if donor.is_running().await? || !fence_donor::is_closed(donor).await? {
+        if donor.is_running().await? || !donor.is_closed().await? {
             return Err("the donor runs, or would start open for writes".into());
         }
         Ok(serde_json::to_value(donor.control().await?)?)

@@ -1,35 +1,44 @@
 //! The steps, one file each.
 
+mod backup;
 mod catch_up;
 mod check_clients;
 mod compare;
 mod fence_donor;
 mod grow;
+mod hold_donor;
 mod keep_way_back;
 mod level_donor;
 pub(crate) mod open_recipient;
 mod open_replication;
 mod receive;
+mod receive_last;
 mod stop_donor;
+mod stop_peers;
 mod stop_standbys;
 
+pub use backup::Proof;
+pub use fence_donor::FENCE_FILES;
 pub(crate) use fence_donor::{HBA, IDENT};
 pub(crate) use keep_way_back::SLOT;
 
-use crate::{Donor, Facts, recipient::Recipient};
+use crate::{Donor, Facts, Method, patroni::Patroni, recipient::Recipient};
 use adapters::clock;
 use anyhow::{Context, Result, bail};
-use cluster::{ClusterState, Lsn, Millis};
+use cluster::{ClusterState, Lsn, Millis, PeerIdent};
 use saga::{Journal, Step, StepId, Tell};
 use serde::de::DeserializeOwned;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+pub(crate) const HOLD_DONOR: &str = "hold-donor";
 pub(crate) const OPEN_REPLICATION: &str = "open-replication";
 pub(crate) const RECEIVE: &str = "receive";
 pub(crate) const CATCH_UP: &str = "catch-up";
+pub(crate) const BACKUP: &str = "backup";
 pub(crate) const STOP_STANDBYS: &str = "stop-standbys";
 pub(crate) const STOP_DONOR: &str = "stop-donor";
 pub(crate) const FENCE_DONOR: &str = "fence-donor";
+pub(crate) const RECEIVE_LAST: &str = "receive-last";
 pub(crate) const COMPARE: &str = "compare";
 pub(crate) const OPEN_RECIPIENT: &str = "open-recipient";
 pub(crate) const KEEP_WAY_BACK: &str = "keep-way-back";
@@ -40,11 +49,16 @@ pub(crate) const LEVEL_DONOR: &str = "level-donor";
 /// Between two looks at what has no event.
 const POLL: Duration = Duration::from_millis(200);
 
+/// The recipient's slot at a donor that is a shard.
+const DONORS_SLOT: &str = "transplant_recipient";
+
 /// What the steps share.
 #[derive(Debug)]
 pub(crate) struct Scene {
     pub facts: Facts,
     pub donor: Donor,
+    /// The donor's cluster, where that is Patroni.
+    pub patroni: Option<Patroni>,
     pub peers: Vec<Recipient>,
     /// What the steps before found.
     outcomes: BTreeMap<StepId, serde_json::Value>,
@@ -56,7 +70,9 @@ impl Scene {
         let facts: Facts = serde_json::from_value(journal.plan().facts.clone())
             .context("the plan in the journal is none of a transplant")?;
         let limit = Millis(facts.inventory.limits.service_seconds * 1000);
-        let donor = Donor { config: facts.inventory.donor.clone(), limit };
+        let patroni = Patroni::of(&facts);
+        let config_file = patroni.as_ref().map(|patroni| patroni.facts.config_file.clone());
+        let donor = Donor { config: facts.inventory.donor.clone(), limit, config_file };
         let peers = facts.inventory.recipient.iter().zip(&facts.peers);
         let peers = peers.map(|(config, facts)| Recipient {
             config: config.clone(),
@@ -67,12 +83,44 @@ impl Scene {
         let outcomes =
             steps.filter_map(|step| Some((step.id.clone(), journal.outcome(&step.id)?.clone())));
         let (peers, outcomes) = (peers.collect(), outcomes.collect());
-        Ok(Scene { facts, donor, peers, outcomes })
+        Ok(Scene { facts, donor, patroni, peers, outcomes })
     }
 
     /// The peer that receives the database from the donor.
     pub fn first(&self) -> &Recipient {
         &self.peers[0]
+    }
+
+    /// The recipient's slot at the donor. A sitter there drops those that begin with its own word.
+    pub fn slot(&self) -> &str {
+        if self.facts.shard.is_some() { DONORS_SLOT } else { &self.first().facts.slot }
+    }
+
+    /// Whether this is the donor's primary, as it was planned.
+    pub fn is_donor(&self, peer: &PeerIdent) -> bool {
+        let planned = self.facts.shard.as_ref().and_then(|shard| shard.primary.as_ref());
+        planned.is_some_and(|planned| planned.id == peer.id)
+    }
+
+    /// Waits until the donor takes writes. Its sync may have to be copied first.
+    pub async fn donor_open(&self, tell: &dyn Tell) -> Result<()> {
+        until(self.facts.inventory.limits.catch_up_seconds, tell, async || {
+            let asked =
+                "select pg_is_in_recovery(), current_setting('default_transaction_read_only')";
+            Ok(match self.donor.sql(asked).await.as_deref() {
+                Ok("f|off") => Ok(()),
+                Ok("f|on") => Err("the donor waits for its sync".to_owned()),
+                Ok(_) => Err("the donor is a standby yet".to_owned()),
+                // It is just starting.
+                Err(error) => Err(format!("{error:#}")),
+            })
+        })
+        .await
+    }
+
+    /// Whether the database comes by snapshots, not by streaming.
+    pub fn by_snapshots(&self) -> bool {
+        self.facts.inventory.donor.method == Method::Snapshots
     }
 
     /// What a step found.
@@ -150,12 +198,15 @@ pub(crate) async fn until(
 pub(crate) fn step(id: &StepId, journal: &Journal) -> Result<Box<dyn Step>> {
     let scene = Arc::new(Scene::of(journal)?);
     Ok(match id.0.as_str() {
+        HOLD_DONOR => Box::new(hold_donor::HoldDonor(scene)),
         OPEN_REPLICATION => Box::new(open_replication::OpenReplication(scene)),
         RECEIVE => Box::new(receive::Receive(scene)),
         CATCH_UP => Box::new(catch_up::CatchUp(scene)),
+        BACKUP => Box::new(backup::Backup(scene)),
         STOP_STANDBYS => Box::new(stop_standbys::StopStandbys(scene)),
         STOP_DONOR => Box::new(stop_donor::StopDonor(scene)),
         FENCE_DONOR => Box::new(fence_donor::FenceDonor(scene)),
+        RECEIVE_LAST => Box::new(receive_last::ReceiveLast(scene)),
         COMPARE => Box::new(compare::Compare(scene)),
         OPEN_RECIPIENT => Box::new(open_recipient::OpenRecipient(scene)),
         KEEP_WAY_BACK => Box::new(keep_way_back::KeepWayBack(scene)),

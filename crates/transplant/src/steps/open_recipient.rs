@@ -1,9 +1,7 @@
 //! The shard opens, with the first peer alone. Undone, it is closed, with all that it wrote in the donor.
 
-use super::{
-    COMPARE, OPEN_RECIPIENT, Scene, fence_donor, keep_way_back::follow_back, position, until,
-};
-use crate::{donor::Control, recipient::Recipient};
+use super::{COMPARE, OPEN_RECIPIENT, Scene, keep_way_back::follow_back, position, until};
+use crate::{donor::Control, manatee, recipient::Recipient};
 use adapters::service::Order;
 use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
@@ -39,8 +37,12 @@ impl OpenRecipient {
     async fn open(&self, tell: &dyn Tell) -> Result<()> {
         let (donor, first) = (&self.0.donor, self.0.first());
         // The last look before somebody else takes writes.
-        if donor.is_running().await? || !fence_donor::is_closed(donor).await? {
+        if donor.is_running().await? || !donor.is_closed().await? {
             bail!("the donor runs, or would start open for writes: two would take writes");
+        }
+        manatee::check_closed(&self.0.facts).await?;
+        if let Some(patroni) = &self.0.patroni {
+            patroni.is_held(true).await?;
         }
         let copy: Control = self.0.outcome(COMPARE)?;
         let (wal, timeline) = (copy.checkpoint.to_string(), copy.timeline.to_string());

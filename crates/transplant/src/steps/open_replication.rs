@@ -2,6 +2,7 @@
 
 use super::Scene;
 use crate::donor::{literal, with_block, without_block};
+use crate::manatee;
 use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
 use saga::{Check, Outcome, Step, StepError, Tell, Undo};
@@ -24,17 +25,25 @@ impl OpenReplication {
     async fn open(&self) -> Result<()> {
         let (donor, first) = (&self.0.donor, self.0.first());
         let Secret { password } = first.verb("secret", &[]).await?;
-        let (role, slot) = (&first.facts.replication_user, literal(&first.facts.slot));
+        let (role, slot) = (&first.facts.replication_user, literal(self.0.slot()));
         let name = literal(role);
         let quoted = format!("\"{}\"", role.replace('"', "\"\""));
         donor
             .sql(&format!(
                 "do $do$ begin if not exists (select from pg_roles where rolname = {name}) then \
                  create role {quoted} with login replication password {}; \
-                 comment on role {quoted} is '{MADE}'; end if; end $do$; \
-                 select pg_create_physical_replication_slot({slot}, true) where not exists \
-                 (select from pg_replication_slots where slot_name = {slot})",
+                 comment on role {quoted} is '{MADE}'; end if; end $do$",
                 literal(&password),
+            ))
+            .await?;
+        if self.0.by_snapshots() {
+            // Nobody streams from the donor: a slot would keep all its WAL.
+            return Ok(());
+        }
+        donor
+            .sql(&format!(
+                "select pg_create_physical_replication_slot({slot}, true) where not exists \
+                 (select from pg_replication_slots where slot_name = {slot})"
             ))
             .await?;
         let lines = self.0.peers.iter().map(|peer| {
@@ -47,6 +56,10 @@ impl OpenReplication {
 
     async fn rewrite(&self, change: impl FnOnce(&str) -> String) -> Result<()> {
         let (donor, path) = (&self.0.donor, &self.0.facts.donor.hba_file);
+        if manatee::is_rendered(path) {
+            // It lets in whoever has the role, and what is written there is lost.
+            return Ok(());
+        }
         let text = donor.read(path).await?.with_context(|| format!("there is no {path}"))?;
         let changed = change(&text);
         if changed != text {
@@ -62,10 +75,22 @@ impl OpenReplication {
         Ok(())
     }
 
-    async fn close(&self) -> Result<()> {
+    async fn close(&self, tell: &dyn Tell) -> Result<()> {
         let (donor, first) = (&self.0.donor, self.0.first());
-        let slot = literal(&first.facts.slot);
+        if let Some(planned) = &self.0.facts.shard {
+            let now = manatee::look(&donor.config).await?;
+            if manatee::failover(donor.config.kind, planned, &now, true).is_some() {
+                // It is no primary any more: what it has that is not the new one's goes when it is rebuilt.
+                let slot = self.0.slot();
+                tell.tell(&format!("the donor has failed over: slot {slot} is left where it was"));
+                return Ok(());
+            }
+        }
+        let slot = literal(self.0.slot());
         let role = &first.facts.replication_user;
+        if donor.sql("select pg_is_in_recovery()").await? == "t" {
+            bail!("the donor is a standby now: make it the primary again, then roll back");
+        }
         let (name, quoted) = (literal(role), format!("\"{}\"", role.replace('"', "\"\"")));
         donor
             .sql(&format!(
@@ -98,17 +123,18 @@ impl Step for OpenReplication {
         let ready = donor
             .sql(&format!(
                 "select exists (select from pg_roles where rolname = {role} and rolreplication) \
-                 and exists (select from pg_replication_slots where slot_name = {})",
-                literal(&first.facts.slot)
+                 and ({} or exists (select from pg_replication_slots where slot_name = {}))",
+                self.0.by_snapshots(),
+                literal(self.0.slot())
             ))
             .await?;
         if ready != "t" {
             return Err(format!("the donor has no role {role} for replication, or no slot").into());
         }
-        Ok(json!({ "slot": first.facts.slot }))
+        Ok(json!({ "slot": self.0.slot() }))
     }
 
-    async fn undo(&self, _: Undo, _: &dyn Tell) -> Result<(), StepError> {
-        Ok(self.close().await?)
+    async fn undo(&self, _: Undo, tell: &dyn Tell) -> Result<(), StepError> {
+        Ok(self.close(tell).await?)
     }
 }

@@ -1,7 +1,7 @@
 //! On the first peer: a copy of the donor's database that follows it.
 
 use super::{Scene, until};
-use crate::recipient::Control;
+use crate::{recipient::Control, snapshots};
 use async_trait::async_trait;
 use saga::{Check, Outcome, Step, StepError, Tell, Undo};
 use serde_json::{Value, json};
@@ -16,11 +16,18 @@ impl Step for Receive {
     }
 
     async fn apply(&self, tell: &dyn Tell) -> Result<(), StepError> {
+        if self.0.by_snapshots() {
+            snapshots::sync(&self.0, tell).await?;
+            return Ok(());
+        }
         let (donor, first) = (&self.0.donor.config, self.0.first());
         let port = donor.port.to_string();
         let expected = &self.0.facts.donor.system_identifier;
-        let args =
-            ["--host", &donor.address, "--port", &port, "--system-identifier", expected.as_str()];
+        let mut args =
+            vec!["--host", &donor.address, "--port", &port, "--system-identifier", expected];
+        args.extend(["--slot", self.0.slot()]);
+        let rate = self.0.facts.inventory.limits.rate_mib.map(|rate| rate.to_string());
+        args.extend(rate.iter().flat_map(|rate| ["--rate-mib", rate]));
         let _: Value = first.long_verb("receive", &args, tell).await?;
         until(self.0.facts.inventory.limits.catch_up_seconds, tell, async || {
             let streams =
@@ -36,6 +43,9 @@ impl Step for Receive {
     }
 
     async fn verify(&self) -> Result<Outcome, StepError> {
+        if self.0.by_snapshots() {
+            return Ok(snapshots::newest(&self.0).await?);
+        }
         let (first, donor) = (self.0.first(), &self.0.facts.donor);
         let control: Control = first.control().await?;
         if control.system_identifier != donor.system_identifier {
@@ -53,8 +63,21 @@ impl Step for Receive {
         for peer in &self.0.peers {
             let kept: Value = peer.verb("discard", &[]).await?;
             if let Some(kept) = kept["kept"].as_str() {
-                tell.tell(&format!("the copy on {} is kept in {kept}", peer.zone()));
+                tell.note(&format!("the copy on {} is kept in {kept}", peer.zone()));
             }
+        }
+        if self.0.by_snapshots() {
+            let _: Value = self.0.first().verb("incoming clear", &[]).await?;
+            snapshots::drop_all(&self.0).await?;
+        }
+        Ok(())
+    }
+
+    async fn release(&self, _: &dyn Tell) -> Result<(), StepError> {
+        if self.0.by_snapshots() {
+            let id = ["--id", &self.0.facts.id];
+            let _: Value = self.0.first().verb("incoming forget", &id).await?;
+            snapshots::drop_all(&self.0).await?;
         }
         Ok(())
     }

@@ -10,6 +10,7 @@
 //! What there is none of: bookmarks, and a stream that broke off cannot go on. Nor is the size of a
 //! snapshot known without looking at all of it.
 
+mod adopted;
 mod layout;
 mod streams;
 
@@ -21,6 +22,7 @@ use super::{
     snapshots::{expendable, mountpoint, newest},
 };
 use crate::exec::Exec;
+pub use adopted::Adopted;
 use async_trait::async_trait;
 use layout::{HOLD, Place, Subvolume, btrfs, entries, make_directory, remove_wrapper, rename};
 use std::{

@@ -3,7 +3,7 @@
 //! Clone and snapshot go when this ends, and what a program that was killed left goes when the next one
 //! begins.
 
-use super::{Output, copy as copy_output};
+use super::{Output, Watch, copy as copy_output};
 use crate::sitter::config::Config;
 use adapters::{
     exec::Exec,
@@ -27,15 +27,28 @@ pub(in crate::adm) const BACKUP: &str = "backup";
 /// What belongs to the server that ran there and nobody else, and what is no part of a database.
 const LEFT_OUT: [&str; 3] = ["postmaster.pid", "postmaster.opts", "lost+found"];
 
-/// Writes the files of a new snapshot; where recovery will begin.
+/// A snapshot that came from elsewhere.
+#[derive(Debug)]
+pub(crate) struct Came {
+    /// The dataset that it is of.
+    pub dataset: DatasetName,
+    /// Its name.
+    pub snapshot: SnapshotName,
+    /// Where in it the database is.
+    pub inside: PathBuf,
+}
+
+/// Writes the files of a new snapshot, or of one that came; the database that they are.
 pub(super) async fn copy(
     config: &Config,
     volume: &Volume,
     postgres: &Postgres,
+    came: Option<&Came>,
     writer: &mut Output,
-) -> Result<(u32, Lsn)> {
+    watch: &Watch<'_>,
+) -> Result<DatabaseFacts> {
     let look = Look::new(config, volume).await?;
-    let copied = look.copy(postgres, writer).await;
+    let copied = look.copy(postgres, came, writer, watch).await;
     // Whatever became of it.
     match (copied, look.clear().await) {
         (Ok(copied), Ok(())) => Ok(copied),
@@ -43,6 +56,19 @@ pub(super) async fn copy(
         (Ok(_), Err(left)) => Err(left),
         (Err(error), Err(left)) => Err(error.context(format!("and then: {left:#}"))),
     }
+}
+
+/// Removes what one that was killed left.
+///
+/// # Errors
+/// When the file system refuses, or another backup is being made.
+pub(crate) async fn clear(config: &Config) -> Result<()> {
+    let storage = config.open_storage()?;
+    if let Some(volume) = storage.volume() {
+        storage.prepare().await?;
+        Look::new(config, volume).await?;
+    }
+    Ok(())
 }
 
 /// Where the clone is to be, held by nobody else.
@@ -74,22 +100,38 @@ impl Look<'_> {
         Ok(look)
     }
 
-    async fn copy(&self, postgres: &Postgres, writer: &mut Output) -> Result<(u32, Lsn)> {
-        let name = self.volume.name();
-        let made = self.snapshots.snapshot(name, &SnapshotName::now(BACKUP)?).await;
-        let made = made.context("no snapshot was made")?;
-        self.snapshots.clone_snapshot(name, &made.name, &self.clone).await?;
+    async fn copy(
+        &self,
+        postgres: &Postgres,
+        came: Option<&Came>,
+        writer: &mut Output,
+        watch: &Watch<'_>,
+    ) -> Result<DatabaseFacts> {
+        let inside = match came {
+            Some(Came { dataset, snapshot, inside }) => {
+                self.snapshots.clone_snapshot(dataset, snapshot, &self.clone).await?;
+                inside
+            }
+            None => {
+                let name = self.volume.name();
+                let made = self.snapshots.snapshot(name, &SnapshotName::now(BACKUP)?).await;
+                let made = made.context("no snapshot was made")?;
+                self.snapshots.clone_snapshot(name, &made.name, &self.clone).await?;
+                Path::new("data")
+            }
+        };
         self.snapshots.mount(&self.clone, &self.at).await?;
-        let data = self.at.join("data");
+        let data = self.at.join(inside);
         let program = postgres.bin_dir().join("pg_controldata");
         let facts = examine(&data, &program, postgres.os_user()).await?;
-        let expected = Expected { system_identifier: postgres.identity()?, newest_timeline: None };
+        let system_identifier = if came.is_none() { postgres.identity()? } else { None };
+        let expected = Expected { system_identifier, newest_timeline: None };
         if let Some(problem) = facts.problem(&expected) {
             bail!("what is in the snapshot is not the database of this peer: {problem}");
         }
-        let read = copy_output(tar(&data, &facts)?, writer).await;
+        let read = copy_output(tar(&data, &facts)?, writer, watch).await;
         read.context("the snapshot cannot be read")?;
-        Ok((facts.timeline, facts.checkpoint))
+        Ok(facts)
     }
 
     /// Removes the clone and its snapshot, whosever they are: nobody else makes any now.
