@@ -34,7 +34,7 @@ WAITING := $(shell echo $$((2 * $$(nproc))))
 # Shards of `make bench-idle`.
 SHARDS ?= 1000
 
-.PHONY: help demo test test-coordination bench-idle build lint fuzz client coverage test-kills test-transplant bench-rebuild bench-transplant
+.PHONY: help demo test test-coordination test-zfs bench-idle build lint fuzz client coverage test-kills test-transplant bench-rebuild bench-transplant
 
 help: ## Say what there is to do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -68,6 +68,19 @@ test-coordination: ## Test whole shards against each coordination; 20 minutes
 bench-idle: ## Measure what idle shards cost a ZooKeeper ensemble; SHARDS=100 for fewer
 	@tools/need.sh build zookeeper
 	cargo bench --locked --package adapters --bench idle -- $(SHARDS)
+
+# Where OpenZFS is: each test program runs there, and cargo waits for it.
+ON_ZFS = cargo test --locked --config 'target."cfg(all())".runner = ["$(CURDIR)/tools/zfs-vm/run.sh"]'
+
+test-zfs: ## Check storage on the current OpenZFS, in an emulated machine where this one has none
+	@tools/need.sh build zfs-vm
+	$(ON_ZFS) --package adapters --test storage_snapshots --test storage_volumes -- zfs
+	@if [[ -e /dev/zfs ]]; then \
+		cargo test --locked --package manatee --test shard -- volumes::a_shard_on_zfs; \
+	else \
+		echo "make test-zfs: the test of a whole shard is NOT run: it is too slow for an emulated machine"; \
+	fi
+	@echo "make test-zfs: the rest of it passed"
 
 # How often either end of a seeding is killed, and the size of the database that is timed.
 KILLS ?= 50

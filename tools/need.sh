@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sees to it that this machine has what is named:
 #
-#   tools/need.sh [build] [lint] [coverage] [postgresql] [network] [zookeeper] [etcd] [patroni] [filesystems] [ssh]
+#   tools/need.sh [build] [lint] [coverage] [postgresql] [network] [zookeeper] [etcd] [patroni] [filesystems] [zfs-vm] [ssh]
 #
 # What Debian packages hold is installed where we may (root, or sudo without a password); Rust is
 # never installed, because Debian's is too old and where to put it is not ours to choose. What rustup
@@ -179,9 +179,9 @@ install() {
 
 for what in "$@"; do
     case $what in
-        build | lint | coverage | network | postgresql | zookeeper | etcd | patroni | filesystems | ssh) "need_$what" ;;
+        build | lint | coverage | network | postgresql | zookeeper | etcd | patroni | filesystems | zfs-vm | ssh) "need_$what" ;;
         *)
-            echo "tools/need.sh: $what: give any of build, lint, coverage, network, postgresql, zookeeper, etcd, patroni, filesystems, ssh" >&2
+            echo "tools/need.sh: $what: give any of build, lint, coverage, network, postgresql, zookeeper, etcd, patroni, filesystems, zfs-vm, ssh" >&2
             exit 2
             ;;
     esac

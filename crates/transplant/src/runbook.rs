@@ -4,7 +4,7 @@
 mod back;
 mod forward;
 
-use crate::{DonorConfig, Facts, PeerFacts, RecipientPeer};
+use crate::{DonorConfig, DonorKind, Facts, Method, PeerFacts, RecipientPeer};
 use adapters::service::{Host, Order, Service, quote};
 use anyhow::{Result, bail};
 use saga::Plan;
@@ -58,6 +58,13 @@ fn on(host: &Host, user: Option<&str>, script: &str) -> String {
 /// When a step of the plan has nothing that a person could type.
 pub fn runbook(plan: &Plan) -> Result<String> {
     let facts: Facts = serde_json::from_value(plan.facts.clone())?;
+    let donor = &facts.inventory.donor;
+    if donor.kind != DonorKind::Postgres || donor.method != Method::Streaming {
+        bail!(
+            "there is a runbook only for donors of kind \"postgres\" that are moved by streaming: others are moved \
+             by `manatee transplant run`, which stops where a person should look"
+        );
+    }
     let paths = [&facts.inventory.donor.data_dir, &facts.donor.hba_file];
     if let Some(path) = paths.into_iter().find(|path| path.contains(['$', '`', '\\', '\''])) {
         bail!(
@@ -72,7 +79,8 @@ pub fn runbook(plan: &Plan) -> Result<String> {
         book.note(&format!("clients notice: {}; to undo it: {}", step.clients, step.undo));
         if !book.step(&step.id.0) {
             bail!(
-                "there is no runbook for step {}: this kind of donor is moved by `manatee transplant run`",
+                "there is no runbook for step {0}: leave {0} out of the inventory and do it by yourself, or use \
+                 `manatee transplant run`",
                 step.id
             );
         }

@@ -143,7 +143,10 @@ fn sitter_file(
     let client_access = format!("host all all {clients} scram-sha-256");
     let (zone, ip) = (place.zone.clone(), place.host.ip.to_string());
     let (postgres, backup, status) = (place.postgres_port, place.backup_port, place.status_port);
-    let session_timeout = options.session_timeout;
+    let slowly = |seconds: f64| seconds * f64::from(options.slowness);
+    let session_timeout = slowly(options.session_timeout);
+    let (coordination_timeout, query_timeout) = (slowly(2.0), slowly(5.0));
+    let (interval, give_up) = (slowly(0.5), slowly(10.0));
     Ok(toml::toml! {
         shard = SHARD
         coordination = coordination
@@ -151,13 +154,14 @@ fn sitter_file(
         zone = zone
         ip = ip
         session_timeout = session_timeout
-        coordination_timeout = 2.0
+        coordination_timeout = coordination_timeout
 
         [postgres]
         port = postgres
         client_access = [client_access]
         wal_keep_mib = 128
         slot_keep_mib = 1024
+        query_timeout = query_timeout
 
         [postgres.settings]
         shared_buffers = "32MB"
@@ -173,8 +177,8 @@ fn sitter_file(
         port = status
 
         [health]
-        interval = 0.5
-        give_up = 10.0
+        interval = interval
+        give_up = give_up
         retry_min = 0.2
         retry_max = 2.0
     })

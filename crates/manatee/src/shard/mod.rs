@@ -61,6 +61,9 @@ pub struct ShardOptions {
     pub peers: usize,
     /// In seconds.
     pub session_timeout: f64,
+    /// How many times slower than usual the machine is, such as one that is emulated: everything is
+    /// given so much longer, and done so much less often.
+    pub slowness: u32,
     /// What the databases lie on.
     pub volumes: Volumes,
     /// Where its peers meet; a file in the directory where it is not given.
@@ -81,6 +84,7 @@ impl ShardOptions {
             directory: directory.into(),
             peers: 3,
             session_timeout: 3.0,
+            slowness: 1,
             volumes: Volumes::None,
             coordination: None,
             hosts: Vec::new(),
@@ -113,6 +117,7 @@ pub struct Shard {
     directory: PathBuf,
     coordination: String,
     interrupt: Arc<AtomicBool>,
+    slowness: u32,
     client_password: String,
     shared: Arc<Shared>,
     pollers: Vec<JoinHandle<()>>,
@@ -161,13 +166,14 @@ impl Shard {
             directory,
             coordination,
             interrupt: options.interrupt.clone(),
+            slowness: options.slowness,
             client_password: uuid::Uuid::new_v4().simple().to_string(),
             shared: Arc::new(shared),
             pollers: Vec::new(),
         };
         for index in 0..shard.shared.peers.len() {
-            let shared = shard.shared.clone();
-            shard.pollers.push(std::thread::spawn(move || poll(&shared, index)));
+            let (shared, pause) = (shard.shared.clone(), POLL * options.slowness);
+            shard.pollers.push(std::thread::spawn(move || poll(&shared, index, pause)));
         }
         Ok(shard)
     }
@@ -352,12 +358,12 @@ impl Drop for Shard {
 }
 
 /// Asks one sitter, over and over, until the shard stops.
-fn poll(shared: &Shared, index: usize) {
+fn poll(shared: &Shared, index: usize, pause: Duration) {
     while !shared.stop.load(Ordering::Relaxed) {
         let asked: Monotonic = clock::now();
         let status = shared.peers[index].status().map_err(|error| format!("{error:#}"));
         locked(&shared.answers)[index] = Some(Answer { asked, status });
         shared.changed.notify_all();
-        std::thread::sleep(POLL);
+        std::thread::sleep(pause);
     }
 }

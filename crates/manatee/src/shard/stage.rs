@@ -273,7 +273,7 @@ impl<D: Donor> Stage<D> {
         let servers = servers.map(|(name, address)| route(&name, address, client));
         let peers = self.peers.iter().map(|peer| route(peer.zone(), peer.host(), client));
         let routes = servers.chain(peers).collect();
-        Writer::to(routes, &self.directory.join("ledger"))
+        Writer::to(routes, &self.directory.join("ledger"), 1)
     }
 
     /// Holds a ledger against what the donor has.

@@ -75,6 +75,8 @@ pub struct WriterHandle {
 #[derive(Debug)]
 struct Shared {
     stop: AtomicBool,
+    /// What all that goes by time is multiplied with.
+    slowness: u32,
     state: Mutex<State>,
 }
 
@@ -98,12 +100,14 @@ impl Writer {
     /// When there is no primary that takes writes, or the file cannot be written.
     pub fn start(shard: &Shard) -> Result<Writer> {
         let setup = setup(shard.client());
-        shard.wait_until(SETUP_LIMIT, "the ledger's table to be made", |view| {
+        let slowness = shard.slowness;
+        let limit = Millis(SETUP_LIMIT.0 * u64::from(slowness));
+        shard.wait_until(limit, "the ledger's table to be made", |view| {
             let primary = view.primary().ok_or("no primary is open for writes")?;
             let made = shard.peer_of(&primary.zone).psql(&setup);
             made.map(drop).map_err(|error| format!("{error:#}"))
         })?;
-        Self::to(routes(shard), &shard.directory().join("ledger"))
+        Self::to(routes(shard), &shard.directory().join("ledger"), slowness)
     }
 
     /// Starts to write to `ledger` in this file, and to whichever of these takes writes: each with its name.
@@ -111,7 +115,7 @@ impl Writer {
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub(super) fn to(routes: Vec<(String, Config)>, path: &Path) -> Result<Writer> {
+    pub(super) fn to(routes: Vec<(String, Config)>, path: &Path, slowness: u32) -> Result<Writer> {
         let file = OpenOptions::new().create(true).append(true).open(path);
         let file = file.with_context(|| format!("cannot write {}", path.display()))?;
         let state = State {
@@ -123,7 +127,7 @@ impl Writer {
             error: None,
             last_error: None,
         };
-        let shared = Arc::new(Shared { stop: false.into(), state: Mutex::new(state) });
+        let shared = Arc::new(Shared { stop: false.into(), slowness, state: Mutex::new(state) });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let inner = shared.clone();
         let thread = std::thread::spawn(move || {
@@ -252,14 +256,14 @@ struct Session {
 
 impl Shared {
     async fn write(&self, routes: &[(String, Config)], mut file: File) -> Result<()> {
-        let mut pace = interval(PACE);
+        let mut pace = interval(PACE * self.slowness);
         pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut session = None;
         while !self.stop.load(Ordering::Relaxed) {
             pace.tick().await;
             let open = match session.take() {
                 Some(open) => open,
-                None => match connect(routes).await {
+                None => match connect(routes, self.slowness).await {
                     Ok(open) => self.connected(open),
                     Err(error) => {
                         self.failed(&error);
@@ -268,7 +272,7 @@ impl Shared {
                 },
             };
             let number = locked(&self.state).ledger.try_next();
-            match insert(&open, number).await {
+            match insert(&open, number, self.slowness).await {
                 Ok(()) => {
                     let at = clock::now();
                     writeln!(file, "{number}").context("cannot write the ledger's file")?;
@@ -315,17 +319,18 @@ impl Shared {
 
 /// Finds whoever first says that it takes writes. Each peer is asked again and again by itself: a host
 /// that is silent does not keep the others waiting.
-async fn connect(routes: &[(String, Config)]) -> Result<Session> {
+async fn connect(routes: &[(String, Config)], slowness: u32) -> Result<Session> {
+    let limit = CONNECT_LIMIT * slowness;
     let mut attempts = JoinSet::new();
     for (zone, config) in routes.iter().cloned() {
         attempts.spawn(async move {
             let mut problem = anyhow!("no answer");
             let persist = async {
                 loop {
-                    match timeout(CONNECT_LIMIT, open(&config)).await {
+                    match timeout(limit, open(&config)).await {
                         Err(_) => problem = anyhow!("no answer"),
                         Ok(Err(error)) => problem = error,
-                        Ok(Ok(client)) => match wait_open(&client).await {
+                        Ok(Ok(client)) => match wait_open(&client, limit).await {
                             Ok(insert) => return (client, insert),
                             Err(error) => problem = error,
                         },
@@ -333,7 +338,7 @@ async fn connect(routes: &[(String, Config)]) -> Result<Session> {
                     sleep(ASK_AGAIN).await;
                 }
             };
-            match timeout(SEARCH_LIMIT, persist).await {
+            match timeout(SEARCH_LIMIT * slowness, persist).await {
                 Ok((client, insert)) => Ok(Session { zone, client, insert }),
                 Err(_) => Err(problem.context(zone)),
             }
@@ -359,10 +364,9 @@ async fn open(config: &Config) -> Result<Client> {
 
 /// Asks on an open connection until the peer takes writes: to log in each time would cost both sides
 /// more than the answer.
-async fn wait_open(client: &Client) -> Result<Statement> {
+async fn wait_open(client: &Client, limit: Duration) -> Result<Statement> {
     loop {
-        let answer =
-            timeout(CONNECT_LIMIT, client.simple_query("show transaction_read_only")).await;
+        let answer = timeout(limit, client.simple_query("show transaction_read_only")).await;
         let answer = answer.context("no answer")??;
         let value = answer.iter().find_map(|message| match message {
             SimpleQueryMessage::Row(row) => row.get(0),
@@ -370,9 +374,7 @@ async fn wait_open(client: &Client) -> Result<Statement> {
         });
         if value == Some("off") {
             let insert = "insert into ledger (n, peer) values ($1, $2)";
-            return Ok(timeout(CONNECT_LIMIT, client.prepare(insert))
-                .await
-                .context("no answer")??);
+            return Ok(timeout(limit, client.prepare(insert)).await.context("no answer")??);
         }
         sleep(ASK_AGAIN).await;
     }
@@ -382,9 +384,9 @@ async fn wait_open(client: &Client) -> Result<Statement> {
 ///
 /// A timeout only gives up the connection. To cancel the statement would be wrong: PostgreSQL answers
 /// a cancelled wait for the sync with a warning and success.
-async fn insert(session: &Session, number: i64) -> Result<()> {
+async fn insert(session: &Session, number: i64, slowness: u32) -> Result<()> {
     let Session { zone, client, insert } = session;
-    let done = timeout(COMMIT_LIMIT, client.execute(insert, &[&number, zone])).await;
+    let done = timeout(COMMIT_LIMIT * slowness, client.execute(insert, &[&number, zone])).await;
     done.with_context(|| format!("{zone}: row {number}: not acknowledged in time"))?
         .with_context(|| format!("{zone}: row {number}"))?;
     Ok(())

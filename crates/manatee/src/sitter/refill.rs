@@ -2,7 +2,7 @@
 //! fails.
 //!
 //! - Seeding: a snapshot of the source, where both sides have the same kind of file system; else a base
-//!   backup.
+//!   backup. Neither from a source that does not answer.
 //! - Rebuilding: nothing where nothing has diverged; `pg_rewind`, with what was there kept; the difference
 //!   to a snapshot that both have, or all of one; a base backup. What was there stays until what replaces
 //!   it is complete.
@@ -52,6 +52,11 @@ impl Backups {
     }
 }
 
+/// A source that nothing can come from, whichever way, before it has started.
+#[derive(Debug, thiserror::Error)]
+#[error("its PostgreSQL does not answer yet")]
+struct Silent;
+
 /// What becomes of an unfinished transfer that an earlier try left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Leftover {
@@ -70,11 +75,19 @@ impl World {
         let _shown = self.shared.show_copy(watched);
         wait_for_any(postgres, &addresses(sources)?).await;
         if let Some(volume) = self.storage.volume() {
+            let mut silent = 0;
             for source in sources {
                 match self.receive(postgres, volume, source, &progress, Leftover::Resume).await {
                     Ok(()) => return Ok(()),
-                    Err(error) => not_this_way("no snapshot from this peer", source, &error),
+                    Err(error) => {
+                        silent += usize::from(error.is::<Silent>());
+                        not_this_way("no snapshot from this peer", source, &error);
+                    }
                 }
+            }
+            // One that answers only now has snapshots to send as well: they are for the next try.
+            if silent > 0 && silent == sources.len() {
+                return Err(Silent.into());
             }
             self.storage.prepare().await?;
         }
@@ -177,7 +190,7 @@ impl World {
         let (host, port) = source.pg_address()?;
         let address = SeedSource { peer: source.id.clone(), host, port };
         // What a snapshot holds of a server that is still starting is less than it needs.
-        ensure!(postgres.answers(&address).await, "its PostgreSQL does not answer yet");
+        ensure!(postgres.answers(&address).await, Silent);
         let remote = self.backups.remote(source)?;
         let reception = Reception {
             volume,

@@ -1,6 +1,6 @@
 //! What dies, and comes back.
 
-use super::{LIMIT, World};
+use super::{World, limit};
 use adapters::clock;
 use anyhow::{Result, ensure};
 use cluster::Role;
@@ -54,7 +54,7 @@ fn a_sitter_that_died_is_not_noticed_by_clients() -> Result<()> {
     primary.kill_sitter()?;
     world.wait_for_writes()?;
     primary.start_sitter()?;
-    world.shard.wait_whole(LIMIT)?;
+    world.shard.wait_whole(limit())?;
     world.wait_for_writes()?;
     ensure!(primary.psql(started)? == before, "PostgreSQL was started anew");
     ensure!(world.generation()? == generation, "the generation changed");

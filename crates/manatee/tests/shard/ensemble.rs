@@ -2,7 +2,7 @@
 //! ensemble, and the wires between it and the peers.
 
 use super::{
-    LIMIT, World,
+    World, limit,
     network::{Network, alone},
 };
 use adapters::{
@@ -140,7 +140,7 @@ fn without_the_ensemble_writes_go_on() -> Result<()> {
         stage.world.wait("every peer to be in a session", |view| {
             view.peers.iter().all(|peer| peer.status.as_ref().is_ok_and(|s| s.in_session))
         })?;
-        stage.world.shard.wait_whole(LIMIT)?;
+        stage.world.shard.wait_whole(limit())?;
         stage.world.ensure_unnoticed(failed)?;
         ensure!(stage.world.generation()? == generation, "the generation changed");
         stage.world.finish()

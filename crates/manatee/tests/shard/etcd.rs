@@ -1,8 +1,9 @@
 //! A shard that meets in a real etcd.
 
 use super::{
-    LIMIT, World,
+    World,
     guarded::{Guarded, ROOT},
+    limit,
 };
 use adapters::{clock, testing::Etcd};
 use anyhow::{Result, ensure};
@@ -102,7 +103,7 @@ fn a_permission_that_is_taken_away() -> Result<()> {
     ensure!(world.generation()? == generation, "the generation changed");
     may(true);
     last.start_sitter()?;
-    world.shard.wait_whole(LIMIT)?;
+    world.shard.wait_whole(limit())?;
 
     let sync = world.in_role(Role::Sync)?;
     may(false);

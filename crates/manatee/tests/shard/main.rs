@@ -26,4 +26,4 @@ mod volumes;
 mod world;
 mod zookeeper;
 
-use world::{LIMIT, World};
+use world::{World, limit};

@@ -1,6 +1,6 @@
 //! `manatee adm rebuild` on peers of a real shard.
 
-use super::{LIMIT, World};
+use super::{World, limit};
 use anyhow::{Result, ensure};
 use cluster::Role;
 use manatee::shard::Peer;
@@ -55,7 +55,7 @@ fn peers_are_rebuilt_when_an_operator_asks() -> Result<()> {
         ensure!(!mark.exists(), "the database is another one");
     }
     world.ensure_unnoticed(failed)?;
-    world.shard.wait_whole(LIMIT)?;
+    world.shard.wait_whole(limit())?;
 
     let old = world.lose_primary()?;
     refused(old, "the sitter of this peer does not answer")?;
@@ -97,7 +97,7 @@ fn a_standby_that_was_away_for_too_long_is_copied() -> Result<()> {
     })?;
     upstream.psql("checkpoint")?;
     away.start_sitter()?;
-    world.shard.wait_whole(LIMIT)?;
+    world.shard.wait_whole(limit())?;
     let log = fs::read_to_string(away.log_file())?;
     let refusal = log.find("it was a standby's, which does not say where the WAL");
     let kept = log.find("the old database is kept in");

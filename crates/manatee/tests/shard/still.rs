@@ -1,6 +1,6 @@
 //! What stands still: a shard that an operator froze, a host that stopped in time.
 
-use super::{LIMIT, World};
+use super::{World, limit};
 use adapters::clock;
 use anyhow::{Result, ensure};
 use cluster::{Millis, Role};
@@ -62,7 +62,7 @@ fn a_primary_that_was_frozen_in_time_serves_nobody() -> Result<()> {
     let mut last_answer = resumed;
     while runtime.block_on(reader.simple_query("select 1")).is_ok() {
         last_answer = clock::now();
-        ensure!(last_answer - resumed < LIMIT, "it still answers reads");
+        ensure!(last_answer - resumed < limit(), "it still answers reads");
     }
     let lease = Millis(3000);
     let served = last_answer - resumed;

@@ -4,7 +4,7 @@ use super::{
     backup_certificates, files,
     filesystems::{BtrfsFile, ZfsFile, isolated},
     rebuild::rebuilt,
-    world::{LIMIT, World},
+    world::{World, limit},
 };
 use adapters::{
     clock,
@@ -17,7 +17,7 @@ use manatee::{
     shard::{Peer, ShardView, Volumes},
     sitter::config::Config,
 };
-use std::{fs, path::Path, process::Command};
+use std::{fs, io::Read, path::Path, process::Command};
 
 /// Runs a test in namespaces of its own.
 fn alone(test: &str, body: impl FnOnce(&Path) -> Result<()>) {
@@ -49,10 +49,12 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
 }
 
 /// A shard is set up by snapshots, its primary's host dies, and what it had is kept in a snapshot when it
-/// comes back and is rewound; twice. A sitter that dies finds its dataset mounted. One whose database
-/// cannot be rewound is rebuilt from a snapshot. Nothing that was acknowledged is lost.
+/// comes back and is rewound; twice. A sitter that dies finds its dataset mounted. One that dies while it
+/// is seeded goes on with that. One whose database cannot be rewound is rebuilt from a snapshot. Nothing
+/// that was acknowledged is lost.
 fn life(volumes: Volumes, snapshots: &dyn Snapshots) -> Result<()> {
-    let world = World::start_as("keep_aside = 1", |options| options.volumes = volumes)?;
+    let overrides = "keep_aside = 1\n[backup]\nrate_mib = 8";
+    let world = World::start_as(overrides, |options| options.volumes = volumes)?;
     let datasets = || -> Result<Vec<Dataset>> { Ok(block_on(snapshots.datasets())?) };
     let zones: Vec<String> = datasets()?.iter().map(|one| one.name.to_string()).collect();
     let expected: Vec<_> = world.shard.peers().iter().map(|peer| peer.zone()).collect();
@@ -75,7 +77,7 @@ fn life(volumes: Volumes, snapshots: &dyn Snapshots) -> Result<()> {
         let mark = clock::now();
         old.start_sitter()?;
         world.wait_back(old)?;
-        world.shard.wait_whole(LIMIT)?;
+        world.shard.wait_whole(limit())?;
         println!("whole again {} ms after its host was back", (clock::now() - mark).0);
         let log = fs::read_to_string(old.log_file())?;
         ensure!(log.contains("the database was rewound"), "{} was not: {log}", old.zone());
@@ -88,6 +90,7 @@ fn life(volumes: Volumes, snapshots: &dyn Snapshots) -> Result<()> {
         let mounted = found.iter().filter(|one| one.mounted.is_some()).count();
         ensure!(mounted == 3, "one is mounted for each peer: {found:?}");
     }
+    seeded_in_two_goes(&world, snapshots)?;
     let failed = world.failed_writes();
     for role in [Role::Primary, Role::Async] {
         archived(&world, snapshots, role)?;
@@ -98,6 +101,51 @@ fn life(volumes: Volumes, snapshots: &dyn Snapshots) -> Result<()> {
     rolled_back_by_hand(&world, snapshots)?;
     by_an_operator(&world, snapshots)?;
     world.finish()
+}
+
+/// A peer that lost its disk dies again in the middle of what it is sent. It goes on there, where the file
+/// system can, and else begins anew.
+fn seeded_in_two_goes(world: &World, snapshots: &dyn Snapshots) -> Result<()> {
+    let peer = world.in_role(Role::Async)?;
+    let beside = |peer: &Peer| peer.data().with_file_name("noise");
+    // Nothing makes it smaller, so that there is a middle.
+    let mut noise = vec![0; 16 << 20];
+    fs::File::open("/dev/urandom")?.read_exact(&mut noise)?;
+    for source in world.shard.peers().iter().filter(|source| source.zone() != peer.zone()) {
+        fs::write(beside(source), &noise)?;
+    }
+    lose_disk(peer, snapshots)?;
+    peer.start_sitter()?;
+    world.wait("a part of it to be there", |view| received(view, peer) > Some(4 << 20))?;
+    peer.kill_host()?;
+    let mark = fs::metadata(peer.log_file())?.len();
+    peer.start_sitter()?;
+    world.shard.wait_whole(limit())?;
+    let log = fs::read_to_string(peer.log_file())?;
+    let later = log.get(mark.try_into()?..).unwrap_or_default();
+    ensure!(later.contains("a snapshot of the database came"), "it was seeded otherwise: {log}");
+    let went_on = later.contains("going on where the last transfer broke off");
+    ensure!(went_on == snapshots.capabilities().resume, "it went on: {went_on}; {log}");
+    ensure!(fs::read(beside(peer))? == noise, "what came is not what was sent");
+    Ok(())
+}
+
+/// Kills a peer's host and destroys its dataset.
+fn lose_disk(peer: &Peer, snapshots: &dyn Snapshots) -> Result<()> {
+    peer.kill_host()?;
+    let name = DatasetName::new(peer.zone())?;
+    block_on(async {
+        snapshots.unmount(&name).await?;
+        snapshots.destroy(&name).await
+    })?;
+    Ok(())
+}
+
+/// The bytes that have come, while a snapshot is coming in.
+fn received(view: &ShardView, peer: &Peer) -> Option<u64> {
+    let status = view.peer(peer.zone()).status.as_ref().ok()?;
+    let copying = status.copying.as_ref()?;
+    (copying.phase == "receiving").then_some(copying.bytes_done)
 }
 
 /// A backup of this peer is one of a snapshot, of which nothing is left, nor of one that was killed, and is
@@ -184,7 +232,7 @@ fn rebuilt_from_a_snapshot(world: &World, snapshots: &dyn Snapshots) -> Result<(
     }
     old.start_sitter()?;
     world.wait_back(old)?;
-    world.shard.wait_whole(LIMIT)?;
+    world.shard.wait_whole(limit())?;
     let log = fs::read_to_string(old.log_file())?;
     let last = log.rsplit("cannot be rewound").next().unwrap_or_default();
     ensure!(last.contains("a snapshot of the database came"), "{} was not: {log}", old.zone());
@@ -223,7 +271,7 @@ fn rebuilt_as_asked(world: &World, snapshots: &dyn Snapshots) -> Result<()> {
         ensure!(came.is_some_and(|line| line.contains(&expected)), "not {expected}: {log}");
         kept_once(snapshots, peer)?;
     }
-    world.shard.wait_whole(LIMIT)?;
+    world.shard.wait_whole(limit())?;
     Ok(())
 }
 
@@ -244,7 +292,7 @@ fn rolled_back_by_hand(world: &World, snapshots: &dyn Snapshots) -> Result<()> {
         let view = view.peer(peer.zone());
         view.role() == Some(Role::Async) && view.postgres() == "streaming"
     })?;
-    world.shard.wait_whole(LIMIT)?;
+    world.shard.wait_whole(limit())?;
     Ok(())
 }
 
@@ -279,19 +327,14 @@ fn peers_show_their_certificates() {
         }
 
         // It loses its disk, and comes back with a certificate of another authority.
-        peer.kill_host()?;
-        let name = DatasetName::new(peer.zone())?;
-        block_on(async {
-            snapshots.unmount(&name).await?;
-            snapshots.destroy(&name).await
-        })?;
+        lose_disk(peer, &snapshots)?;
         let written = fs::read_to_string(peer.config_file())?;
         let here = place.display();
         let stranger = written.replace(&format!("{here}/ours-"), &format!("{here}/theirs-"));
         ensure!(stranger != written, "no certificates in {written}");
         fs::write(peer.config_file(), stranger)?;
         peer.start_sitter()?;
-        world.shard.wait_whole(LIMIT)?;
+        world.shard.wait_whole(limit())?;
         let log = fs::read_to_string(peer.log_file())?;
         ensure!(log.matches(came).count() == 2, "a stranger was given a snapshot: {log}");
         ensure!(log.contains("no snapshot from this peer"), "it did not ask: {log}");
@@ -322,12 +365,7 @@ fn a_seeding_outlives_both_of_its_ends() {
             primary.psql(noise)?;
         }
         let (peer, source) = (world.in_role(Role::Async)?, world.in_role(Role::Sync)?);
-        peer.kill_host()?;
-        let name = DatasetName::new(peer.zone())?;
-        block_on(async {
-            snapshots.unmount(&name).await?;
-            snapshots.destroy(&name).await
-        })?;
+        lose_disk(peer, &snapshots)?;
         let kills =
             std::env::var("MANATEE_TEST_KILLS").ok().map(|text| text.parse()).transpose()?;
         let (mut state, mut middle) = (0x9E37_79B9_7F4A_7C15_u64, 0);
@@ -337,16 +375,11 @@ fn a_seeding_outlives_both_of_its_ends() {
             state ^= state >> 7;
             state ^= state << 17;
             let bytes = state % (100 << 20);
-            let copying = |view: &ShardView| {
-                let status = view.peer(peer.zone()).status.as_ref().ok()?;
-                let copying = status.copying.as_ref()?;
-                (copying.phase == "receiving").then_some(copying.bytes_done)
-            };
             world.wait("the transfer to be that far, or over", |view| {
-                let there = copying(view).is_some_and(|done| done >= bytes);
+                let there = received(view, peer).is_some_and(|done| done >= bytes);
                 there || view.peer(peer.zone()).postgres() == "streaming"
             })?;
-            middle += u64::from(copying(&world.shard.view()).is_some());
+            middle += u64::from(received(&world.shard.view(), peer).is_some());
             if turn % 2 == 0 {
                 peer.kill_host()?;
                 peer.start_sitter()?;
@@ -357,7 +390,7 @@ fn a_seeding_outlives_both_of_its_ends() {
         }
         println!("{middle} kills came in the middle of a transfer");
         ensure!(middle > 0, "no kill came in the middle of a transfer");
-        world.shard.wait_whole(LIMIT)?;
+        world.shard.wait_whole(limit())?;
         let rows = peer.psql("select count(*)::text from noise")?;
         ensure!(rows[0][0] == Some(ROWS.to_string()), "{rows:?}");
         world.finish()

@@ -15,9 +15,19 @@ use std::{
 };
 use tempfile::TempDir;
 
+/// Says how many times slower than usual the machine is: an emulated one is several times.
+const SLOWNESS: &str = "MANATEE_TEST_SLOWNESS";
+
+fn slowness() -> u32 {
+    let given = std::env::var(SLOWNESS).unwrap_or("1".to_owned());
+    given.parse().unwrap_or_else(|_| panic!("{SLOWNESS} is {given:?}: give a whole number"))
+}
+
 /// How long anything that the shard does by itself may take. Generous: what takes longer than this
 /// does not happen at all.
-pub const LIMIT: Millis = Millis(60_000);
+pub fn limit() -> Millis {
+    Millis(60_000 * u64::from(slowness()))
+}
 
 fn start_service(directory: &TempDir, ip: impl Into<IpAddr>) -> Result<Service> {
     let own = directory.path().join("service");
@@ -51,6 +61,7 @@ impl World {
         let directory = builder.tempdir_in(own.unwrap_or_else(std::env::temp_dir))?;
         let binary = env!("CARGO_BIN_EXE_manatee");
         let mut options = ShardOptions::new(binary, directory.path().join("shard"));
+        options.slowness = slowness();
         options.overrides = overrides.parse().context("overrides")?;
         change(&mut options);
         let service = match &options.coordination {
@@ -61,7 +72,7 @@ impl World {
         };
         options.coordination = options.coordination.or_else(|| service.url());
         let shard = Shard::start(&options)?;
-        shard.wait_whole(LIMIT)?;
+        shard.wait_whole(limit())?;
         let writer = Writer::start(&shard)?;
         let world = World { writer, shard, service, _directory: directory };
         world.wait_for_writes()?;
@@ -140,7 +151,7 @@ impl World {
     }
 
     pub fn wait(&self, what: &str, condition: impl FnMut(&ShardView) -> bool) -> Result<()> {
-        self.shard.wait_for(LIMIT, what, condition).map(drop)
+        self.shard.wait_for(limit(), what, condition).map(drop)
     }
 
     pub fn adm(&self, arguments: &[&str]) -> Result<Output> {
@@ -155,7 +166,7 @@ impl World {
 
     /// Waits until the shard is whole and takes writes, and checks the ledger on every peer.
     pub fn finish(self) -> Result<()> {
-        self.shard.wait_whole(LIMIT)?;
+        self.shard.wait_whole(limit())?;
         self.wait_for_writes()?;
         let ledger = self.writer.stop()?;
         let primary = self.shard.primary()?;
@@ -167,7 +178,7 @@ impl World {
             let replayed = format!(
                 "select (not pg_is_in_recovery() or pg_last_wal_replay_lsn() >= '{end}')::text"
             );
-            self.shard.wait_for(LIMIT, "all to be replayed everywhere", |_| {
+            self.shard.wait_for(limit(), "all to be replayed everywhere", |_| {
                 peer.psql(&replayed).is_ok_and(|rows| rows[0][0].as_deref() == Some("true"))
             })?;
             let report = ledger.check(peer)?;

@@ -1,6 +1,6 @@
 //! A shard that meets in a real ZooKeeper ensemble.
 
-use super::{LIMIT, World};
+use super::{World, limit};
 use adapters::testing::Ensemble;
 use anyhow::{Context, Result, ensure};
 use cluster::Role;
@@ -21,7 +21,7 @@ fn a_shard_over_an_ensemble() -> Result<()> {
     let (old, generation) = (world.in_role(Role::Primary)?, world.generation()?);
     old.kill_sitter()?;
     old.start_sitter()?;
-    world.shard.wait_for(LIMIT, "each peer to be registered once", |_| {
+    world.shard.wait_for(limit(), "each peer to be registered once", |_| {
         world.adm(&["zk-active"]).is_ok_and(|output| {
             String::from_utf8_lossy(&output.stdout).matches("\"zoneId\"").count() == 3
         })

@@ -117,9 +117,7 @@ impl Zfs {
             let cause = broken(error);
             return Err(match cause {
                 StorageCause::Command(error) if error.says("has been modified") => {
-                    let newest = self.list(&stream.into).await?.pop();
-                    let snapshot = newest.map(|one| one.name.to_string()).unwrap_or_default();
-                    StorageCause::Modified { dataset: full, snapshot }
+                    self.refused_as_modified(&stream.into).await?
                 }
                 StorageCause::Command(error)
                     if error.says("does not\nmatch incremental source") =>
@@ -143,6 +141,19 @@ impl Zfs {
         }
         let newest = self.list(&stream.into).await?.pop();
         newest.ok_or(StorageCause::NoSnapshot(full))
+    }
+
+    /// Why ZFS took a dataset for modified. Versions that resume say so of a difference from an older
+    /// snapshot than the newest, too: then nothing was written since. All of them have the property that
+    /// tells.
+    async fn refused_as_modified(&self, into: &DatasetName) -> Result<StorageCause, StorageCause> {
+        let dataset = self.full(into);
+        if self.dialect.resume && self.value(&dataset, "written").await? == "0" {
+            return Ok(StorageCause::WrongBase { dataset });
+        }
+        let newest = self.list(into).await?.pop();
+        let snapshot = newest.map(|one| one.name.to_string()).unwrap_or_default();
+        Ok(StorageCause::Modified { dataset, snapshot })
     }
 
     pub(super) async fn find_unfinished(
