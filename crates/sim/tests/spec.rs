@@ -28,7 +28,7 @@ fn stated() -> BTreeMap<String, bool> {
 }
 
 fn is_id(word: &str) -> bool {
-    matches!(word.as_bytes(), [b'A'..=b'Z', b'1'..=b'9'] | [b'A'..=b'Z', b'1'..=b'9', b'0'..=b'9'])
+    matches!(word.as_bytes(), [b'A'..=b'Z', b'1'..=b'9'])
 }
 
 /// The ids after each `rule` or `rules`: `rule D2`, `rules A1 and A2`, `rules D1 to D4, P1`.

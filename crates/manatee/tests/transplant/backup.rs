@@ -37,7 +37,7 @@ fn a_backup_is_proven_and_kept() -> Result<()> {
     moved.check_donor()
 }
 
-/// What does not answer as the donor does gets no name, and is removed by the rollback.
+/// What does not answer as the donor does gets no name, and is removed by the rollback (rule K6).
 #[test]
 fn a_backup_that_is_not_what_the_donor_was_gets_no_name() -> Result<()> {
     let moved = Move::prepare()?;

@@ -40,7 +40,8 @@ fn left(moved: &Move, ground: &Ground) -> Result<Vec<String>> {
     Ok(names.into_iter().filter(|name| name.ends_with(".manatee")).collect())
 }
 
-/// To the end, and for good; the shard is what the donor was, and what the donor had is not touched.
+/// To the end, and for good; the shard is what the donor was, and what the donor had is not touched
+/// (rules K2, K4 and K5).
 fn for_good(ground: &Ground) -> Result<()> {
     let moved = prepare(ground)?;
     let begun = adapters::clock::now();
@@ -129,7 +130,7 @@ fn on_btrfs_it_is_undone_and_begun_again() {
     });
 }
 
-/// Killed in the middle of a snapshot, nothing of it counts; it is sent again.
+/// Killed in the middle of a snapshot, nothing of it counts; it is sent again (rule K3).
 #[test]
 fn a_stream_that_is_cut_off_is_begun_again() {
     alone("snapshots::a_stream_that_is_cut_off_is_begun_again", |place| {
