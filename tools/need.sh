@@ -117,6 +117,22 @@ need_filesystems() {
         missing+=("root: the tests mount real file systems (btrfs on a loop device, ZFS on a pool in a file) and none of them is skipped; run 'make test' as root")
 }
 
+# What a machine with OpenZFS is built and run with; nothing of that where this one has it.
+need_zfs-vm() {
+    if [[ -e /dev/zfs ]]; then
+        need_postgresql
+        need_filesystems
+        return
+    fi
+    command -v qemu-system-x86_64 >/dev/null || packages+=(qemu-system-x86)
+    command -v mmdebstrap >/dev/null || packages+=(mmdebstrap)
+    command -v mke2fs >/dev/null || [[ -x /sbin/mke2fs ]] || packages+=(e2fsprogs)
+    command -v cpio >/dev/null || packages+=(cpio)
+    command -v objcopy >/dev/null || packages+=(binutils)
+    [[ $(id -u) == 0 ]] ||
+        missing+=("root: a root file system is made and mounted, which only root can; run it as root")
+}
+
 # What a transplant reaches other hosts by; its server is run by the tests alone.
 need_ssh() {
     command -v ssh >/dev/null || packages+=(openssh-client)
