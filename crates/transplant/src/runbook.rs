@@ -59,9 +59,10 @@ fn on(host: &Host, user: Option<&str>, script: &str) -> String {
 pub fn runbook(plan: &Plan) -> Result<String> {
     let facts: Facts = serde_json::from_value(plan.facts.clone())?;
     let donor = &facts.inventory.donor;
-    if donor.kind != DonorKind::Postgres || donor.method != Method::Streaming {
+    let by_itself = donor.kind == DonorKind::Postgres && donor.standbys.is_empty();
+    if !by_itself || donor.method != Method::Streaming {
         bail!(
-            "there is a runbook only for donors of kind \"postgres\" that are moved by streaming: others are moved \
+            "there is a runbook only for a PostgreSQL by itself that is moved by streaming: others are moved \
              by `manatee transplant run`, which stops where a person should look"
         );
     }

@@ -2,7 +2,7 @@
 
 use super::{
     Book,
-    forward::{STREAMS, ask, without_block},
+    forward::{ask, without_block},
 };
 use crate::{
     donor::{AUTO_CONF, STANDBY_SIGNAL, literal},
@@ -109,11 +109,5 @@ impl Book<'_> {
         let hba = self.at_donor(&script);
         self.line(&hba);
         self.line(&ask("donor", "select pg_reload_conf()"));
-        for standby in &self.facts.inventory.donor.standbys {
-            self.tell(&standby.host, &standby.service, &[Order::Enable, Order::Start]);
-        }
-        if !self.facts.inventory.donor.standbys.is_empty() {
-            self.note(&format!("See that each standby streams: {STREAMS}"));
-        }
     }
 }

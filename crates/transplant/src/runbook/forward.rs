@@ -39,12 +39,6 @@ impl Book<'_> {
             steps::COMPARE => self.compare(),
             steps::OPEN_RECIPIENT => self.open_recipient(),
             steps::KEEP_WAY_BACK => self.make_slot(1),
-            steps::STOP_STANDBYS => {
-                self.note("None of them may be started, or promoted, from here on.");
-                for standby in &self.facts.inventory.donor.standbys {
-                    self.tell(&standby.host, &standby.service, &[Order::Disable, Order::Stop]);
-                }
-            }
             steps::CHECK_CLIENTS => {
                 for client in &self.facts.inventory.clients {
                     self.line(&on(&client.host, None, &client.command));
