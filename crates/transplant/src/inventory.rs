@@ -321,11 +321,6 @@ impl Inventory {
         if self.donor.method == Method::Snapshots && self.donor.dataset.is_none() {
             bail!("donor.method is snapshots: give the dataset that they are of, [donor.dataset]");
         }
-        if self.donor.method == Method::Snapshots && self.donor.kind != DonorKind::Postgres {
-            bail!(
-                "donor.method is snapshots: that is there for donors of kind \"postgres\" alone; leave it out"
-            );
-        }
         if self.limits.rate_mib == Some(0) {
             bail!("limits.rate_mib: give at least 1, or leave it out");
         }

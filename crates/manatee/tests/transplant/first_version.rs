@@ -1,6 +1,7 @@
 //! A donor of the original's first version: stand-ins for its peers, in a real ZooKeeper.
 
 use super::{
+    ground::Ground,
     harness::{Move, wait},
     ours::os_user,
     v1_peer::{FILE, V1Config},
@@ -33,8 +34,25 @@ pub struct FirstVersion {
 
 impl Move<FirstVersion> {
     pub fn of_first_version() -> Result<Move<FirstVersion>> {
-        let moved = Move::with(as_the_donor, FirstVersion::make)?;
+        let moved = Move::with(as_the_donor, |directory, setup| {
+            FirstVersion::make(directory, setup, None)
+        })?;
         moved.wait_for_writes_to(DONOR)?;
+        Ok(moved)
+    }
+
+    /// Of one whose primary has a dataset of this ground, by snapshots.
+    pub fn of_first_version_on(ground: &Ground) -> Result<Move<FirstVersion>> {
+        let place = |options: &mut ShardOptions| {
+            as_the_donor(options);
+            ground.place(options);
+        };
+        let moved = Move::with(place, |directory, setup| {
+            FirstVersion::make(directory, setup, Some(ground))
+        })?;
+        moved.wait_for_writes_to(DONOR)?;
+        let dataset = ground.dataset(&moved.stage.donor().peers[0].home);
+        moved.ask_for_snapshots_of(dataset.context("a ground with snapshots")?)?;
         Ok(moved)
     }
 
@@ -95,14 +113,18 @@ fn service(peer: &V1Config) -> Result<(String, String)> {
 }
 
 impl FirstVersion {
-    fn make(directory: &Path, setup: &str) -> Result<FirstVersion> {
+    fn make(directory: &Path, setup: &str, ground: Option<&Ground>) -> Result<FirstVersion> {
         let ensemble = Ensemble::start(&directory.join("zookeeper"), 1)?;
         let user =
             rustix::process::geteuid().is_root().then(|| OsUser::find("postgres")).transpose()?;
         let mut donor = FirstVersion { peers: Vec::new(), ensemble };
         for (index, ports) in free_ports(6)?.chunks(2).enumerate() {
             let home = directory.join(format!("{DONOR}{index}"));
-            fs::create_dir(&home)?;
+            if let Some(ground) = ground.filter(|_| index == 0) {
+                ground.make_home(&home)?;
+            }
+            // A dataset may be there, for it.
+            fs::create_dir_all(&home)?;
             fs::set_permissions(&home, fs::Permissions::from_mode(0o755))?;
             if let Some(user) = &user {
                 chown(&home, Some(user.uid), Some(user.gid))?;

@@ -3,7 +3,7 @@
 use super::filesystems::{BtrfsFile, ZfsFile};
 use adapters::exec::Exec;
 use anyhow::Result;
-use manatee::shard::Volumes;
+use manatee::shard::{ShardOptions, Volumes};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -55,6 +55,12 @@ impl Ground {
         Ok(ground)
     }
 
+    /// Puts the peers on it.
+    pub fn place(&self, options: &mut ShardOptions) {
+        options.directory = self.directory.join("move");
+        options.volumes = self.volumes.clone();
+    }
+
     /// Where the donor's subvolume is, below its home.
     fn subvolume(&self, home: &Path) -> PathBuf {
         match self.kind {
@@ -75,6 +81,19 @@ impl Ground {
         let pool = ZfsFile::new(place, mebibytes);
         let volumes = Volumes::Zfs(pool.parent("manatee"));
         Ok(Ground { directory, volumes, kind: Kind::Zfs(pool) })
+    }
+
+    /// More of what the peers have, apart from it.
+    pub fn more(&self, name: &str) -> Result<Volumes> {
+        Ok(match &self.kind {
+            Kind::Directory => Volumes::None,
+            Kind::Btrfs { root, .. } => {
+                let parent = root.join(name);
+                fs::create_dir(&parent)?;
+                Volumes::Btrfs(parent)
+            }
+            Kind::Zfs(pool) => Volumes::Zfs(pool.parent(name)),
+        })
     }
 
     /// Makes a dataset where the donor is to be; none where there are none.
@@ -104,6 +123,18 @@ impl Ground {
         }
     }
 
+    /// What the inventory says of the donor's dataset, which is a peer's in these volumes.
+    pub fn dataset_of(volumes: &Volumes, peer: &str) -> Option<toml::Table> {
+        let (kind, name) = match volumes {
+            Volumes::None => return None,
+            Volumes::Btrfs(parent) => {
+                ("btrfs", parent.join(peer).join("current").display().to_string())
+            }
+            Volumes::Zfs(parent) => ("zfs", format!("{parent}/{peer}")),
+        };
+        Some(toml::toml! { kind = kind name = name })
+    }
+
     /// What the inventory says of the donor's dataset, whose home this is.
     pub fn dataset(&self, home: &Path) -> Option<toml::Table> {
         let (kind, name) = match &self.kind {
@@ -111,8 +142,7 @@ impl Ground {
             Kind::Btrfs { .. } => ("btrfs", self.subvolume(home).display().to_string()),
             Kind::Zfs(pool) => ("zfs", format!("{}/donor", pool.pool)),
         };
-        let fields = [("kind", kind.to_owned()), ("name", name)];
-        Some(fields.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect())
+        Some(toml::toml! { kind = kind name = name })
     }
 }
 

@@ -37,8 +37,7 @@ impl Move {
     /// Of a PostgreSQL that stands by itself, on this ground.
     pub fn on(ground: &Ground, change: impl FnOnce(&mut ShardOptions)) -> Result<Move> {
         let place = |options: &mut ShardOptions| {
-            options.directory = ground.directory.join("move");
-            options.volumes = ground.volumes.clone();
+            ground.place(options);
             change(options);
         };
         let moved = Move::with(place, |directory, setup| {
@@ -78,14 +77,18 @@ impl<D: Donor> Move<D> {
 
     /// Asks for the move to go by snapshots of this ground.
     pub fn ask_for_snapshots(&self, ground: &Ground) -> Result<()> {
+        let home = self.stage.inventory().with_file_name(DONOR);
+        self.ask_for_snapshots_of(ground.dataset(&home).context("a ground with snapshots")?)
+    }
+
+    /// Asks for the move to go by snapshots of this dataset.
+    pub fn ask_for_snapshots_of(&self, dataset: toml::Table) -> Result<()> {
         let inventory = self.stage.inventory();
-        let home = inventory.with_file_name(DONOR);
         let mut table: toml::Table = toml::from_str(&fs::read_to_string(&inventory)?)?;
         let donor = table.get_mut("donor").and_then(toml::Value::as_table_mut);
         let donor = donor.context("a donor")?;
         donor.insert("method".to_owned(), "snapshots".into());
         donor.insert("program".to_owned(), env!("CARGO_BIN_EXE_manatee").into());
-        let dataset = ground.dataset(&home).context("a ground with snapshots")?;
         donor.insert("dataset".to_owned(), dataset.into());
         Ok(fs::write(&inventory, toml::to_string(&table)?)?)
     }

@@ -1,6 +1,9 @@
 //! A donor that is a shard of ours: three peers whose sitters are started as services are.
 
-use super::harness::{LIMIT, Move, wait};
+use super::{
+    ground::Ground,
+    harness::{LIMIT, Move, wait},
+};
 use adapters::{exec::OsUser, postgres};
 use anyhow::{Context, Result, ensure};
 use cluster::ClusterState;
@@ -30,9 +33,26 @@ fn replication(options: &mut ShardOptions) {
 impl Move<Ours> {
     /// Of a shard that meets in this ZooKeeper, or etcd, or in a file of its own.
     pub fn of_ours(coordination: Option<String>) -> Result<Move<Ours>> {
+        let change = |options: &mut ShardOptions| options.coordination = coordination;
         let moved =
-            Move::with(replication, |directory, setup| Ours::make(directory, setup, coordination))?;
+            Move::with(replication, |directory, setup| Ours::make(directory, setup, change))?;
         moved.wait_for_writes_to(DONOR)?;
+        Ok(moved)
+    }
+
+    /// Of a shard whose datasets are on this ground, by snapshots.
+    pub fn of_ours_on(ground: &Ground) -> Result<Move<Ours>> {
+        let volumes = ground.more("donors")?;
+        let place = |options: &mut ShardOptions| {
+            replication(options);
+            ground.place(options);
+        };
+        let change = |options: &mut ShardOptions| options.volumes = volumes.clone();
+        let moved = Move::with(place, |directory, setup| Ours::make(directory, setup, change))?;
+        moved.wait_for_writes_to(DONOR)?;
+        let zone = moved.stage.donor().primary().zone();
+        let dataset = Ground::dataset_of(&volumes, zone).context("a ground with snapshots")?;
+        moved.ask_for_snapshots_of(dataset)?;
         Ok(moved)
     }
 
@@ -52,9 +72,9 @@ impl Move<Ours> {
 }
 
 impl Ours {
-    fn make(directory: &Path, setup: &str, coordination: Option<String>) -> Result<Ours> {
+    fn make(directory: &Path, setup: &str, change: impl FnOnce(&mut ShardOptions)) -> Result<Ours> {
         let mut options = ShardOptions::new(env!("CARGO_BIN_EXE_manatee"), directory.join(DONOR));
-        options.coordination = coordination;
+        change(&mut options);
         replication(&mut options);
         let shard = Shard::prepare(&options)?;
         for peer in shard.peers() {
@@ -83,14 +103,14 @@ impl Ours {
 
     /// `manatee adm …` about it.
     pub fn adm(&self, args: &[&str]) -> Result<String> {
-        let output = Command::new(env!("CARGO_BIN_EXE_manatee"))
-            .args(["adm", "--coordination", self.shard.coordination()])
-            .args(["--shard", self.shard.name()])
-            .args(args)
-            .output()?;
-        let told = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-        ensure!(output.status.success(), "manatee adm {args:?}: {told}");
-        Ok(told)
+        let which = ["--coordination", self.shard.coordination(), "--shard", self.shard.name()];
+        adm(&[&which, args].concat())
+    }
+
+    /// `manatee adm snapshot …` on its primary.
+    pub fn snapshot(&self, args: &[&str]) -> Result<String> {
+        let file = self.primary().config_file().display().to_string();
+        adm(&[&["snapshot", "-c", &file], args].concat())
     }
 
     pub fn state(&self) -> Result<ClusterState> {
@@ -108,6 +128,14 @@ impl Ours {
         })?;
         Ok(fs::read_to_string(peer.log_file())?[before..].to_owned())
     }
+}
+
+/// `manatee adm …`.
+fn adm(args: &[&str]) -> Result<String> {
+    let output = Command::new(env!("CARGO_BIN_EXE_manatee")).arg("adm").args(args).output()?;
+    let told = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    ensure!(output.status.success(), "manatee adm {args:?}: {told}");
+    Ok(told)
 }
 
 /// What the inventory says of a peer's sitter.

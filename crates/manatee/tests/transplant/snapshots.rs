@@ -8,7 +8,7 @@ use super::{
 };
 use adapters::exec::Exec;
 use anyhow::{Context, Result, ensure};
-use manatee::shard::Volumes;
+use manatee::shard::{DONOR, Volumes};
 use saga::Mode;
 use std::{fs, path::Path, process::Command};
 
@@ -120,6 +120,65 @@ fn a_runner_on_btrfs_ends_anywhere() {
 fn a_runner_on_zfs_ends_anywhere() {
     alone("snapshots::a_runner_on_zfs_ends_anywhere", |place| {
         through_kills(&Ground::zfs(place, SIZE)?)
+    });
+}
+
+/// A shard of ours, whose sitters make snapshots as well: for good, and the donor's own ones are not touched
+/// (rule K5).
+#[test]
+fn a_shard_moves_by_snapshots() {
+    alone("snapshots::a_shard_moves_by_snapshots", |place| {
+        let ground = Ground::btrfs(place, SIZE)?;
+        let moved = Move::of_ours_on(&ground)?;
+        moved.stage.donor().snapshot(&["create"])?;
+        let own = || -> Result<Vec<String>> {
+            let list = moved.stage.donor().snapshot(&["list"])?;
+            let names = list.lines().filter_map(|line| line.split_whitespace().next());
+            Ok(names.filter(|name| name.contains("manual")).map(str::to_owned).collect())
+        };
+        let before = own()?;
+        ensure!(before.len() == 1, "{before:?}");
+        let begun = adapters::clock::now();
+        let told = moved.stage.transplant(&["run", "--yes"])?;
+        ensure!(told.contains("send the last that has changed"), "{told}");
+        moved.wait_for_writes_to("amber")?;
+        println!("cut-over: {} ms", moved.writer.longest_gap_since(begun).length().0);
+        for peer in moved.stage.peers() {
+            moved.check_peer(peer)?;
+        }
+        let told = moved.stage.transplant(&["rollback"])?;
+        ensure!(told.contains("everything is undone"), "{told}");
+        moved.wait_for_writes_to(DONOR)?;
+        moved.check_ours()?;
+        ensure!(own()? == before, "{:?}, not {before:?}", own()?);
+        Ok(())
+    });
+}
+
+/// As most of the original's shards are: of its first version, on ZFS.
+#[test]
+fn a_shard_of_the_first_version_moves_by_snapshots() {
+    alone("snapshots::a_shard_of_the_first_version_moves_by_snapshots", |place| {
+        let ground = Ground::zfs(place, SIZE)?;
+        let moved = Move::of_first_version_on(&ground)?;
+        for until in ["compare", "level-donor"] {
+            let told = moved.stage.transplant(&["run", "--yes", "--until", until])?;
+            ensure!(told.contains("send the last that has changed"), "{told}");
+            if until == "level-donor" {
+                moved.wait_for_writes_to("amber")?;
+            }
+            let told = moved.stage.transplant(&["rollback"])?;
+            ensure!(told.contains("everything is undone"), "{until}: {told}");
+            moved.wait_for_writes_to(DONOR)?;
+            moved.check_first_version().context(until)?;
+        }
+        moved.stage.transplant(&["run", "--yes"])?;
+        moved.wait_for_writes_to("amber")?;
+        moved.stage.transplant(&["commit", "--yes"])?;
+        for peer in moved.stage.peers() {
+            moved.check_peer(peer)?;
+        }
+        Ok(())
     });
 }
 

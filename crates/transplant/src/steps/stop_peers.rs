@@ -72,7 +72,8 @@ impl StopStandbys {
                 let streams =
                     "select count(*) from pg_stat_wal_receiver where status = 'streaming'";
                 let first = scene.first();
-                Ok(if first.sql(streams).await? == "1" {
+                // By snapshots nothing runs there yet.
+                Ok(if scene.by_snapshots() || first.sql(streams).await? == "1" {
                     Ok(())
                 } else {
                     Err(format!("{} does not stream from the donor yet", first.zone()))
@@ -105,6 +106,10 @@ impl StopStandbys {
         }
         if donor.config.kind == DonorKind::ManateeV1 {
             let now = manatee::look(&donor.config).await?;
+            if now.registered.len() == 1 && self.0.lacks_standby() {
+                tell.note("the donor has no sync left: it is read-only until a peer joins it");
+                return Ok(());
+            }
             if now.registered.first().is_some_and(|peer| self.0.is_donor(peer)) {
                 return self.0.donor_open(tell).await;
             }
