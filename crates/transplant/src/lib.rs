@@ -17,6 +17,7 @@ mod recipient;
 mod runbook;
 mod snapshots;
 mod steps;
+mod without;
 mod world;
 
 pub use discover::{Draft, Server};
@@ -34,4 +35,5 @@ pub use recipient::{BackupPlace, PeerFacts, Progress, REPLICATED};
 pub use runbook::runbook;
 pub use snapshots::{Arrived, DatasetFacts, Rest, SnapshotFacts};
 pub use steps::{FENCE_FILES, Proof};
+pub use without::Without;
 pub use world::{Screen, World, guard, written_since};

@@ -1,6 +1,7 @@
 //! What the runner is given: the time, the steps, the guard, and whoever watches.
 
 use crate::{
+    Without,
     donor::Control,
     manatee,
     steps::{self, Scene},
@@ -31,6 +32,8 @@ pub struct World<'a> {
     pub pause_file: PathBuf,
     /// As if it were there.
     pub interrupted: &'a AtomicBool,
+    /// Whose hosts are off for good.
+    pub without: &'a Without,
 }
 
 #[async_trait(?Send)]
@@ -40,7 +43,7 @@ impl Env for World<'_> {
     }
 
     fn step(&self, id: &StepId, journal: &Journal) -> Result<Box<dyn Step>, StepError> {
-        Ok(steps::step(id, journal)?)
+        Ok(steps::step(id, journal, self.without)?)
     }
 
     async fn guard(&self, journal: &Journal) -> Result<(), StepError> {
@@ -68,8 +71,8 @@ impl Env for World<'_> {
 ///
 /// # Errors
 /// When the shard's primary cannot be asked.
-pub async fn written_since(journal: &Journal) -> Result<Option<u64>> {
-    steps::open_recipient::lost(&Scene::of(journal)?).await
+pub async fn written_since(journal: &Journal, without: &Without) -> Result<Option<u64>> {
+    steps::open_recipient::lost(&Scene::of(journal, without)?).await
 }
 
 /// The donor is as the plan and the steps so far left it.
@@ -77,7 +80,7 @@ pub async fn written_since(journal: &Journal) -> Result<Option<u64>> {
 /// # Errors
 /// When it is not.
 pub async fn guard(journal: &Journal) -> Result<()> {
-    let scene = Scene::of(journal)?;
+    let scene = Scene::of(journal, &Without::default())?;
     let (donor, planned) = (&scene.donor, &scene.facts.donor);
     let begun = |step: &str| journal.state(&step.into()) != StepState::Pending;
     let done = |step: &str| journal.state(&step.into()) == StepState::Ended(Way::Apply);

@@ -128,7 +128,9 @@ impl Peer {
         let binary = word(&self.binary);
         let file = word(&self.config_file());
         let (log, pid) = (word(&self.log_file()), word(&self.config_file().with_extension("pid")));
-        let runs = format!("[ -e {pid} ] && kill -0 \"$(cat {pid})\" 2>/dev/null");
+        // One that has ended and whose end nobody has asked for is in state Z, and still has its number.
+        let runs =
+            format!("[ -e {pid} ] && grep -qs '^State:.[^ZX]' \"/proc/$(cat {pid})/status\"");
         let start = format!(
             "{runs} || {{ setsid {binary} sitter --config {file} >>{log} 2>&1 </dev/null & echo $! >{pid}; }}"
         );

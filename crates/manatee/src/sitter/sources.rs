@@ -4,9 +4,10 @@ use adapters::{
     coord::{CoordEvent, Coordination, Membership, StoredState},
     postgres::Postgres,
 };
-use cluster::{ClusterState, Event, Millis, PeerIdent, StateSeen};
+use cluster::{ClusterState, Event, Millis, PeerIdent, StateError, StateSeen};
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
+use transplant::ROLLED_BACK;
 
 /// An error with all its causes, in one line.
 pub(super) fn whole(error: &dyn std::error::Error) -> String {
@@ -19,9 +20,18 @@ pub(super) fn whole(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// A stored state as the machine takes it: parsed once, here.
+/// A stored state as the machine takes it: parsed once, here. One that a transplant was rolled back from is
+/// not to be acted on: its database serves elsewhere (rule K7).
 pub(super) fn seen(stored: &StoredState) -> StateSeen {
-    StateSeen { version: stored.version, state: ClusterState::parse(&stored.json) }
+    let state = ClusterState::parse(&stored.json).and_then(|state| {
+        let Some(when) = state.extra.get(ROLLED_BACK) else { return Ok(state) };
+        let problem = format!(
+            "says that the transplant which made this shard was rolled back ({when}): its database went \
+             back to where it came from, and nothing is served here"
+        );
+        Err(StateError { field: ROLLED_BACK.to_owned(), problem })
+    });
+    StateSeen { version: stored.version, state }
 }
 
 /// Holds a session until it expires or `leave` comes, and tells what it tells.

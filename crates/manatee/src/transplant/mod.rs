@@ -3,6 +3,7 @@
 //! Contract: nothing is changed before the plan is in the journal, beside the inventory; one runner at a
 //! time has it; and whatever happens to that one, `run` or `rollback` go on from there.
 
+mod ask;
 mod backup;
 mod donor;
 mod frames;
@@ -13,18 +14,19 @@ mod show;
 
 use adapters::service::Host;
 use anyhow::{Context, Result, bail};
+use ask::{Absent, confirm};
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use saga::{Goal, Journal, Mode, RunError, Runner, StepId, Stopped};
 use screen::Output;
 use std::{
     fs,
-    io::{IsTerminal, Write, stdin, stdout},
+    io::{Write, stdout},
     path::{Path, PathBuf},
     process::ExitCode,
     sync::atomic::{AtomicBool, Ordering},
 };
-use transplant::{Facts, Inventory, JournalFile, Locked, Server, World, journal_of};
+use transplant::{Facts, Inventory, JournalFile, Locked, Server, Without, World, journal_of};
 
 /// Set by the first Ctrl-C: the run stops after the step that it is at.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -62,6 +64,9 @@ pub enum TransplantCommand {
         /// Send nothing back: what was written since the shard opened is lost. Says how much, and asks.
         #[arg(long)]
         discard_writes: bool,
+        /// Whose hosts are off for good.
+        #[command(flatten)]
+        without: Absent,
         /// Ask nothing.
         #[arg(short, long)]
         yes: bool,
@@ -72,6 +77,9 @@ pub enum TransplantCommand {
         /// Which transplant.
         #[command(flatten)]
         which: Which,
+        /// Whose hosts are off for good.
+        #[command(flatten)]
+        without: Absent,
         /// Ask nothing.
         #[arg(short, long)]
         yes: bool,
@@ -158,10 +166,12 @@ pub fn run(command: TransplantCommand) -> Result<ExitCode> {
             TransplantCommand::Pause(which) => pause(&which),
             TransplantCommand::Status(which) => status(&which),
             TransplantCommand::Verify(which) => verify(&which).await,
-            TransplantCommand::Rollback { which, discard_writes, yes } => {
-                rollback(&which, discard_writes, yes).await
+            TransplantCommand::Rollback { which, discard_writes, without, yes } => {
+                rollback(&which, discard_writes, &without, yes).await
             }
-            TransplantCommand::Commit { which, yes } => commit(&which, yes).await,
+            TransplantCommand::Commit { which, without, yes } => {
+                commit(&which, &without, yes).await
+            }
             TransplantCommand::Donor(command) => {
                 if let Some(answer) = donor::run(command).await? {
                     println!("{answer}");
@@ -335,22 +345,16 @@ async fn forward(run: &Run, resume: bool) -> Result<ExitCode> {
         bail!("there is no step {step}; there are {}", steps.join(", "));
     }
     let goal = Goal { until, one_step: run.step, pass_all: run.yes };
-    go(
-        &run.which,
-        journal,
-        file,
-        operator,
-        &goal,
-        |runner| {
-            if resume { runner.pass() } else { Ok(()) }
-        },
-    )
+    go(&run.which, &Without::default(), journal, file, operator, &goal, |runner| {
+        if resume { runner.pass() } else { Ok(()) }
+    })
     .await
 }
 
 /// Goes on, and says how it ended.
 async fn go(
     which: &Which,
+    without: &Without,
     journal: Journal,
     file: JournalFile,
     operator: String,
@@ -364,7 +368,7 @@ async fn go(
         _ => {}
     }
     watch_interrupts();
-    let world = World { screen: &screen, pause_file, interrupted: &INTERRUPTED };
+    let world = World { screen: &screen, pause_file, interrupted: &INTERRUPTED, without };
     let mut runner = Runner::new(journal, file, &world, operator);
     first(&mut runner)?;
     let result = runner.run(goal).await;
@@ -431,22 +435,12 @@ async fn verify(which: &Which) -> Result<ExitCode> {
     Ok(if result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Asks, unless nobody is to be asked.
-fn confirm(question: &str, yes: bool) -> Result<()> {
-    if yes {
-        return Ok(());
-    }
-    if !stdin().is_terminal() {
-        bail!("{question}? Nobody is there to answer: give --yes");
-    }
-    print!("{question} (y/n)? ");
-    stdout().flush()?;
-    let mut answer = String::new();
-    stdin().read_line(&mut answer)?;
-    if matches!(answer.trim(), "y" | "yes") { Ok(()) } else { bail!("nothing was changed") }
-}
-
-async fn rollback(which: &Which, discard_writes: bool, yes: bool) -> Result<ExitCode> {
+async fn rollback(
+    which: &Which,
+    discard_writes: bool,
+    absent: &Absent,
+    yes: bool,
+) -> Result<ExitCode> {
     let operator = operator()?;
     let (_lock, journal, file) = open(which, &operator)?;
     match journal.mode() {
@@ -454,8 +448,12 @@ async fn rollback(which: &Which, discard_writes: bool, yes: bool) -> Result<Exit
         Mode::Committed => bail!("it was committed: there is no way back"),
         _ => {}
     }
+    let without = absent.confirmed(&journal, yes)?;
+    if without.is_without_donor() {
+        bail!("without the donor there is nothing to go back to: restore its host, or its backup");
+    }
     if discard_writes {
-        let lost = match transplant::written_since(&journal).await {
+        let lost = match transplant::written_since(&journal, &without).await {
             Ok(Some(lost)) => {
                 format!("up to {lost} transactions that wrote since the shard opened")
             }
@@ -464,16 +462,19 @@ async fn rollback(which: &Which, discard_writes: bool, yes: bool) -> Result<Exit
         };
         confirm(&format!("this loses {lost}; undo the transplant"), yes)?;
     }
-    go(which, journal, file, operator, &Goal::default(), |runner| runner.turn_back(discard_writes))
-        .await
+    go(which, &without, journal, file, operator, &Goal::default(), |runner| {
+        runner.turn_back(discard_writes)
+    })
+    .await
 }
 
-async fn commit(which: &Which, yes: bool) -> Result<ExitCode> {
+async fn commit(which: &Which, absent: &Absent, yes: bool) -> Result<ExitCode> {
     let operator = operator()?;
     let (_lock, journal, file) = open(which, &operator)?;
     if journal.mode() == Mode::Committed {
         return print("it was committed\n");
     }
+    let without = absent.confirmed(&journal, yes)?;
     confirm("after this there is no way back; commit", yes)?;
-    go(which, journal, file, operator, &Goal::default(), |runner| runner.commit()).await
+    go(which, &without, journal, file, operator, &Goal::default(), |runner| runner.commit()).await
 }

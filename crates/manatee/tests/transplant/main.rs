@@ -7,6 +7,7 @@ mod cluster;
 #[path = "../../../adapters/tests/filesystems/mod.rs"]
 mod filesystems;
 mod first_version;
+mod gone;
 mod ground;
 mod harness;
 mod manatee;

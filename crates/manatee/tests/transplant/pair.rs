@@ -172,6 +172,26 @@ impl Donor for Pair {
     }
 }
 
+/// A standby that is lost for good does not block the way back (rule K7).
+#[test]
+fn a_lost_standby_does_not_block_the_way_back() -> Result<()> {
+    let moved = Move::with(|_| {}, Pair::make)?;
+    let pair = moved.stage.donor();
+    let [primary, standby] = &pair.servers;
+    moved.wait_for_writes_to(primary.name)?;
+    moved.stage.transplant(&["run", "--yes"])?;
+    moved.wait_for_writes_to("amber")?;
+    fs::rename(&standby.home, standby.home.with_extension("lost"))?;
+    moved.stage.transplant(&["rollback"]).unwrap_err();
+    let told = moved.stage.transplant(&["rollback", "--without", STANDBY, "--yes"])?;
+    ensure!(told.contains("everything is undone"), "{told}");
+    // Its commits wait for that standby, as its operator has asked for.
+    pair.sql("alter system set synchronous_standby_names = ''")?;
+    pair.sql("select pg_reload_conf()")?;
+    moved.wait_for_writes_to(primary.name)?;
+    moved.check_donor()
+}
+
 /// Rules T1 and T6, where a commit waits for a standby: forward with it, and back with it, before and after
 /// the shard took writes.
 #[test]

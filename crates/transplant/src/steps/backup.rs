@@ -140,6 +140,10 @@ impl Backup {
 
     /// Says where it lies.
     async fn told(&self, verb: &str, tell: &dyn Tell) -> Result<()> {
+        if self.0.is_gone(self.0.first()) {
+            tell.note(&format!("the backup was on {}'s host", self.0.first().zone()));
+            return Ok(());
+        }
         let kept: Value = self.0.first().verb(verb, &self.place()?).await?;
         if let Some(file) = kept["file"].as_str() {
             tell.note(&format!("the backup is kept in {file} on {}'s host", self.0.first().zone()));

@@ -1,6 +1,6 @@
 //! The other peers join, and the shard leaves one-node-write mode by itself.
 
-use super::{Scene, until};
+use super::{Scene, open_recipient::freeze, until};
 use crate::recipient::Recipient;
 use adapters::service::Order;
 use anyhow::Result;
@@ -94,11 +94,14 @@ impl Step for Grow {
         Ok(json!({ "generation": state.map(|state| state.generation) }))
     }
 
-    async fn undo(&self, _: Undo, _: &dyn Tell) -> Result<(), StepError> {
-        let Some(primary) = self.0.primary().await? else { return Ok(()) };
-        if self.0.state().await?.is_some_and(|state| !state.is_frozen()) {
-            primary.adm(&["freeze", "--reason", "a transplant is rolled back"]).await?;
+    async fn undo(&self, how: Undo, _: &dyn Tell) -> Result<(), StepError> {
+        let primary = self.0.primary().await?;
+        // Frozen, nobody could take over in its place.
+        if let Some(primary) = primary.filter(|primary| self.0.is_gone(primary))
+            && !how.discard_writes
+        {
+            return Err(self.0.without_primary(primary.zone()).into());
         }
-        Ok(())
+        Ok(freeze(&self.0).await?)
     }
 }

@@ -67,6 +67,17 @@ impl HoldDonor {
         .await
     }
 
+    /// Waits for the donor to take writes where one of its peers is gone, which may have been its sync.
+    async fn open_without(&self, tell: &dyn Tell) {
+        if let Err(problem) = self.0.donor_open(tell).await {
+            // Everything is undone but this, which only its operators can help.
+            tell.note(&format!(
+                "{problem:#}: it takes writes when it has a sync: see `manatee adm show` of its shard, \
+                 unfreeze it if it is frozen, and give it another peer"
+            ));
+        }
+    }
+
     /// Lets Patroni go on, if it did before, and sees that its standbys follow.
     async fn resume(&self, tell: &dyn Tell) -> Result<()> {
         let Some(patroni) = &self.0.patroni else { return Ok(()) };
@@ -126,7 +137,13 @@ impl Step for HoldDonor {
 
     async fn undo(&self, _: Undo, tell: &dyn Tell) -> Result<(), StepError> {
         match self.0.facts.inventory.donor.kind {
-            DonorKind::ManateeV2 => Ok(self.unfreeze().await?),
+            DonorKind::ManateeV2 => {
+                self.unfreeze().await?;
+                if self.0.lacks_standby() {
+                    self.open_without(tell).await;
+                }
+                Ok(())
+            }
             _ => Ok(self.resume(tell).await?),
         }
     }

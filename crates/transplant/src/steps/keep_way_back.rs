@@ -110,6 +110,9 @@ impl Step for KeepWayBack {
     async fn undo(&self, how: Undo, tell: &dyn Tell) -> Result<(), StepError> {
         let Some(primary) = self.0.primary().await? else { return Ok(()) };
         if !how.discard_writes {
+            if self.0.is_gone(primary) {
+                return Err(self.0.without_primary(primary.zone()).into());
+            }
             follow_back(&self.0, primary, tell).await?;
         }
         Ok(())
@@ -117,7 +120,7 @@ impl Step for KeepWayBack {
 
     async fn release(&self, _: &dyn Tell) -> Result<(), StepError> {
         let slot = literal(SLOT);
-        for peer in &self.0.peers {
+        for peer in self.0.here() {
             let sql = format!(
                 "select pg_drop_replication_slot(slot_name) from pg_replication_slots \
                  where slot_name = {slot}"

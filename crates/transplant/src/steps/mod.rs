@@ -22,7 +22,7 @@ pub use fence_donor::FENCE_FILES;
 pub(crate) use fence_donor::{HBA, IDENT};
 pub(crate) use keep_way_back::SLOT;
 
-use crate::{Donor, Facts, Method, patroni::Patroni, recipient::Recipient};
+use crate::{Donor, Facts, Method, Without, patroni::Patroni, recipient::Recipient};
 use adapters::clock;
 use anyhow::{Context, Result, bail};
 use cluster::{ClusterState, Lsn, Millis, PeerIdent};
@@ -60,15 +60,21 @@ pub(crate) struct Scene {
     /// The donor's cluster, where that is Patroni.
     pub patroni: Option<Patroni>,
     pub peers: Vec<Recipient>,
+    /// Whose hosts are off for good: they are asked nothing.
+    without: Without,
     /// What the steps before found.
     outcomes: BTreeMap<StepId, serde_json::Value>,
 }
 
 impl Scene {
     /// What is told by a journal.
-    pub fn of(journal: &Journal) -> Result<Scene> {
-        let facts: Facts = serde_json::from_value(journal.plan().facts.clone())
+    pub fn of(journal: &Journal, without: &Without) -> Result<Scene> {
+        let mut facts: Facts = serde_json::from_value(journal.plan().facts.clone())
             .context("the plan in the journal is none of a transplant")?;
+        facts.inventory.donor.standbys.retain(|standby| !without.has_standby(&standby.name));
+        if let Some(patroni) = &mut facts.patroni {
+            patroni.members.retain(|name, _| !without.has_standby(name));
+        }
         let limit = Millis(facts.inventory.limits.service_seconds * 1000);
         let patroni = Patroni::of(&facts);
         let config_file = patroni.as_ref().map(|patroni| patroni.facts.config_file.clone());
@@ -83,7 +89,37 @@ impl Scene {
         let outcomes =
             steps.filter_map(|step| Some((step.id.clone(), journal.outcome(&step.id)?.clone())));
         let (peers, outcomes) = (peers.collect(), outcomes.collect());
-        Ok(Scene { facts, donor, patroni, peers, outcomes })
+        Ok(Scene { facts, donor, patroni, peers, without: without.clone(), outcomes })
+    }
+
+    /// Whether this peer's host is off for good.
+    pub fn is_gone(&self, peer: &Recipient) -> bool {
+        self.without.has_peer(peer.zone())
+    }
+
+    /// Whether the donor's host is.
+    pub fn is_donor_gone(&self) -> bool {
+        self.without.donor
+    }
+
+    /// Whether one of the donor's standbys is gone, which may have been its sync.
+    pub fn lacks_standby(&self) -> bool {
+        self.without.lacks_standby()
+    }
+
+    /// The peers of the shard whose hosts are there.
+    pub fn here(&self) -> impl Iterator<Item = &Recipient> {
+        self.peers.iter().filter(|peer| !self.is_gone(peer))
+    }
+
+    /// What to do where the primary of the shard is gone, with what only it has.
+    pub fn without_primary(&self, zone: &str) -> anyhow::Error {
+        anyhow::anyhow!(
+            "{zone} is the primary of the shard: if its host is off for good, what only it has is lost. \
+             If it has a sync, let that take over (`manatee adm unfreeze`, then wait until \
+             `manatee adm show` names another primary) and roll back then; if not, give up what the \
+             shard took, with --discard-writes"
+        )
     }
 
     /// The peer that receives the database from the donor.
@@ -134,7 +170,7 @@ impl Scene {
     /// The cluster state of the shard, as the first peer has it whose host answers.
     pub async fn state(&self) -> Result<Option<ClusterState>> {
         let mut result = Ok(None);
-        for peer in &self.peers {
+        for peer in self.here() {
             result = peer.state().await;
             if result.is_ok() {
                 break;
@@ -195,8 +231,8 @@ pub(crate) async fn until(
 }
 
 /// The step of this name.
-pub(crate) fn step(id: &StepId, journal: &Journal) -> Result<Box<dyn Step>> {
-    let scene = Arc::new(Scene::of(journal)?);
+pub(crate) fn step(id: &StepId, journal: &Journal, without: &Without) -> Result<Box<dyn Step>> {
+    let scene = Arc::new(Scene::of(journal, without)?);
     Ok(match id.0.as_str() {
         HOLD_DONOR => Box::new(hold_donor::HoldDonor(scene)),
         OPEN_REPLICATION => Box::new(open_replication::OpenReplication(scene)),

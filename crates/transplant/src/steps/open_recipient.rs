@@ -28,9 +28,21 @@ const NEXT_TRANSACTION: &str = "select txid_snapshot_xmax(txid_current_snapshot(
 pub(crate) async fn lost(scene: &Scene) -> Result<Option<u64>> {
     let Ok(opened): Result<Value> = scene.outcome(OPEN_RECIPIENT) else { return Ok(None) };
     let primary = scene.serving().await?;
+    if scene.is_gone(primary) {
+        bail!("{} is gone", primary.zone());
+    }
     let number = |text: &str| text.parse::<u64>().context("no number of a transaction");
     let now = number(&primary.sql(NEXT_TRANSACTION).await?)?;
     Ok(Some(now - number(opened["nextTransaction"].as_str().unwrap_or_default())?))
+}
+
+/// Keeps the shard as it is; any of its peers can say so.
+pub(super) async fn freeze(scene: &Scene) -> Result<()> {
+    if scene.state().await?.is_some_and(|state| !state.is_frozen()) {
+        let says = scene.here().next().context("no peer of the shard is left")?;
+        says.adm(&["freeze", "--reason", "a transplant is rolled back"]).await?;
+    }
+    Ok(())
 }
 
 impl OpenRecipient {
@@ -64,14 +76,19 @@ impl OpenRecipient {
 
     async fn close(&self, how: Undo, tell: &dyn Tell) -> Result<()> {
         let Some(primary) = self.0.primary().await? else {
+            let first = self.0.first();
+            if self.0.is_gone(first) {
+                return self.forget(how, tell);
+            }
             // It was never declared: nothing serves, and nothing will.
-            return self.0.first().tell(Order::Disable).await;
+            return first.tell(Order::Disable).await;
         };
-        let state = self.0.state().await?.context("the cluster state is gone")?;
-        if !state.is_frozen() {
-            primary.adm(&["freeze", "--reason", "a transplant is rolled back"]).await?;
+        if self.0.is_gone(primary) && !how.discard_writes {
+            return Err(self.0.without_primary(primary.zone()));
         }
+        freeze(&self.0).await?;
         let serves = match primary.sql(SERVES).await {
+            _ if self.0.is_gone(primary) => false,
             Ok(told) => told.ends_with("|f"),
             Err(_) => false,
         };
@@ -80,7 +97,7 @@ impl OpenRecipient {
         }
         // The primary last: what it writes until then still reaches whoever follows it.
         let (last, others): (Vec<&Recipient>, Vec<&Recipient>) =
-            self.0.peers.iter().partition(|peer| peer.facts.peer.id == primary.facts.peer.id);
+            self.0.here().partition(|peer| peer.facts.peer.id == primary.facts.peer.id);
         for peer in others.into_iter().chain(last) {
             tell.tell(&format!("stopping {}", peer.zone()));
             peer.tell(Order::Disable).await?;
@@ -89,7 +106,23 @@ impl OpenRecipient {
         if !how.discard_writes {
             self.drain(primary, tell).await?;
         }
-        let _: Value = primary.verb("retract", &["--id", &self.0.facts.id]).await?;
+        // Of one that is gone, and is started some day, the sitter sees it there (rule K7).
+        let says = self.0.here().next().context("no peer of the shard is left")?;
+        let _: Value = says.verb("retract", &["--id", &self.0.facts.id]).await?;
+        Ok(())
+    }
+
+    /// No peer is left that its state could be read or changed by.
+    fn forget(&self, how: Undo, tell: &dyn Tell) -> Result<()> {
+        let zone = self.0.first().zone();
+        if !how.discard_writes {
+            return Err(self.0.without_primary(zone));
+        }
+        tell.note(&format!(
+            "nobody is left who could write it into the cluster state of shard {:?} that this was undone: \
+             {zone} would serve if it were started",
+            self.0.first().facts.shard
+        ));
         Ok(())
     }
 

@@ -94,7 +94,9 @@ impl OpenReplication {
         let (name, quoted) = (literal(role), format!("\"{}\"", role.replace('"', "\"\"")));
         donor
             .sql(&format!(
-                "select pg_terminate_backend(active_pid, 10000) from pg_replication_slots \
+                // Its synchronous standby may be gone.
+                "set synchronous_commit = local; \
+                 select pg_terminate_backend(active_pid, 10000) from pg_replication_slots \
                  where slot_name = {slot} and active; \
                  select pg_drop_replication_slot(slot_name) from pg_replication_slots \
                  where slot_name = {slot}; \

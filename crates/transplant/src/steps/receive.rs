@@ -61,22 +61,35 @@ impl Step for Receive {
     async fn undo(&self, _: Undo, tell: &dyn Tell) -> Result<(), StepError> {
         // The others have copies of it, if the shard grew.
         for peer in &self.0.peers {
+            if self.0.is_gone(peer) {
+                tell.note(&format!("what {} has of it stays there", peer.zone()));
+                continue;
+            }
             let kept: Value = peer.verb("discard", &[]).await?;
             if let Some(kept) = kept["kept"].as_str() {
                 tell.note(&format!("the copy on {} is kept in {kept}", peer.zone()));
             }
         }
         if self.0.by_snapshots() {
-            let _: Value = self.0.first().verb("incoming clear", &[]).await?;
+            if !self.0.is_gone(self.0.first()) {
+                let _: Value = self.0.first().verb("incoming clear", &[]).await?;
+            }
             snapshots::drop_all(&self.0).await?;
         }
         Ok(())
     }
 
-    async fn release(&self, _: &dyn Tell) -> Result<(), StepError> {
-        if self.0.by_snapshots() {
+    async fn release(&self, tell: &dyn Tell) -> Result<(), StepError> {
+        if !self.0.by_snapshots() {
+            return Ok(());
+        }
+        if !self.0.is_gone(self.0.first()) {
             let id = ["--id", &self.0.facts.id];
             let _: Value = self.0.first().verb("incoming forget", &id).await?;
+        }
+        if self.0.is_donor_gone() {
+            tell.note("the snapshots that were made on the donor stay there");
+        } else {
             snapshots::drop_all(&self.0).await?;
         }
         Ok(())

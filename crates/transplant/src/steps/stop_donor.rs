@@ -13,11 +13,12 @@ pub(super) struct StopDonor(pub Arc<Scene>);
 
 impl StopDonor {
     /// Starts the sitter of a donor that is a shard, and waits until the donor is primary again. In the
-    /// first version it stays closed until its sync is there, which comes after it.
+    /// first version it stays closed until its sync is there, which comes after it; and without one that is gone
+    /// it may get another sync only when nothing holds it any more.
     async fn start_sitter(&self, tell: &dyn Tell) -> Result<()> {
         let (scene, donor) = (&self.0, &self.0.donor);
         donor.tell(Order::Start).await?;
-        if donor.config.kind == DonorKind::ManateeV2 {
+        if donor.config.kind == DonorKind::ManateeV2 && !scene.lacks_standby() {
             return scene.donor_open(tell).await;
         }
         until(scene.facts.inventory.limits.service_seconds, tell, async || {

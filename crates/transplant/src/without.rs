@@ -1,0 +1,70 @@
+//! Hosts that are off for good: nothing is asked of them, on the way back and at the end (rule K7).
+
+use crate::Facts;
+use anyhow::{Result, bail};
+use std::collections::BTreeSet;
+
+/// Whose hosts are off for good.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Without {
+    /// The donor's.
+    pub(crate) donor: bool,
+    peers: BTreeSet<String>,
+    standbys: BTreeSet<String>,
+}
+
+impl Without {
+    /// Those that a person has named: `donor`, a peer of the shard by its zone, or one of `donor.standbys` by
+    /// its name. Where two have a name, `recipient/NAME` and `donor/NAME` tell them apart.
+    ///
+    /// # Errors
+    /// When there is none of a name, or more than one.
+    pub fn parse(names: &[String], facts: &Facts) -> Result<Without> {
+        let peers = || facts.peers.iter().map(|peer| peer.peer.zone_id.as_str());
+        let standbys =
+            || facts.inventory.donor.standbys.iter().map(|standby| standby.name.as_str());
+        let mut without = Without::default();
+        for asked in names {
+            let (peer, standby) = match asked.split_once('/') {
+                Some(("recipient", name)) => (Some(name), None),
+                Some(("donor", name)) => (None, Some(name)),
+                _ => (Some(asked.as_str()), Some(asked.as_str())),
+            };
+            let peer = peer.filter(|name| peers().any(|one| one == *name));
+            let standby = standby.filter(|name| standbys().any(|one| one == *name));
+            match (peer, standby) {
+                (Some(_), Some(_)) => bail!(
+                    "--without {asked}: there are two of that name; give recipient/{asked} or donor/{asked}"
+                ),
+                (Some(peer), None) => drop(without.peers.insert(peer.to_owned())),
+                (None, Some(standby)) => drop(without.standbys.insert(standby.to_owned())),
+                (None, None) if asked == "donor" => without.donor = true,
+                (None, None) => {
+                    let known: Vec<&str> = peers().chain(standbys()).chain(["donor"]).collect();
+                    bail!(
+                        "--without {asked}: there is no such host; there are {}",
+                        known.join(", ")
+                    )
+                }
+            }
+        }
+        Ok(without)
+    }
+
+    pub(crate) fn has_peer(&self, zone: &str) -> bool {
+        self.peers.contains(zone)
+    }
+
+    pub(crate) fn has_standby(&self, name: &str) -> bool {
+        self.standbys.contains(name)
+    }
+
+    pub(crate) fn lacks_standby(&self) -> bool {
+        !self.standbys.is_empty()
+    }
+
+    /// Whether the donor is to be gone: then there is nothing to go back to.
+    pub fn is_without_donor(&self) -> bool {
+        self.donor
+    }
+}
