@@ -10,8 +10,8 @@ use transplant::{Asking, PatroniConfig, Source, is_here};
 /// Which donor, and the shard's peers.
 #[derive(Debug, Args)]
 pub struct Discover {
-    /// Where the donor's server (of a shard its primary's, of a Patroni cluster the leader's) runs: "local",
-    /// or "ssh:user@host". Default: this host, where the server has an address of it.
+    /// Where the donor's server runs (of a shard its primary's, of a Patroni cluster its leader's): "local",
+    /// or "ssh:user@host". Default: local; of a shard or a cluster only where that one's address is local.
     #[arg(long, value_parser = |text: &str| Host::try_from(text.to_owned()))]
     host: Option<Host>,
     /// Where its Unix socket is. Default: where a socket of its port is on that host.
@@ -195,5 +195,24 @@ mod tests {
         check("host=a,b", there, Err("several hosts"));
         check("host=a port=1,2", there, Err("several ports"));
         check("host=a nonsense=1", there, Err("--dsn"));
+    }
+
+    #[test]
+    fn files_of_sitters_are_absolute() {
+        for (text, expected) in [
+            ("/etc/sitter.toml", Ok((Host::Local, "/etc/sitter.toml"))),
+            ("local=/etc/sitter.toml", Ok((Host::Local, "/etc/sitter.toml"))),
+            ("ssh:root@b=/s.toml", Ok((Host::Ssh("root@b".to_owned()), "/s.toml"))),
+            ("ssh:root@b=s.toml", Err("give an absolute path")),
+            ("b=/s.toml", Err("\"b\" is no host")),
+        ] {
+            match (recipient(text), expected) {
+                (Ok((host, file)), Ok(expected)) => assert_eq!((host, file.as_str()), expected),
+                (Err(told), Err(expected)) => assert!(told.contains(expected), "{told}"),
+                (found, expected) => panic!("{text}: {found:?}, {expected:?}"),
+            }
+        }
+        let (_, here) = recipient("s.toml").unwrap();
+        assert!(here.starts_with('/') && here.ends_with("/s.toml"), "{here}");
     }
 }

@@ -1,11 +1,11 @@
 //! A draft is an inventory that works, as far as what was asked can tell.
 
-use super::{cluster::Cluster, harness::Move, ours::os_user};
+use super::{cluster::Cluster, filesystems::isolated, harness::Move, ours::os_user, ssh::Sshd};
 use adapters::testing::Ensemble;
 use anyhow::{Context, Result, ensure};
 use manatee::shard::Donor;
 use serde_json::json;
-use std::{collections::BTreeMap, fs, os::unix::fs::symlink, process::Command};
+use std::{collections::BTreeMap, fs, os::unix::fs::symlink, path::Path, process::Command};
 use toml::{Table, Value};
 
 /// What a draft says of a donor besides how it is started and stopped.
@@ -52,7 +52,7 @@ fn refused<D: Donor>(moved: &Move<D>, args: &[&str], why: &[&str]) -> Result<()>
 /// The draft says of the donor what is so.
 fn check(draft: &str, mut told: Table, fields: &[&str]) -> Result<()> {
     let read: Table = draft.parse()?;
-    told.insert("host".to_owned(), "local".into());
+    let host = told.entry("host").or_insert("local".into()).to_string();
     for field in SERVER.iter().chain(fields) {
         ensure!(read["donor"].get(field) == told.get(*field), "{field}: {draft}");
     }
@@ -68,6 +68,8 @@ fn check(draft: &str, mut told: Table, fields: &[&str]) -> Result<()> {
         let (found, expected) = (standbys(&read["donor"], field), standbys(&told, field));
         ensure!(found == expected, "{field}: {found:?}, {expected:?}: {draft}");
     }
+    let hosts = standbys(&read["donor"], "host");
+    ensure!(hosts.values().all(|one| *one == host), "{hosts:?}: {draft}");
     Ok(())
 }
 
@@ -129,6 +131,11 @@ fn an_inventory_is_drafted_from_a_shard() -> Result<()> {
     ensure!(drafted.contains("\n# It is frozen"), "{drafted}");
     works(&moved, &drafted)?;
 
+    // Asked by itself, its primary says whose it is.
+    let port = told["port"].to_string();
+    let alone = draft(&moved, &by(&told, &["--port", &port])?)?;
+    ensure!(alone.contains("LOOK HERE: a sitter of Manatee has it"), "{alone}");
+
     // Another server is not taken for the primary's.
     let other = donor.others().next().context("another peer")?;
     let sockets = tempfile::tempdir()?;
@@ -163,6 +170,28 @@ fn an_inventory_is_drafted_from_a_shard_in_zookeeper() -> Result<()> {
     let told = donor.inventory()?;
     let (name, url) = (donor.shard().name(), ensemble.url());
     let drafted = draft(&moved, &by(&told, &["--shard", name, "--coordination", &url])?)?;
+    check(&drafted, told, &["manatee"])?;
+    works(&moved, &drafted)
+}
+
+/// Its sitters are seen on the host that is named.
+#[test]
+fn an_inventory_is_drafted_from_a_shard_elsewhere() {
+    isolated("discover::an_inventory_is_drafted_from_a_shard_elsewhere", |place| {
+        draft_over_ssh(place).expect("a draft");
+    });
+}
+
+fn draft_over_ssh(place: &Path) -> Result<()> {
+    let _sshd = Sshd::start(place)?;
+    let moved = Move::of_ours(None)?;
+    let donor = moved.stage.donor();
+    let mut told = donor.inventory()?;
+    let (coordination, name) = (donor.shard().coordination(), donor.shard().name());
+    let host = "ssh:root@host-donor";
+    let shard = ["--host", host, "--shard", name, "--coordination", coordination];
+    let drafted = draft(&moved, &by(&told, &shard)?)?;
+    told.insert("host".to_owned(), host.into());
     check(&drafted, told, &["manatee"])?;
     works(&moved, &drafted)
 }
@@ -205,6 +234,9 @@ fn an_inventory_is_drafted_from_a_patroni_cluster() -> Result<()> {
     let drafted = draft(&moved, &patroni)?;
     check(&drafted, told.clone(), &["patroni"])?;
     works(&moved, &drafted)?;
+    let port = told["port"].to_string();
+    let by_itself = draft(&moved, &by(&told, &["--port", &port])?)?;
+    ensure!(by_itself.contains("LOOK HERE: Patroni has it"), "{by_itself}");
 
     let alone = ["--patroni", url, "--patroni-user", user];
     refused(&moved, &alone, &["--patroni-password-file <FILE>"])?;

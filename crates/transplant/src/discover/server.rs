@@ -1,7 +1,7 @@
 //! What a server says of itself, and its host of it.
 
 use super::{Asking, Draft, guess};
-use crate::donor::literal;
+use crate::{donor::literal, manatee::is_rendered};
 use adapters::{
     exec::Exec,
     service::{Host, Service, quote},
@@ -54,6 +54,17 @@ pub(super) async fn draft(asking: &Asking, port: u16, address: Option<&str>) -> 
     let mut draft = Draft::of(&format!("PostgreSQL {} on {host}", answers.version));
     if answers.in_recovery {
         draft.unknown("it is a standby: draft from its primary");
+    }
+    if is_rendered(&server.setting("hba_file").await?) {
+        draft.unknown(
+            "a sitter of Manatee has it: draft from its shard, by --shard and --coordination",
+        );
+    }
+    let left = quote(&format!("{}/patroni.dynamic.json", answers.data_dir));
+    if server.shell(&format!("[ ! -e {left} ] || echo there")).await? == "there" {
+        draft.unknown(
+            "Patroni has it, or had: where it still has, draft from its cluster, by --patroni",
+        );
     }
     draft.line("\n[donor]");
     draft.set("kind", "postgres");
