@@ -3,9 +3,16 @@
 use super::{cluster::Cluster, filesystems::isolated, harness::Move, ours::os_user, ssh::Sshd};
 use adapters::testing::Ensemble;
 use anyhow::{Context, Result, ensure};
-use manatee::shard::Donor;
+use manatee::shard::{DONOR, Donor, Standalone};
 use serde_json::json;
-use std::{collections::BTreeMap, fs, os::unix::fs::symlink, path::Path, process::Command};
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::{PermissionsExt, symlink},
+    path::Path,
+    process::Command,
+};
+use tempfile::TempDir;
 use toml::{Table, Value};
 
 /// What a draft says of a donor besides how it is started and stopped.
@@ -81,6 +88,16 @@ fn works<D: Donor>(moved: &Move<D>, inventory: &str) -> Result<()> {
     Ok(())
 }
 
+/// A directory in which a server is reached as if it were of another port.
+fn disguise(sockets: &Path, (port, other): (u16, u16)) -> Result<(TempDir, String)> {
+    let directory = tempfile::tempdir()?;
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755))?;
+    let socket = |port: u16| format!(".s.PGSQL.{port}");
+    symlink(sockets.join(socket(port)), directory.path().join(socket(other)))?;
+    let name = directory.path().display().to_string();
+    Ok((directory, name))
+}
+
 #[test]
 fn an_inventory_is_drafted_from_a_server() -> Result<()> {
     let moved = Move::prepare()?;
@@ -138,12 +155,8 @@ fn an_inventory_is_drafted_from_a_shard() -> Result<()> {
 
     // Another server is not taken for the primary's.
     let other = donor.others().next().context("another peer")?;
-    let sockets = tempfile::tempdir()?;
-    let socket = |port: u16| format!(".s.PGSQL.{port}");
-    let of_other = other.dataset().join("run").join(socket(other.host().1));
-    symlink(of_other, sockets.path().join(socket(donor.primary().host().1)))?;
-    Command::new("chmod").arg("755").arg(sockets.path()).status()?;
-    let directory = sockets.path().display().to_string();
+    let ports = (other.host().1, donor.primary().host().1);
+    let (_sockets, directory) = disguise(&other.dataset().join("run"), ports)?;
     let drafted = draft(&moved, &[&shard[..], &["--socket-dir", &directory]].concat())?;
     ensure!(drafted.contains("is a standby; --host is to name the host of"), "{drafted}");
     fs::write(moved.stage.inventory(), &drafted)?;
@@ -237,6 +250,19 @@ fn an_inventory_is_drafted_from_a_patroni_cluster() -> Result<()> {
     let port = told["port"].to_string();
     let by_itself = draft(&moved, &by(&told, &["--port", &port])?)?;
     ensure!(by_itself.contains("LOOK HERE: Patroni has it"), "{by_itself}");
+
+    // Another server is not taken for the leader's.
+    let directory = moved.stage.inventory().with_file_name("other");
+    fs::create_dir(&directory)?;
+    fs::set_permissions(&directory, fs::Permissions::from_mode(0o755))?;
+    let other = Standalone::make(&directory, "select 1")?;
+    let ports = (other.servers()[0].1.1, moved.stage.donor().servers()[0].1.1);
+    let (_sockets, directory) = disguise(&directory.join(DONOR), ports)?;
+    let drafted = draft(&moved, &[&patroni[..], &["--socket-dir", &directory]].concat())?;
+    ensure!(drafted.contains("was started at another time than the one of one"), "{drafted}");
+    fs::write(moved.stage.inventory(), &drafted)?;
+    let problems = moved.stage.transplant(&["preflight"]).err().context("problems")?.to_string();
+    ensure!(problems.contains("donor: "), "{problems}");
 
     let alone = ["--patroni", url, "--patroni-user", user];
     refused(&moved, &alone, &["--patroni-password-file <FILE>"])?;
