@@ -20,7 +20,7 @@ mod steps;
 mod without;
 mod world;
 
-pub use discover::{Draft, Server};
+pub use discover::{Asking, Draft, Source, discover, is_here};
 pub use donor::{Control, Donor, without_block};
 pub use inventory::{
     BackupConfig, ClientCheck, DatasetConfig, DatasetKind, DonorConfig, DonorKind, DonorShard,

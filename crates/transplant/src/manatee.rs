@@ -2,7 +2,7 @@
 
 pub(crate) mod preflight;
 
-use crate::{DonorConfig, DonorKind, Facts, Inventory, inventory::DonorStandby};
+use crate::{DonorConfig, DonorKind, DonorShard, Facts, Inventory, inventory::DonorStandby};
 use adapters::{
     coord::{self, Coordination, Registration},
     service::Host,
@@ -40,6 +40,9 @@ pub struct ShardFacts {
     pub frozen: bool,
     /// Whether an operator has asked for another order.
     pub promote: bool,
+    /// Whether its primary serves alone, as far as a cluster state says so.
+    #[serde(default)]
+    pub one_node_write_mode: bool,
 }
 
 impl ShardFacts {
@@ -77,6 +80,7 @@ impl ShardFacts {
             deposed,
             registered,
             frozen: state.as_ref().is_some_and(ClusterState::is_frozen),
+            one_node_write_mode: state.as_ref().is_some_and(ClusterState::is_one_node_write_mode),
             promote: state.is_some_and(|state| state.promote.is_some()),
         }
     }
@@ -89,7 +93,11 @@ pub(crate) fn named(peer: &PeerIdent) -> String {
 
 /// The coordination of a donor.
 pub(crate) fn open(donor: &DonorConfig) -> Result<Arc<dyn Coordination>> {
-    let shard = donor.manatee.as_ref().context("donor.manatee is missing")?;
+    meet(donor.manatee.as_ref().context("donor.manatee is missing")?)
+}
+
+/// Where the peers of a shard meet.
+fn meet(shard: &DonorShard) -> Result<Arc<dyn Coordination>> {
     // A mistyped path must not be made.
     if let Some(path) = shard.coordination.strip_prefix("sqlite:") {
         let path = Path::new(path.strip_prefix("//").unwrap_or(path));
@@ -102,7 +110,12 @@ pub(crate) fn open(donor: &DonorConfig) -> Result<Arc<dyn Coordination>> {
 
 /// Looks at a donor by its coordination.
 pub(crate) async fn look(donor: &DonorConfig) -> Result<ShardFacts> {
-    let view = open(donor)?.read().await?;
+    look_at(donor.manatee.as_ref().context("donor.manatee is missing")?).await
+}
+
+/// Looks at a shard by its coordination.
+pub(crate) async fn look_at(shard: &DonorShard) -> Result<ShardFacts> {
+    let view = meet(shard)?.read().await?;
     let state = view.state.map(|stored| ClusterState::parse(&stored.json)).transpose()?;
     Ok(ShardFacts::of(state, view.active))
 }

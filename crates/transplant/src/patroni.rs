@@ -40,18 +40,31 @@ pub struct PatroniFacts {
 /// What a member says of the cluster (`/cluster`).
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Cluster {
-    members: Vec<Listed>,
+    /// Who belongs to it.
+    pub members: Vec<Listed>,
     #[serde(default)]
     pub pause: bool,
     scheduled_switchover: Option<Value>,
 }
 
+/// A member of a cluster, as the cluster says.
 #[derive(Debug, Clone, Deserialize)]
-struct Listed {
-    name: String,
-    role: String,
+pub(crate) struct Listed {
+    /// Its name.
+    pub name: String,
+    /// What it is.
+    pub role: String,
     #[serde(default)]
     api_url: String,
+    host: Option<String>,
+    port: Option<u16>,
+}
+
+impl Listed {
+    /// Where its server is, as far as it says so.
+    pub fn server(&self) -> Option<(&str, u16)> {
+        Some((self.host.as_deref()?, self.port?))
+    }
 }
 
 /// What a member says of itself (`/patroni`).
@@ -93,6 +106,39 @@ impl Patroni {
         let config = facts.inventory.donor.patroni.clone()?;
         let limit = Millis(facts.inventory.limits.service_seconds * 1000);
         Some(Patroni { config, facts: facts.patroni.clone()?, limit })
+    }
+
+    /// The cluster that is reached so, and what it says of itself.
+    ///
+    /// # Errors
+    /// When it does not answer, or has no leader.
+    pub async fn reach(config: PatroniConfig) -> Result<(Patroni, Cluster)> {
+        let facts = PatroniFacts {
+            leader: String::new(),
+            is_donor: false,
+            members: BTreeMap::new(),
+            silent: BTreeMap::new(),
+            paused: false,
+            switchover: false,
+            config_file: String::new(),
+        };
+        let mut patroni = Patroni { config, facts, limit: QUERY_LIMIT };
+        let cluster = patroni.cluster().await?;
+        patroni.facts = PatroniFacts {
+            leader: cluster.leader().context("the Patroni cluster has no leader")?.to_owned(),
+            members: cluster.members.iter().map(|m| (m.name.clone(), base(&m.api_url))).collect(),
+            paused: cluster.pause,
+            switchover: cluster.scheduled_switchover.is_some(),
+            ..patroni.facts
+        };
+        Ok((patroni, cluster))
+    }
+
+    /// The statement that gives `t` at the server of this member, and at no other.
+    pub async fn started_as(&self, name: &str) -> Result<String> {
+        let begun = self.member(name).await?.postmaster_start_time;
+        let unknown = || format!("Patroni does not say when the server of {name} was started");
+        Ok(started_at(&begun.with_context(unknown)?))
     }
 
     /// Asks or tells; the status of the answer, and its text.
@@ -348,25 +394,8 @@ impl Patroni {
 /// When it does not answer, or has no leader.
 pub(crate) async fn look(config: &DonorConfig, donor: &Donor) -> Result<Option<PatroniFacts>> {
     let Some(patroni) = &config.patroni else { return Ok(None) };
-    let unknown = PatroniFacts {
-        leader: String::new(),
-        is_donor: false,
-        members: BTreeMap::new(),
-        silent: BTreeMap::new(),
-        paused: false,
-        switchover: false,
-        config_file: String::new(),
-    };
-    let mut patroni = Patroni { config: patroni.clone(), facts: unknown, limit: QUERY_LIMIT };
-    let cluster = patroni.cluster().await?;
-    patroni.facts = PatroniFacts {
-        leader: cluster.leader().context("the Patroni cluster has no leader")?.to_owned(),
-        members: cluster.members.iter().map(|m| (m.name.clone(), base(&m.api_url))).collect(),
-        paused: cluster.pause,
-        switchover: cluster.scheduled_switchover.is_some(),
-        config_file: donor.sql("select current_setting('config_file')").await?,
-        ..patroni.facts
-    };
+    let (mut patroni, _) = Patroni::reach(patroni.clone()).await?;
+    patroni.facts.config_file = donor.sql("select current_setting('config_file')").await?;
     for name in patroni.facts.members.clone().into_keys() {
         match patroni.member(&name).await {
             Err(error) => {
@@ -375,13 +404,16 @@ pub(crate) async fn look(config: &DonorConfig, donor: &Donor) -> Result<Option<P
             Ok(Member { postmaster_start_time: Some(begun), .. })
                 if name == patroni.facts.leader =>
             {
-                // By any other name: addresses may be written in more than one way.
-                let begun = crate::donor::literal(&begun);
-                let same = format!("select pg_postmaster_start_time() = {begun}::timestamptz");
-                patroni.facts.is_donor = donor.sql(&same).await? == "t";
+                patroni.facts.is_donor = donor.sql(&started_at(&begun)).await? == "t";
             }
             Ok(_) => {}
         }
     }
     Ok(Some(patroni.facts))
+}
+
+/// Asks a server whether it was started then: it is the same by any other name, as addresses may be written
+/// in more than one way.
+fn started_at(begun: &str) -> String {
+    format!("select pg_postmaster_start_time() = {}::timestamptz", crate::donor::literal(begun))
 }

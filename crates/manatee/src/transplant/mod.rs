@@ -5,6 +5,7 @@
 
 mod ask;
 mod backup;
+mod discover;
 mod donor;
 mod frames;
 mod incoming;
@@ -12,7 +13,6 @@ mod peer;
 mod screen;
 mod show;
 
-use adapters::service::Host;
 use anyhow::{Context, Result, bail};
 use ask::{Absent, confirm};
 use clap::{Args, Subcommand};
@@ -26,7 +26,7 @@ use std::{
     process::ExitCode,
     sync::atomic::{AtomicBool, Ordering},
 };
-use transplant::{Facts, Inventory, JournalFile, Locked, Server, Without, World, journal_of};
+use transplant::{Facts, Inventory, JournalFile, Locked, Without, World, journal_of};
 
 /// Set by the first Ctrl-C: the run stops after the step that it is at.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -34,8 +34,9 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 /// `manatee transplant`.
 #[derive(Debug, Subcommand)]
 pub enum TransplantCommand {
-    /// Print a draft of an inventory, from what a server says of itself. Changes nothing.
-    Discover(Discover),
+    /// Print a draft of an inventory, from what a server, a shard of Manatee or a Patroni cluster says of
+    /// itself. Changes nothing.
+    Discover(Box<discover::Discover>),
     /// Look at everything that the inventory names, and say all that stands in the way.
     Preflight(Which),
     /// Say what would be done, step by step; does nothing.
@@ -118,37 +119,6 @@ pub struct Run {
     yes: bool,
 }
 
-/// Which server, and the shard's peers.
-#[derive(Debug, Args)]
-pub struct Discover {
-    /// Where it runs: "local", or "ssh:user@host".
-    #[arg(long, default_value = "local", value_parser = |text: &str| Host::try_from(text.to_owned()))]
-    host: Host,
-    /// Where its Unix socket is.
-    #[arg(long, default_value = "/var/run/postgresql", value_name = "DIR")]
-    socket_dir: String,
-    /// Its port.
-    #[arg(long, default_value_t = 5432)]
-    port: u16,
-    /// The user that it runs as.
-    #[arg(long, default_value = "postgres", value_name = "USER")]
-    os_user: String,
-    /// The database superuser, who is let in over the socket without a password.
-    #[arg(long, default_value = "postgres", value_name = "ROLE")]
-    superuser: String,
-    /// The sitter's file of a peer of the shard that it is to be moved into: FILE, or HOST=FILE. Once for
-    /// each, in the order of the chain.
-    #[arg(long, value_name = "[HOST=]FILE", value_parser = recipient)]
-    recipient: Vec<(Host, String)>,
-}
-
-fn recipient(text: &str) -> std::result::Result<(Host, String), String> {
-    match text.split_once('=') {
-        Some((host, file)) => Ok((Host::try_from(host.to_owned())?, file.to_owned())),
-        None => Ok((Host::Local, text.to_owned())),
-    }
-}
-
 /// Runs `manatee transplant …`.
 ///
 /// # Errors
@@ -157,7 +127,7 @@ pub fn run(command: TransplantCommand) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.context("cannot start the asynchronous runtime")?.block_on(async {
         match command {
-            TransplantCommand::Discover(server) => discover(server).await,
+            TransplantCommand::Discover(asked) => print(&discover::run(*asked).await?),
             TransplantCommand::Preflight(which) => preflight(&which).await,
             TransplantCommand::Plan(which) => plan(&which).await,
             TransplantCommand::Runbook { inventory } => runbook(&inventory).await,
@@ -204,15 +174,6 @@ async fn look(
         return Ok(Err(problems));
     }
     Ok(Ok(seen.facts(inventory, uuid::Uuid::new_v4().to_string())?))
-}
-
-async fn discover(asked: Discover) -> Result<ExitCode> {
-    let Discover { host, socket_dir, port, os_user, superuser, recipient } = asked;
-    let server = Server { host, socket_dir, port, os_user, superuser };
-    let mut draft = server.discover().await?;
-    let program = std::env::current_exe().context("this program's path")?;
-    draft.recipients(&recipient, &program.display().to_string())?;
-    print(&draft.into_text())
 }
 
 async fn preflight(which: &Which) -> Result<ExitCode> {

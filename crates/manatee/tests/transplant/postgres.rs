@@ -2,7 +2,6 @@
 
 use super::harness::{Move, wait};
 use anyhow::{Context, Result, ensure};
-use manatee::shard::Donor;
 use saga::{Entry, Mode};
 use std::{fs, process::Command};
 
@@ -190,45 +189,6 @@ fn a_second_runner_and_a_changed_donor_are_refused() -> Result<()> {
     let told = moved.stage.transplant(&["run", "--yes"]).unwrap_err().to_string();
     ensure!(told.contains("the donor is on timeline 2, it was on 1"), "{told}");
     moved.stage.transplant(&["rollback"])?;
-    moved.wait_for_writes_to("donor")?;
-    moved.check_donor()
-}
-
-/// A draft is an inventory that works, as far as the server can tell.
-#[test]
-fn an_inventory_is_drafted_from_a_server() -> Result<()> {
-    let moved = Move::prepare()?;
-    let told = moved.stage.donor().inventory()?;
-    let mut discover = Command::new(env!("CARGO_BIN_EXE_manatee"));
-    discover.args(["transplant", "discover"]);
-    for (option, field) in [
-        ("--socket-dir", "socket_dir"),
-        ("--os-user", "os_user"),
-        ("--superuser", "superuser"),
-        ("--port", "port"),
-    ] {
-        let value = told[field].as_str().map_or_else(|| told[field].to_string(), str::to_owned);
-        discover.args([option, &value]);
-    }
-    for peer in moved.stage.peers() {
-        discover.arg("--recipient").arg(peer.config_file());
-    }
-    let output = discover.output()?;
-    let draft = String::from_utf8(output.stdout)?;
-    let problem = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{problem}");
-    let read: toml::Table = draft.parse()?;
-    for field in ["kind", "address", "port", "data_dir", "bin_dir", "socket_dir", "superuser"] {
-        ensure!(read["donor"][field] == told[field], "{field}: {draft}");
-    }
-    fs::write(moved.stage.inventory(), &draft)?;
-    let told = moved.stage.transplant(&["preflight"])?;
-    ensure!(told.contains("nothing stands in the way"), "{told}");
-    for verb in ["stop", "stop", "start", "start"] {
-        let command = read["donor"]["service"][verb].as_str().context("a command")?;
-        let ended = Command::new("sh").args(["-c", command]).status()?;
-        ensure!(ended.success(), "{verb}: {command}");
-    }
     moved.wait_for_writes_to("donor")?;
     moved.check_donor()
 }
