@@ -4,6 +4,7 @@
 mod backup;
 mod bench;
 mod cluster;
+mod copied;
 mod discover;
 #[path = "../../../adapters/tests/filesystems/mod.rs"]
 mod filesystems;

@@ -1,18 +1,23 @@
 //! Keeps the WAL that the donor would need to come level with the shard; undone, the donor does.
 
-use super::{Scene, fence_donor, open_replication::Secret, position, until};
+use super::{Scene, copy_back, fence_donor, open_replication::Secret, position, until};
 use crate::{
     donor::{literal, value},
     recipient::{REPLICATED, Recipient},
 };
+use adapters::clock;
 use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
+use cluster::{Lsn, Millis};
 use saga::{Check, Outcome, Step, StepError, Tell, Undo};
 use serde_json::json;
 use std::sync::Arc;
 
 /// The donor's slot at the shard's primary. A primary drops only slots whose names begin with its own word.
 pub(crate) const SLOT: &str = "transplant_donor";
+
+/// How long a donor may stand still, not streaming, before it is asked whether it ever can.
+const PATIENCE: Millis = Millis(5000);
 
 pub(super) struct KeepWayBack(pub Arc<Scene>);
 
@@ -37,11 +42,50 @@ pub(super) async fn least(primary: &Recipient) -> Result<String> {
     primary.sql(&least).await
 }
 
-/// Makes the donor follow the shard, and waits until it is level, while the shard goes on.
+/// Drops it.
+async fn drop_slot(peer: &Recipient) -> Result<()> {
+    let sql = format!(
+        "select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = {}",
+        literal(SLOT)
+    );
+    peer.sql(&sql).await.map(drop)
+}
+
+/// Makes the donor follow the shard, and waits until it is level, while the shard goes on. Where the WAL that
+/// it needs is not kept any more, it is copied anew first.
 pub(super) async fn follow_back(scene: &Scene, primary: &Recipient, tell: &dyn Tell) -> Result<()> {
     let donor = &scene.donor;
-    make_slot(primary).await?;
+    copy_back::place(donor, tell).await?;
     let Secret { password } = primary.verb("secret", &[]).await?;
+    if come_level(scene, primary, &password, tell).await? == Way::Level {
+        return Ok(());
+    }
+    donor.halt().await?;
+    drop_slot(primary).await?;
+    make_slot(primary).await?;
+    copy_back::copy_back(scene, primary, &password, tell).await?;
+    match come_level(scene, primary, &password, tell).await? {
+        Way::Level => Ok(()),
+        Way::Lost => bail!("{} keeps too little WAL for a copy to follow it", primary.zone()),
+    }
+}
+
+/// Whether the donor can come level.
+#[derive(PartialEq, Eq)]
+enum Way {
+    Level,
+    /// What is between is nowhere any more.
+    Lost,
+}
+
+async fn come_level(
+    scene: &Scene,
+    primary: &Recipient,
+    password: &str,
+    tell: &dyn Tell,
+) -> Result<Way> {
+    let donor = &scene.donor;
+    make_slot(primary).await?;
     let word = |text: &str| format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"));
     let facts = &primary.facts;
     let conninfo = format!(
@@ -49,7 +93,7 @@ pub(super) async fn follow_back(scene: &Scene, primary: &Recipient, tell: &dyn T
         facts.peer.ip,
         facts.port,
         word(&facts.replication_user),
-        word(&password)
+        word(password)
     );
     let settings = format!(
         "primary_conninfo = {}\nprimary_slot_name = {}\nrecovery_target_timeline = 'latest'\n{}",
@@ -64,25 +108,21 @@ pub(super) async fn follow_back(scene: &Scene, primary: &Recipient, tell: &dyn T
     }
     donor.start().await.context("the donor cannot be started to follow the shard")?;
     let limits = &scene.facts.inventory.limits;
+    let mut way = Way::Level;
+    let mut waits_at = (Lsn::default(), clock::now());
     until(limits.catch_up_seconds, tell, async || {
         let streams = "select count(*) from pg_stat_wal_receiver where status = 'streaming'";
+        let replayed = position(&donor.sql("select pg_last_wal_replay_lsn()").await?)?;
         if donor.sql(streams).await? != "1" {
-            let lost = format!(
-                "select count(*) from pg_replication_slots where slot_name = {} and wal_status = 'lost'",
-                literal(SLOT)
-            );
-            if primary.sql(&lost).await? != "0" {
-                bail!(
-                    "{} has not kept the WAL that the donor needs (slot {SLOT} is lost: its file's \
-                     slot_keep_mib was exceeded): the donor cannot take what the shard wrote. The shard serves \
-                     on: commit, or give up what it wrote with `rollback --discard-writes`",
-                    primary.zone()
-                );
+            if waits_at.0 != replayed {
+                waits_at = (replayed, clock::now());
+            } else if clock::now() - waits_at.1 > PATIENCE && is_lost(primary, replayed).await? {
+                way = Way::Lost;
+                return Ok(Ok(()));
             }
             return Ok(Err("the donor does not stream from the shard yet".to_owned()));
         }
         let written = position(&primary.sql("select pg_current_wal_lsn()").await?)?;
-        let replayed = position(&donor.sql("select pg_last_wal_replay_lsn()").await?)?;
         let lag = written.byte().saturating_sub(replayed.byte());
         Ok(if lag <= limits.lag_bytes {
             Ok(())
@@ -90,7 +130,20 @@ pub(super) async fn follow_back(scene: &Scene, primary: &Recipient, tell: &dyn T
             Err(format!("the donor is {} MiB behind", lag >> 20))
         })
     })
-    .await
+    .await?;
+    Ok(way)
+}
+
+/// Whether what comes after this position is not there any more: the slot is lost, or was made too late.
+async fn is_lost(primary: &Recipient, after: Lsn) -> Result<bool> {
+    let asked = format!(
+        "select exists (select from pg_replication_slots where slot_name = {} and wal_status = 'lost') \
+         or ({after} < pg_current_wal_lsn() and not exists (select from pg_ls_waldir() \
+         where right(name, 16) = right(pg_walfile_name({after}), 16)))",
+        literal(SLOT),
+        after = format_args!("'{after}'::pg_lsn"),
+    );
+    Ok(primary.sql(&asked).await? == "t")
 }
 
 #[async_trait(?Send)]
@@ -119,13 +172,8 @@ impl Step for KeepWayBack {
     }
 
     async fn release(&self, _: &dyn Tell) -> Result<(), StepError> {
-        let slot = literal(SLOT);
         for peer in self.0.here() {
-            let sql = format!(
-                "select pg_drop_replication_slot(slot_name) from pg_replication_slots \
-                 where slot_name = {slot}"
-            );
-            peer.sql(&sql).await?;
+            drop_slot(peer).await?;
         }
         Ok(())
     }

@@ -4,6 +4,7 @@ mod backup;
 mod catch_up;
 mod check_clients;
 mod compare;
+mod copy_back;
 mod fence_donor;
 mod grow;
 mod hold_donor;
