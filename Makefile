@@ -30,6 +30,8 @@ test test-coordination test-transplant test-kills: export TMPDIR := $(TMPDIR)
 
 # How many tests run at once that have no whole shards: they wait most of their time.
 WAITING := $(shell echo $$((2 * $$(nproc))))
+# How many that have: two of them leave half of two processors idle.
+WHOLE := $(shell echo $$((($$(nproc) * 3 + 1) / 2)))
 
 # Shards of `make bench-idle`.
 SHARDS ?= 1000
@@ -49,10 +51,10 @@ test: ## Check everything: format, lints, tests, recorded behaviour
 	@$(MAKE) --no-print-directory lint
 	cargo build --locked --workspace
 	cargo test --locked --workspace --exclude manatee -- --test-threads=$(WAITING)
-	cargo test --locked --package manatee
+	cargo test --locked --package manatee -- --test-threads=$(WHOLE)
 	for coordination in zookeeper etcd; do \
-		MANATEE_TEST_COORDINATION=$$coordination \
-			cargo test --locked --package manatee --test shard -- --exact $(ON_EACH); \
+		MANATEE_TEST_COORDINATION=$$coordination cargo test --locked --package manatee \
+			--test shard -- --exact --test-threads=$(WHOLE) $(ON_EACH); \
 	done
 	"$(TARGET)/debug/manatee" sim check crates/sim/tests/vectors/*.jsonl $(VECTORS)
 	@echo "make test: all of it passed"
