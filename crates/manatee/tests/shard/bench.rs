@@ -41,7 +41,8 @@ fn rebuild() {
 fn run(place: &Path) -> Result<()> {
     let size = std::env::var("MANATEE_BENCH_MIB").ok().map(|text| text.parse()).transpose()?;
     let size: u64 = size.unwrap_or(SIZE);
-    let file = BtrfsFile::new(place, 8 * size + 4096);
+    // Three copies, their WAL, and what a copying file system cannot use again at once.
+    let file = BtrfsFile::new(place, 16 * size + 8192);
     let parent = file.parent("manatee");
     let snapshots = Btrfs::open(&parent)?;
     let world = World::start_as("", |options| options.volumes = Volumes::Btrfs(parent.clone()))?;
