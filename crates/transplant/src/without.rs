@@ -1,4 +1,4 @@
-//! Hosts that are off for good: nothing is asked of them, on the way back and at the end (rule K7).
+//! Hosts that are off for good: nothing is asked of them, on the way back and at the end (rule K8).
 
 use crate::Facts;
 use anyhow::{Result, bail};

@@ -21,7 +21,7 @@ pub(super) fn whole(error: &dyn std::error::Error) -> String {
 }
 
 /// A stored state as the machine takes it: parsed once, here. One that a transplant was rolled back from is
-/// not to be acted on: its database serves elsewhere (rule K7).
+/// not to be acted on: its database serves elsewhere (rule K8).
 pub(super) fn seen(stored: &StoredState) -> StateSeen {
     let state = ClusterState::parse(&stored.json).and_then(|state| {
         let Some(when) = state.extra.get(ROLLED_BACK) else { return Ok(state) };

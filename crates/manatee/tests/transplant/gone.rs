@@ -1,4 +1,4 @@
-//! Hosts that are lost for good while something is moved (rule K7): nobody is left stuck.
+//! Hosts that are lost for good while something is moved (rule K8): nobody is left stuck.
 
 use super::harness::{Move, wait};
 use anyhow::{Result, ensure};

@@ -172,7 +172,7 @@ impl Donor for Pair {
     }
 }
 
-/// A standby that is lost for good does not block the way back (rule K7).
+/// A standby that is lost for good does not block the way back (rule K8).
 #[test]
 fn a_lost_standby_does_not_block_the_way_back() -> Result<()> {
     let moved = Move::with(|_| {}, Pair::make)?;

@@ -106,7 +106,7 @@ impl OpenRecipient {
         if !how.discard_writes {
             self.drain(primary, tell).await?;
         }
-        // Of one that is gone, and is started some day, the sitter sees it there (rule K7).
+        // Of one that is gone, and is started some day, the sitter sees it there (rule K8).
         let says = self.0.here().next().context("no peer of the shard is left")?;
         let _: Value = says.verb("retract", &["--id", &self.0.facts.id]).await?;
         Ok(())
