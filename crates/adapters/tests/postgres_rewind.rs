@@ -66,6 +66,32 @@ async fn one_that_crashed_becomes_a_standby_again() {
     follows(&old, &new).await;
 }
 
+/// Much WAL lies between its last checkpoint and where the two parted: more than its recovery would keep.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_crashed_long_after_a_checkpoint_becomes_a_standby_again() {
+    let (old, new) = pair().await;
+    let session = old.session().await;
+    let sql = "create table t (n int primary key); insert into t select generate_series(1, 1000)";
+    session.batch_execute(sql).await.expect("rows");
+    session.batch_execute("checkpoint").await.expect("a checkpoint");
+    for n in 1..10 {
+        let sql = format!("insert into t values ({n}); delete from t where n = {n}", n = 4000 + n);
+        session.batch_execute(&sql).await.expect("a row");
+        session.batch_execute("select pg_switch_wal()").await.expect("another file");
+    }
+    let end = old.value("select pg_current_wal_flush_lsn()::text").await;
+    new.wait(&format!("pg_last_wal_replay_lsn() >= '{end}'")).await;
+    new.apply(&promoted(&[])).await;
+    new.session().await.batch_execute("insert into t values (2001)").await.expect("a row");
+    session.batch_execute("insert into t values (3001)").await.expect("a row that is lost");
+    old.wait("not exists (select from pg_replication_slots where active)").await;
+    let sql = "select pg_drop_replication_slot(slot_name) from pg_replication_slots";
+    session.batch_execute(sql).await.expect("nothing else keeps WAL");
+    old.postgres.stop(StopMode::Immediate).await.expect("a stop");
+    old.postgres.rewind(&new.source(), |_, _| {}).await.expect("a rewind");
+    follows(&old, &new).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn one_that_did_not_diverge_only_follows() {
     let (old, new) = pair().await;

@@ -21,7 +21,11 @@ use super::{
 };
 use crate::{clock, exec::Exec, storage::SeedSource};
 use cluster::Millis;
-use std::{fs, path::Path};
+use std::{
+    fs::{self, OpenOptions},
+    io::Write,
+    path::Path,
+};
 use tokio_postgres::{Client, Config, NoTls};
 
 /// The start of the name of a database while it is being rewound.
@@ -92,6 +96,7 @@ impl Inner {
                 progress(done, total);
             }
         };
+        keep_wal(&aside).map_err(PgCause::file(&aside))?;
         let command = self.pg_rewind(source, &aside).arg("--progress");
         if let Err(error) = command.run_with(on_line).await {
             self.remove_half_rewound().await?;
@@ -243,6 +248,14 @@ impl Inner {
         });
         Ok(())
     }
+}
+
+/// Has the recovery from a crash, which `pg_rewind` begins with, remove no WAL at its end: `pg_rewind` reads it
+/// from the last checkpoint before the two parted. What the source has takes the place of this file.
+fn keep_wal(data: &Path) -> std::io::Result<()> {
+    let mut settings = OpenOptions::new().append(true).open(data.join("postgresql.auto.conf"))?;
+    // In MiB; the greatest that there is.
+    writeln!(settings, "wal_keep_size = {}", i32::MAX)
 }
 
 /// Reads `  1234/5678 kB (21%) copied`, in bytes.
