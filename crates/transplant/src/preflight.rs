@@ -197,8 +197,8 @@ impl Seen {
     /// # Errors
     /// When something was not found; [`problems`] tells all of it.
     pub fn facts(self, inventory: Inventory, id: String) -> Result<Facts> {
-        let after_opening =
-            self.grounds.as_ref().map(|grounds| grounds.after_opening(self.donor.as_ref().ok()));
+        let first = self.peers.first().and_then(|first| first.as_ref().ok());
+        let after_opening = self.grounds.map(|grounds| grounds.after_opening(first));
         let peers: Result<Vec<PeerFacts>, String> = self.peers.into_iter().collect();
         Ok(Facts {
             id,

@@ -8,6 +8,7 @@ use adapters::{
 use anyhow::Result;
 use std::{
     collections::BTreeMap,
+    io::ErrorKind,
     net::{TcpListener, ToSocketAddrs},
     path::Path,
 };
@@ -53,7 +54,12 @@ fn taken(host: &str, port: u16) -> Option<String> {
         Ok(addresses) => addresses.collect(),
         Err(error) => return Some(error.to_string()),
     };
-    addresses.iter().find_map(|address| TcpListener::bind(address).err()).map(|it| it.to_string())
+    // A name may stand for addresses of which the host has one: that is enough for the server.
+    let failed: Vec<_> =
+        addresses.iter().filter_map(|address| TcpListener::bind(address).err()).collect();
+    let in_use = failed.iter().find(|error| error.kind() == ErrorKind::AddrInUse);
+    let none = failed.first().filter(|_| failed.len() == addresses.len());
+    in_use.or(none).map(ToString::to_string)
 }
 
 /// Why a database cannot be put into a directory. Where we are root, what is made there is given to the

@@ -166,12 +166,12 @@ fn another_order_is_refused_until_it_is_accepted() -> Result<()> {
     moved.add("[limits]\naccept_collation_change = true")?;
     let told = moved.stage.transplant(&["preflight"])?;
     ensure!(told.contains("nothing stands in the way") && told.contains("note: ICU"), "{told}");
-    let reindex = "reindexdb --concurrently --dbname=words";
+    let reindex = "/reindexdb -h ";
     let told = moved.stage.transplant(&["plan"])?;
     ensure!(told.contains(reindex), "{told}");
     let told = moved.stage.transplant(&["run", "--yes", "--until", "keep-way-back"])?;
     ensure!(
-        told.contains(&format!("now, for another collation, on amber's host: {reindex}")),
+        told.contains("now, for another collation, on amber's host: /") && told.contains(reindex),
         "{told}"
     );
     moved.wait_for_writes_to("amber")?;

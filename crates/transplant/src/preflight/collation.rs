@@ -3,9 +3,10 @@
 
 use super::{
     Doubt,
-    hosts::HostFacts,
+    hosts::{HostFacts, UNKNOWN},
     needs::{Collation, Database, Needs},
 };
+use crate::PeerFacts;
 
 /// What of a database is sorted in another way on another host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,7 +43,7 @@ pub(super) fn changed(needs: &Needs, donor: &HostFacts, peer: &HostFacts) -> Vec
             let (Some(from), Some(to)) = (library(&order, donor), library(&order, peer)) else {
                 continue;
             };
-            if from != to {
+            if from != to || to.ends_with(UNKNOWN) {
                 changed.push(Changed { database: database.name.clone(), order, from, to });
             }
         }
@@ -64,9 +65,9 @@ impl Changed {
         let Changed { database, order, from, to } = self;
         let example = order.example.as_deref().unwrap_or("none");
         format!(
-            "{to} sorts there, {from} does on the donor's host: {} indexes of database {database} in the \
-             order of {:?} (such as {example}) may be wrong there, and nobody is told",
-            order.indexes, order.locale
+            "{to} sorts there, {from} does on the donor's host: indexes of database {database} in the order of \
+             {:?} ({}, such as {example}) may be wrong there, and nobody is told",
+            order.locale, order.indexes
         )
     }
 }
@@ -149,30 +150,35 @@ pub(super) fn notes(
     notes
 }
 
-/// What makes it right again, once the shard is open: a command of the shell for each database, to be
-/// completed with where the primary is.
+/// What makes it right again, once the shard is open: commands of the shell for root on the first peer's host.
 pub(super) fn commands(
     needs: &Needs,
     donor: &HostFacts,
     first: &HostFacts,
-    version: u32,
+    peer: &PeerFacts,
 ) -> Vec<String> {
+    let program = |name: &str, database: &str| {
+        let PeerFacts { bin_dir, socket_dir, port, superuser, .. } = peer;
+        let (program, socket) = (shown(&format!("{bin_dir}/{name}")), shown(socket_dir));
+        let database = shown(&format!("dbname='{}'", escaped(database)));
+        format!("{program} -h {socket} -p {port} -U {} -d {database}", shown(superuser))
+    };
     let changed = changed(needs, donor, first);
     let mut commands = Vec::new();
     for Database { name, .. } in &needs.databases {
         let of_this: Vec<&Changed> = changed.iter().filter(|one| one.database == *name).collect();
         if of_this.iter().any(|one| one.matters()) {
-            commands.push(format!("reindexdb --concurrently --dbname={}", shown(name)));
+            commands.push(program("reindexdb", name) + " --concurrently");
         }
         for one in of_this {
             let statement = match one.order.name.as_str() {
-                "default" if version < 150_000 => continue,
+                "default" if peer.version < 15 => continue,
                 "default" => {
                     format!("alter database {} refresh collation version", quoted(name))
                 }
                 other => format!("alter collation {other} refresh version"),
             };
-            commands.push(format!("psql --dbname={} --command={}", shown(name), shown(&statement)));
+            commands.push(format!("{} -c {}", program("psql", name), shown(&statement)));
         }
     }
     commands
@@ -180,6 +186,11 @@ pub(super) fn commands(
 
 fn shown(word: &str) -> String {
     adapters::service::quote(word)
+}
+
+/// A name as a value in a connection string.
+fn escaped(name: &str) -> String {
+    name.replace('\\', r"\\").replace('\'', r"\'")
 }
 
 fn quoted(name: &str) -> String {

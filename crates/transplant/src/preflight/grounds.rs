@@ -134,11 +134,11 @@ impl Grounds {
     }
 
     /// What a person has to do as soon as the recipient is open.
-    pub fn after_opening(&self, donor: Option<&DonorFacts>) -> Vec<String> {
-        let (Some((host, needs, first)), Some(facts)) = (self.all(0), donor) else {
+    pub fn after_opening(&self, first: Option<&PeerFacts>) -> Vec<String> {
+        let (Some((donor, needs, ground)), Some(first)) = (self.all(0), first) else {
             return Vec::new();
         };
-        collation::commands(needs, host, &first.host, facts.version)
+        collation::commands(needs, donor, &ground.host, first)
     }
 }
 

@@ -28,11 +28,15 @@ libc=$(getconf GNU_LIBC_VERSION 2>/dev/null) || libc=
 echo "libc=${libc:-$(uname -sr)}"
 bin=$1
 shift
-echo "icu=$(ldd "$bin/postgres" 2>/dev/null | sed -n 's/.*libicui18n\.so\.\([0-9.]*\).*/\1/p' | head -n 1)"
+linked=$(ldd "$bin/postgres" 2>/dev/null) || linked=libicui18n.so.unknown
+echo "icu=$(echo "$linked" | sed -n 's/.*libicui18n\.so\.\([0-9a-z.]*\).*/\1/p' | head -n 1)"
 for size; do
     echo "$size=$("$bin/postgres" -C "$size" -D "$bin" -c config_file=/dev/null 2>/dev/null)"
 done
 "#;
+
+/// A version that cannot be seen.
+pub(super) const UNKNOWN: &str = "unknown";
 
 /// What a host is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -43,7 +47,8 @@ pub(crate) struct HostFacts {
     pub words: (String, String),
     /// Its C library, with the version.
     pub libc: String,
-    /// The version of the ICU library that its PostgreSQL uses; empty without one.
+    /// The version of the ICU library that its PostgreSQL uses; empty without one, [`UNKNOWN`] where that
+    /// cannot be seen.
     pub icu: String,
     /// What its PostgreSQL was built with.
     pub sizes: BTreeMap<String, String>,

@@ -56,7 +56,9 @@ while read -r kind name version; do
         at=$share/extension
         if [ ! -r "$at/$name.control" ]; then
             echo "ext $name"
-        else
+        elif [ -n "$version" ]; then
+            elsewhere=$(sed -n "s/^directory *= *'\(.*\)'.*/\1/p" "$at/$name.control")
+            case $elsewhere in '') ;; /*) at=$elsewhere ;; *) at=$share/$elsewhere ;; esac
             set -- "$at/$name--$version.sql" "$at/$name--"*"--$version.sql"
             [ -e "$1" ] || [ -e "$2" ] || echo "version $name $version"
         fi

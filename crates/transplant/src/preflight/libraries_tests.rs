@@ -118,7 +118,9 @@ async fn the_host_says_what_it_lacks() {
     let place = tempfile::tempdir().expect("a directory");
     let (bin, lib) = (place.path().join("bin"), place.path().join("lib"));
     let extension = place.path().join("share/extension");
-    for directory in [&bin, &lib, &extension, &place.path().join("more")] {
+    for directory in
+        [&bin, &lib, &extension, &place.path().join("more"), &place.path().join("share/elsewhere")]
+    {
         fs::create_dir_all(directory).expect("made");
     }
     let write = |name: &str, text: &str| {
@@ -137,13 +139,16 @@ async fn the_host_says_what_it_lacks() {
     for name in ["lib/there.so", "more/a file.so"] {
         write(name, "");
     }
+    write("share/extension/moved.control", "comment = 'x'\ndirectory = 'elsewhere'\n");
+    write("share/elsewhere/moved--1.0.sql", "");
     for name in ["old.control", "old--1.0.sql", "new.control", "new--1.0.sql", "new--1.0--1.1.sql"]
     {
         write(&format!("share/extension/{name}"), "");
     }
     let asked = format!(
         "lib $libdir/there\nlib $libdir/there.so\nlib there\nlib a file\nlib {0}/there.so\nlib $libdir/not\n\
-         lib not there\nlib {0}/not\next new 1.1\next old 1.0\next old 1.1\next none 1.0\n\
+         lib not there\nlib {0}/not\next new 1.1\next old 1.0\next old 1.1\next old \next none 1.0\n\
+         ext moved 1.0\next moved 1.1\n\
          locale good.UTF-8\nlocale bad.UTF-8\nprogram initdb\nprogram pg_amcheck\n",
         lib.display()
     );
@@ -152,7 +157,7 @@ async fn the_host_says_what_it_lacks() {
     let exec = Host::Local.shell(None, LACKS, &[&bin, &path]).expect("a command");
     let output = exec.stdin(asked).limit(LIMIT).run().await.expect("it ends well");
     let expected = format!(
-        "lib $libdir/not\nlib not there\nlib {}/not\nversion old 1.1\next none\nlocale bad.UTF-8\n\
+        "lib $libdir/not\nlib not there\nlib {}/not\nversion old 1.1\next none\nversion moved 1.1\nlocale bad.UTF-8\n\
          program pg_amcheck\n",
         lib.display()
     );

@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 pub const LIBRARY_SETTINGS: [&str; 3] =
     ["shared_preload_libraries", "session_preload_libraries", "dynamic_library_path"];
 
-/// The databases, as an array.
-const NAMES: &str = "select json_agg(json_build_array(datname, datallowconn) order by datname) \
+/// The databases, as an array, and whether anybody is let in; nobody is to one that was half dropped.
+const NAMES: &str = "select json_agg(json_build_array(datname, datallowconn and datconnlimit <> -2) order by datname) \
     from pg_database where datname <> 'template0'";
 
 /// The settings of [`LIBRARY_SETTINGS`], and what is loaded for roles and databases.
@@ -32,7 +32,9 @@ const NEEDS: &str = r"select json_build_object(
     'name', 'default', 'provider', coalesce(to_jsonb(d)->>'datlocprovider', 'c'),
     'locale', coalesce(to_jsonb(d)->>'datlocale', to_jsonb(d)->>'daticulocale', d.datcollate),
     'ctype', d.datctype, 'version', to_jsonb(d)->>'datcollversion', 'indexes', 0),
-  'extensions', (select coalesce(json_object_agg(extname, extversion), '{}') from pg_extension),
+  'extensions', (select coalesce(json_object_agg(extname, coalesce(
+    (select version from pg_available_extension_versions where name = extname and version = extversion), '')), '{}')
+    from pg_extension),
   'libraries', (select coalesce(json_object_agg(probin, example), '{}') from (
     select probin, min(oid::regprocedure::text) example from pg_proc where probin is not null group by 1) l),
   'collations', (select coalesce(json_agg(json_build_object(
@@ -84,7 +86,7 @@ pub(crate) struct Database {
     pub template: bool,
     /// How it sorts where nothing else is said.
     pub collation: Collation,
-    /// Its extensions, and their versions.
+    /// Its extensions, and their versions, where the donor's host has these.
     pub extensions: BTreeMap<String, String>,
     /// Its libraries, and a function of each.
     pub libraries: BTreeMap<String, String>,

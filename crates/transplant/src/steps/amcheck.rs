@@ -26,7 +26,8 @@ impl Amcheck {
     async fn look(&self, tell: &dyn Tell) -> Result<()> {
         let first = self.0.first();
         let facts = &first.facts;
-        let names = "select datname from pg_database where datallowconn and not datistemplate";
+        let names = "select datname from pg_database \
+            where datallowconn and datconnlimit <> -2 and not datistemplate";
         let names = first.sql(names).await?;
         let (program, port) = (format!("{}/pg_amcheck", facts.bin_dir), facts.port.to_string());
         let mut command = vec![program.as_str(), "--heapallindexed", "--progress"];

@@ -16,7 +16,7 @@ const LIMIT: Millis = Millis(24 * 3_600_000);
 /// How many tables are asked for at once: what they say is far below what is kept of a command's output.
 const TABLES: usize = 1000;
 /// What the closed donor is not to do while it is asked: look for more than it has.
-const ALONE: &str = "primary_conninfo = ''\nrestore_command = ''\n";
+const ALONE: &str = "primary_conninfo = ''\nrestore_command = ''\nhot_standby = on\n";
 
 pub(super) struct CompareAnswers(pub Arc<Scene>);
 
@@ -42,8 +42,10 @@ fn difference(asked: &str, donor: &str, copy: &str) -> Option<String> {
 
 impl CompareAnswers {
     async fn both(&self, database: &str, sql: &str) -> Result<(String, String)> {
-        let donor = self.0.donor.sql_in(database, sql, Some(LIMIT));
-        let copy = self.0.first().sql_in(database, sql, Some(LIMIT));
+        // Whatever limit the superuser has for itself.
+        let sql = format!("set statement_timeout = 0;\n{sql}");
+        let donor = self.0.donor.sql_in(database, &sql, Some(LIMIT));
+        let copy = self.0.first().sql_in(database, &sql, Some(LIMIT));
         tokio::try_join!(donor, copy)
     }
 
@@ -51,7 +53,8 @@ impl CompareAnswers {
     async fn ask(&self, tell: &dyn Tell) -> Result<u64> {
         let verify = &self.0.facts.inventory.verify;
         let (mut answers, mut differences) = (0, Vec::new());
-        let names = "select datname from pg_database where datallowconn order by datname";
+        let names = "select datname from pg_database \
+            where datallowconn and datconnlimit <> -2 order by datname";
         let (names, theirs) = self.both("postgres", names).await?;
         differences.extend(difference("databases", &names, &theirs));
         for name in names.lines().filter(|_| verify.row_counts && names == theirs) {
