@@ -167,8 +167,10 @@ fn another_order_is_refused_until_it_is_accepted() -> Result<()> {
     let told = moved.stage.transplant(&["preflight"])?;
     ensure!(told.contains("nothing stands in the way") && told.contains("note: ICU"), "{told}");
     let reindex = "/reindexdb -h ";
-    let told = moved.stage.transplant(&["plan"])?;
-    ensure!(told.contains(reindex), "{told}");
+    for verb in ["plan", "runbook"] {
+        let told = moved.stage.transplant(&[verb])?;
+        ensure!(told.contains(reindex), "{told}");
+    }
     let told = moved.stage.transplant(&["run", "--yes", "--until", "keep-way-back"])?;
     ensure!(
         told.contains("now, for another collation, on amber's host: /") && told.contains(reindex),
