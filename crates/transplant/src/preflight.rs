@@ -51,7 +51,8 @@ pub struct Seen {
     /// Standbys that are not where the inventory says, and why.
     pub(crate) misplaced: Vec<(String, String)>,
     pub(crate) patroni: Result<Option<PatroniFacts>, String>,
-    /// The hosts, and what the databases need of them; none where the donor does not answer.
+    /// The hosts, and what the databases need of them; none where the donor does not
+    /// answer, or is too old.
     pub(crate) grounds: Option<Grounds>,
 }
 
@@ -90,8 +91,11 @@ pub async fn look(inventory: &Inventory) -> Seen {
         misplaced.push((standby.name.clone(), problem));
     }
     let grounds = match &donor {
-        Ok(facts) => Some(grounds::see(inventory, &server, facts, &peers).await),
-        Err(_) => None,
+        // An older one has to be brought to another version first.
+        Ok(facts) if facts.version >= 130_000 => {
+            Some(grounds::see(inventory, &server, facts, &peers).await)
+        }
+        _ => None,
     };
     Seen { donor, shard, login, peers, misplaced, patroni, grounds }
 }

@@ -287,3 +287,22 @@ impl Recipient {
         Ok(())
     }
 }
+
+#[cfg(test)]
+impl PeerFacts {
+    /// Of a peer that has nothing yet.
+    pub(crate) fn example(version: u32) -> PeerFacts {
+        let facts = serde_json::json!({
+            "peer": {
+                "id": "10.0.0.1:5432:12345", "zoneId": "amber", "ip": "10.0.0.1",
+                "pgUrl": "tcp://postgres@10.0.0.1:5432/postgres",
+                "backupUrl": "http://10.0.0.1:12345",
+            },
+            "shard": "1", "storage": "dir", "version": version, "hasDatabase": false,
+            "sitterRuns": false, "dataDir": "/d", "binDir": "/b", "socketDir": "/s", "port": 5432,
+            "osUser": null, "superuser": "postgres", "replicationUser": "r", "slot": "s",
+            "replicated": {}, "freeBytes": 0, "state": null,
+        });
+        serde_json::from_value(facts).expect("facts of a peer")
+    }
+}

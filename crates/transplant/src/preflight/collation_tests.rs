@@ -89,20 +89,6 @@ fn the_peers_sort_alike() {
     assert!(found[0].contains("glibc 2.36 sorts there, glibc 2.31 does on the first peer's host"));
 }
 
-fn facts(version: u32) -> PeerFacts {
-    serde_json::from_value(serde_json::json!({
-        "peer": {
-            "id": "10.0.0.1:5432:12345", "zoneId": "amber", "ip": "10.0.0.1",
-            "pgUrl": "tcp://postgres@10.0.0.1:5432/postgres", "backupUrl": "http://10.0.0.1:12345",
-        },
-        "shard": "1", "storage": "dir", "version": version, "hasDatabase": false, "sitterRuns": false,
-        "dataDir": "/d", "binDir": "/b", "socketDir": "/s", "port": 5432, "osUser": null,
-        "superuser": "postgres", "replicationUser": "r", "slot": "s", "replicated": {}, "freeBytes": 0,
-        "state": null,
-    }))
-    .expect("facts of a peer")
-}
-
 #[test]
 fn what_makes_it_right_again_is_told() {
     let at = r"-h /s -p 5432 -U postgres -d 'dbname='\''shop\'\''s'\'''";
@@ -110,15 +96,19 @@ fn what_makes_it_right_again_is_told() {
     let found =
         needs(order("default", "c", "en_US.UTF-8", 1), &[order("public.\"German\"", "i", "de", 0)]);
     assert_eq!(
-        commands(&found, &donor, &peer, &facts(15)),
+        commands(&found, &donor, &peer, &PeerFacts::example(15)),
         [
             format!("/b/reindexdb {at} --concurrently"),
             format!(r#"/b/psql {at} -c 'alter database "shop'\''s" refresh collation version'"#),
             format!(r#"/b/psql {at} -c 'alter collation public."German" refresh version'"#),
         ]
     );
-    assert_eq!(commands(&found, &donor, &peer, &facts(14)).len(), 2, "what 14 does not know");
-    assert_eq!(commands(&found, &donor, &donor, &facts(15)), [""; 0]);
+    assert_eq!(
+        commands(&found, &donor, &peer, &PeerFacts::example(14)).len(),
+        2,
+        "what 14 does not know"
+    );
+    assert_eq!(commands(&found, &donor, &donor, &PeerFacts::example(15)), [""; 0]);
     let told = notes(&found, &donor, &peer, true);
     assert!(told[0].contains("(1, such as") && told[0].contains("reindex as soon as"), "{told:?}");
     assert!(told[1].contains("nothing is in that order yet"), "{told:?}");

@@ -37,18 +37,8 @@ fn needs(database: Database, shared: &str, file: &str) -> Needs {
 }
 
 fn peer(shared: &str) -> PeerFacts {
-    let ident = serde_json::json!({
-        "id": "10.0.0.1:5432:12345", "zoneId": "amber", "ip": "10.0.0.1",
-        "pgUrl": "tcp://postgres@10.0.0.1:5432/postgres", "backupUrl": "http://10.0.0.1:12345",
-    });
-    let facts = serde_json::json!({
-        "peer": ident, "shard": "1", "storage": "dir", "version": 15, "hasDatabase": false,
-        "sitterRuns": false, "dataDir": "/d", "binDir": "/b", "socketDir": "/s", "port": 5432,
-        "osUser": null, "superuser": "postgres", "replicationUser": "r", "slot": "s",
-        "replicated": {}, "freeBytes": 0, "state": null,
-        "librarySettings": { "shared_preload_libraries": shared },
-    });
-    serde_json::from_value(facts).expect("facts of a peer")
+    let settings = [("shared_preload_libraries".to_owned(), shared.to_owned())];
+    PeerFacts { library_settings: BTreeMap::from(settings), ..PeerFacts::example(15) }
 }
 
 fn problems(needs: &Needs, peer: &PeerFacts, lacks: &[&str]) -> Vec<String> {

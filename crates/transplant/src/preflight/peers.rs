@@ -99,3 +99,33 @@ fn backup_doubts(place: &BackupPlace, donor: Option<&DonorFacts>) -> Vec<Doubt> 
         "make room for it, or name a directory elsewhere",
     )]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_hinders_a_peer_is_said_unless_that_is_itself() {
+        let text = |text: &str| text.to_owned();
+        let mut facts = PeerFacts::example(15);
+        let wrong = |facts: &PeerFacts| -> Vec<String> {
+            let found = doubts(facts, true, None).into_iter().filter(|(wrong, ..)| *wrong);
+            found.map(|(_, problem, _)| problem).collect()
+        };
+        assert_eq!(wrong(&facts), [""; 0]);
+        facts.hindrances = vec![
+            Hindrance::Address(text("server"), text("10.0.0.1:5432"), text("in use")),
+            Hindrance::Directory(text("/pool"), text("it cannot be written to")),
+        ];
+        assert_eq!(
+            wrong(&facts),
+            [
+                "its server cannot listen on 10.0.0.1:5432: in use",
+                "its database cannot be put into /pool: it cannot be written to",
+            ]
+        );
+        facts.sitter_runs = true;
+        let running = wrong(&facts);
+        assert!(running.len() == 1 && running[0].contains("its sitter runs"), "{running:?}");
+    }
+}
