@@ -82,6 +82,21 @@ pub(crate) fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
 
+/// The arguments by which psql asks a database over a socket what it reads, and prints only that.
+pub(crate) fn psql_args(
+    socket_dir: &str,
+    port: &str,
+    superuser: &str,
+    database: &str,
+) -> Vec<String> {
+    // A name that looks like a connection string would be taken for one.
+    let name = database.replace('\\', r"\\").replace('\'', r"\'");
+    let database = format!("dbname='{name}'");
+    let args = ["-XAtq", "-v", "ON_ERROR_STOP=1", "-h", socket_dir, "-p", port, "-U", superuser];
+    let args = args.into_iter().chain(["-d", &database, "-f", "-"]);
+    args.map(str::to_owned).collect()
+}
+
 /// The server of a donor.
 #[derive(Debug, Clone)]
 pub struct Donor {
@@ -125,29 +140,26 @@ impl Donor {
     /// # Errors
     /// When the server does not answer or refuses.
     pub async fn sql(&self, sql: &str) -> Result<String> {
+        self.sql_in("postgres", sql, None).await
+    }
+
+    /// The same in another database, and within another time.
+    pub(crate) async fn sql_in(
+        &self,
+        database: &str,
+        sql: &str,
+        limit: Option<Millis>,
+    ) -> Result<String> {
         let port = self.config.port.to_string();
+        let (socket_dir, superuser) = (&self.config.socket_dir, &self.config.superuser);
+        let args = psql_args(socket_dir, &port, superuser, database);
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
         // By its standard input: arguments can be read by everybody on the host.
         let exec = self
-            .exec(
-                "psql",
-                &[
-                    "-XAtq",
-                    "-v",
-                    "ON_ERROR_STOP=1",
-                    "-h",
-                    &self.config.socket_dir,
-                    "-p",
-                    &port,
-                    "-U",
-                    &self.config.superuser,
-                    "-d",
-                    "postgres",
-                    "-f",
-                    "-",
-                ],
-            )?
+            .exec("psql", &args)?
             // What is done here must not wait for a standby that comes later, or is gone.
-            .stdin(format!("set synchronous_commit = local;\n{sql}"));
+            .stdin(format!("set synchronous_commit = local;\n{sql}"))
+            .limit(limit.unwrap_or(QUERY_LIMIT));
         let output = exec.run().await.with_context(|| self.told("does not answer as asked"))?;
         Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
     }

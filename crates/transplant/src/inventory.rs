@@ -20,6 +20,9 @@ pub struct Inventory {
     /// The backup that is made before the donor is stopped; none where it is not given.
     #[serde(default)]
     pub backup: Option<BackupConfig>,
+    /// What is looked at in the copy beyond that it is the donor's.
+    #[serde(default)]
+    pub verify: VerifyConfig,
     /// Bounds.
     #[serde(default)]
     pub limits: Limits,
@@ -219,6 +222,25 @@ pub struct BackupConfig {
     pub verify_sql: Vec<String>,
 }
 
+/// What is looked at in the copy beyond that it is the donor's.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VerifyConfig {
+    /// Whether all of it is looked through for damage, before the donor is stopped.
+    pub amcheck: bool,
+    /// Whether the rows of every table are counted, in the donor as it ended and in the copy.
+    pub row_counts: bool,
+    /// Statements of psql that have to give the same at both.
+    pub sql: Vec<String>,
+}
+
+impl VerifyConfig {
+    /// Whether both are asked the same while nobody is served.
+    pub(crate) fn compares(&self) -> bool {
+        self.row_counts || !self.sql.is_empty()
+    }
+}
+
 /// Bounds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -233,6 +255,8 @@ pub struct Limits {
     pub service_seconds: u64,
     /// How long a client may take to be well again, in seconds.
     pub client_seconds: u64,
+    /// Whether indexes may be sorted in another way on the first peer's host than on the donor's.
+    pub accept_collation_change: bool,
 }
 
 impl Default for Limits {
@@ -243,6 +267,7 @@ impl Default for Limits {
             catch_up_seconds: 3600,
             service_seconds: 120,
             client_seconds: 60,
+            accept_collation_change: false,
         }
     }
 }
@@ -320,6 +345,13 @@ impl Inventory {
         }
         if self.donor.method == Method::Snapshots && self.donor.dataset.is_none() {
             bail!("donor.method is snapshots: give the dataset that they are of, [donor.dataset]");
+        }
+        if self.donor.method == Method::Snapshots && (self.verify.amcheck || self.verify.compares())
+        {
+            bail!(
+                "verify: a copy that comes by snapshots is not started before the shard opens; leave it out, or \
+                 ask what is restored from a backup ([backup] verify_sql)"
+            );
         }
         if self.limits.rate_mib == Some(0) {
             bail!("limits.rate_mib: give at least 1, or leave it out");

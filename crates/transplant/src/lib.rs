@@ -24,14 +24,14 @@ pub use discover::{Asking, Draft, Source, discover, is_here};
 pub use donor::{Control, Donor, without_block};
 pub use inventory::{
     BackupConfig, ClientCheck, DatasetConfig, DatasetKind, DonorConfig, DonorKind, DonorShard,
-    DonorStandby, Inventory, Limits, Method, PatroniConfig, RecipientPeer,
+    DonorStandby, Inventory, Limits, Method, PatroniConfig, RecipientPeer, VerifyConfig,
 };
 pub use journal_file::{JournalFile, Locked, journal_of};
 pub use manatee::ShardFacts;
 pub use patroni::PatroniFacts;
 pub use plan::{Facts, ROLLED_BACK, plan};
-pub use preflight::{Problem, Seen, look, notes, problems};
-pub use recipient::{BackupPlace, PeerFacts, Progress, REPLICATED};
+pub use preflight::{LIBRARY_SETTINGS, Problem, Seen, look, notes, problems};
+pub use recipient::{BackupPlace, Hindrance, PeerFacts, Progress, REPLICATED};
 pub use runbook::runbook;
 pub use snapshots::{Arrived, DatasetFacts, Rest, SnapshotFacts};
 pub use steps::{FENCE_FILES, Proof};

@@ -27,6 +27,10 @@ pub struct Facts {
     pub peers: Vec<PeerFacts>,
     /// What the cluster of the donor is, where that is Patroni.
     pub patroni: Option<PatroniFacts>,
+    /// Commands that a person has to give as soon as the recipient is open: what is sorted there in another
+    /// way than at the donor is to be made anew.
+    #[serde(default)]
+    pub after_opening: Vec<String>,
 }
 
 /// What a donor is.
@@ -162,6 +166,16 @@ pub fn plan(facts: &Facts) -> Plan {
             ),
         ],
     });
+    if inventory.verify.amcheck {
+        plan.push(step(
+            steps::AMCHECK,
+            format!("look {first}'s copy through for damage (pg_amcheck)"),
+            &[],
+            nothing,
+            4 * copy,
+            "nothing to undo",
+        ));
+    }
     if let Some(backup) = &inventory.backup {
         plan.push(step(
             steps::BACKUP,
@@ -223,6 +237,17 @@ pub fn plan(facts: &Facts) -> Plan {
         1,
         "nothing to undo",
     ));
+    if inventory.verify.compares() {
+        let copy = if inventory.verify.row_counts { copy } else { 5 };
+        plan.push(step(
+            steps::COMPARE_ANSWERS,
+            format!("ask {first} and the donor, closed as it is, the same, and compare"),
+            &[&donor],
+            outage,
+            copy,
+            "nothing to undo",
+        ));
+    }
     plan.push(step(
         steps::OPEN_RECIPIENT,
         format!("make {first} the primary of shard {shard}, alone"),

@@ -1,18 +1,27 @@
 //! What is there, and everything that is wrong with it, at once.
 
+mod collation;
+mod donor;
+mod grounds;
+mod hosts;
+mod libraries;
+mod needs;
+mod peers;
+
+pub use needs::LIBRARY_SETTINGS;
+
 use crate::{
-    BackupPlace, Donor, Facts, Inventory, Method, PatroniFacts, PeerFacts,
-    donor::literal,
+    Donor, Facts, Inventory, Method, PatroniFacts, PeerFacts,
     manatee::{self, preflight::SeenShard},
     patroni,
-    plan::{DonorFacts, ROLLED_BACK},
-    recipient::{self, REPLICATED},
-    snapshots,
+    plan::DonorFacts,
+    recipient,
 };
-use anyhow::{Context, Result};
+use anyhow::Result;
 use cluster::Millis;
+use grounds::Grounds;
 use serde::Serialize;
-use std::{collections::BTreeMap, fmt};
+use std::fmt;
 
 /// What stands in the way.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -42,30 +51,16 @@ pub struct Seen {
     /// Standbys that are not where the inventory says, and why.
     pub(crate) misplaced: Vec<(String, String)>,
     pub(crate) patroni: Result<Option<PatroniFacts>, String>,
-}
-
-const DONOR: &str = "select current_setting('server_version_num'), \
-    (select system_identifier from pg_control_system()), \
-    (select timeline_id from pg_control_checkpoint()), pg_is_in_recovery(), \
-    current_setting('wal_level'), current_setting('max_wal_senders')::int - \
-    (select count(*) from pg_stat_replication), \
-    current_setting('max_replication_slots')::int - (select count(*) from pg_replication_slots), \
-    (select count(*) from pg_tablespace where spcname not in ('pg_default', 'pg_global')), \
-    (select sum(pg_database_size(oid)) from pg_database), current_setting('data_directory'), \
-    current_setting('hba_file'), current_setting('data_checksums'), \
-    (select count(*) from pg_prepared_xacts)";
-
-/// What the server has of these settings, a line each.
-fn replicated() -> String {
-    let names: Vec<String> = REPLICATED.iter().map(|(name, _)| literal(name)).collect();
-    format!("select name, setting from pg_settings where name in ({})", names.join(", "))
+    /// The hosts, and what the databases need of them; none where the donor does not
+    /// answer, or is too old.
+    pub(crate) grounds: Option<Grounds>,
 }
 
 /// Looks at everything that the inventory names.
 pub async fn look(inventory: &Inventory) -> Seen {
     let limit = Millis(inventory.limits.service_seconds * 1000);
     let server = Donor { config: inventory.donor.clone(), limit, config_file: None };
-    let donor = look_at_donor(&server).await.map_err(|error| format!("{error:#}"));
+    let donor = donor::look(&server).await.map_err(|error| format!("{error:#}"));
     let patroni = patroni::look(&inventory.donor, &server).await;
     let patroni = patroni.map_err(|error| format!("{error:#}"));
     let mut peers = Vec::new();
@@ -95,71 +90,25 @@ pub async fn look(inventory: &Inventory) -> Seen {
         };
         misplaced.push((standby.name.clone(), problem));
     }
-    Seen { donor, shard, login, peers, misplaced, patroni }
-}
-
-async fn look_at_donor(donor: &Donor) -> Result<DonorFacts> {
-    let answer = donor.sql(DONOR).await?;
-    let settings = donor.sql(&replicated()).await?;
-    let replicated = settings.lines().filter_map(|line| {
-        let (name, value) = line.split_once('|')?;
-        Some((name.to_owned(), value.parse().ok()?))
-    });
-    let replicated: BTreeMap<String, u64> = replicated.collect();
-    let field: Vec<&str> = answer.split('|').collect();
-    let unexpected = || format!("the donor answers something unexpected: {answer}");
-    let parsed = || {
-        let [
-            version,
-            id,
-            timeline,
-            recovery,
-            level,
-            senders,
-            slots,
-            spaces,
-            size,
-            data,
-            hba,
-            sums,
-            xacts,
-        ] = field[..]
-        else {
-            return None;
-        };
-        Some(DonorFacts {
-            version: version.parse().ok()?,
-            system_identifier: id.to_owned(),
-            timeline: timeline.parse().ok()?,
-            in_recovery: recovery == "t",
-            wal_level: level.to_owned(),
-            free_wal_senders: senders.parse().ok()?,
-            free_slots: slots.parse().ok()?,
-            tablespaces: spaces.parse().ok()?,
-            bytes: size.parse().ok()?,
-            data_dir: data.to_owned(),
-            hba_file: hba.to_owned(),
-            checksums: sums == "on",
-            prepared_transactions: xacts.parse().ok()?,
-            dataset: None,
-            replicated,
-        })
+    let grounds = match &donor {
+        // An older one has to be brought to another version first.
+        Ok(facts) if facts.version >= 130_000 => {
+            Some(grounds::see(inventory, &server, facts, &peers).await)
+        }
+        _ => None,
     };
-    let mut facts = parsed().with_context(unexpected)?;
-    if donor.config.method == Method::Snapshots {
-        facts.dataset = Some(snapshots::look(&donor.config).await?);
-    }
-    Ok(facts)
+    Seen { donor, shard, login, peers, misplaced, patroni, grounds }
 }
 
 /// What is not wrong, and should be known.
-pub fn notes(inventory: &Inventory) -> Vec<String> {
+pub fn notes(inventory: &Inventory, seen: &Seen) -> Vec<String> {
     let mut notes = Vec::new();
     if inventory.backup.is_none() {
         notes.push(
             "no backup is made before the donor is stopped: give [backup] to have one".into(),
         );
     }
+    notes.extend(seen.grounds.iter().flat_map(|grounds| grounds.notes(inventory, &seen.peers)));
     notes
 }
 
@@ -180,7 +129,7 @@ pub fn problems(inventory: &Inventory, seen: &Seen) -> Vec<Problem> {
                           must be let in over the socket without a password";
             tell("donor", vec![(true, problem.clone(), remedy)]);
         }
-        Ok(donor) => tell("donor", donor_doubts(inventory, donor)),
+        Ok(donor) => tell("donor", donor::doubts(inventory, donor)),
     }
     if let Some(shard) = &seen.shard {
         tell("donor", manatee::preflight::doubts(inventory, shard));
@@ -192,6 +141,9 @@ pub fn problems(inventory: &Inventory, seen: &Seen) -> Vec<Problem> {
             "recipient",
             vec![(true, format!("it cannot stream from the donor: {problem}"), remedy)],
         );
+    }
+    if let Some(grounds) = &seen.grounds {
+        tell("donor", grounds.donor_doubts(inventory, seen.donor.as_ref().ok()));
     }
     for (name, problem) in &seen.misplaced {
         let remedy =
@@ -205,7 +157,7 @@ pub fn problems(inventory: &Inventory, seen: &Seen) -> Vec<Problem> {
             tell("donor's Patroni", vec![(true, problem.clone(), remedy)]);
         }
         Ok(None) => {}
-        Ok(Some(patroni)) => tell("donor's Patroni", patroni_doubts(inventory, patroni)),
+        Ok(Some(patroni)) => tell("donor's Patroni", donor::patroni_doubts(inventory, patroni)),
     }
     for (index, (peer, facts)) in inventory.recipient.iter().zip(&seen.peers).enumerate() {
         match facts {
@@ -218,7 +170,10 @@ pub fn problems(inventory: &Inventory, seen: &Seen) -> Vec<Problem> {
             Ok(facts) => {
                 let at = format!("recipient {}", facts.peer.zone_id);
                 let donor = seen.donor.as_ref().ok();
-                tell(&at, peer_doubts(facts, index == 0, donor));
+                tell(&at, peers::doubts(facts, index == 0, donor));
+                if let Some(grounds) = &seen.grounds {
+                    tell(&at, grounds.peer_doubts(inventory, index, facts));
+                }
                 tell(&at, manatee::preflight::peer_doubts(inventory, facts, donor));
                 let method = &inventory.donor;
                 let kind = method.dataset.as_ref().map_or("", |dataset| dataset.kind.name());
@@ -240,183 +195,19 @@ pub fn problems(inventory: &Inventory, seen: &Seen) -> Vec<Problem> {
     problems
 }
 
-fn donor_doubts(inventory: &Inventory, donor: &DonorFacts) -> Vec<Doubt> {
-    let streams = inventory.donor.method == Method::Streaming;
-    vec![
-        (
-            donor.version < 130_000,
-            format!("its PostgreSQL is {}", donor.version / 10_000),
-            "bring it to version 13 or later first: the shard needs that",
-        ),
-        (
-            donor.in_recovery,
-            "it is a standby".to_owned(),
-            "name its primary as the donor, and this one among donor.standbys",
-        ),
-        (
-            donor.wal_level == "minimal",
-            "its wal_level is minimal: nothing can follow it".to_owned(),
-            "set wal_level = replica there and restart it",
-        ),
-        (
-            streams && donor.free_wal_senders < 2,
-            format!("it has {} free WAL senders, 2 are needed", donor.free_wal_senders),
-            "raise max_wal_senders there and restart it",
-        ),
-        (
-            streams && donor.free_slots < 1,
-            "it has no free replication slot".to_owned(),
-            "raise max_replication_slots there and restart it, or drop a slot that nobody uses",
-        ),
-        (
-            donor.tablespaces > 0,
-            format!("it has {} tablespaces outside its data directory", donor.tablespaces),
-            "move what is in them to pg_default and drop them: peers have one directory for all",
-        ),
-        (
-            donor.prepared_transactions > 0,
-            format!("it has {} prepared transactions", donor.prepared_transactions),
-            "commit them or roll them back: nobody would after the cut-over",
-        ),
-        (
-            donor.data_dir.trim_end_matches('/') != inventory.donor.data_dir.trim_end_matches('/'),
-            format!("its data directory is {}, not {}", donor.data_dir, inventory.donor.data_dir),
-            "correct donor.data_dir, or the socket and port that it was asked at",
-        ),
-    ]
-}
-
-fn patroni_doubts(inventory: &Inventory, patroni: &PatroniFacts) -> Vec<Doubt> {
-    let standbys = inventory.donor.standbys.iter();
-    let standbys: Vec<&str> = standbys.map(|standby| standby.name.as_str()).collect();
-    let members = patroni.members.keys().map(String::as_str);
-    let others: Vec<&str> = members.filter(|&name| name != patroni.leader).collect();
-    let mut doubts = vec![
-        (
-            !patroni.is_donor,
-            format!("the leader is {}, which is not the donor", patroni.leader),
-            "name the leader's server as the donor, or switch over to the donor first",
-        ),
-        (
-            patroni.switchover,
-            "a switchover is scheduled".to_owned(),
-            "cancel it (`patronictl flush CLUSTER switchover`), or wait until it is over",
-        ),
-    ];
-    for name in others.iter().filter(|name| !standbys.contains(name)) {
-        doubts.push((
-            true,
-            format!("its member {name} is not among donor.standbys"),
-            "add it, under its name in Patroni: it has to be stopped, too",
-        ));
-    }
-    for name in standbys.iter().filter(|name| !others.contains(name)) {
-        doubts.push((
-            true,
-            format!("it has no standby {name}"),
-            "start it, or take it out of donor.standbys; its name is the one in Patroni",
-        ));
-    }
-    for (name, problem) in &patroni.silent {
-        doubts.push((
-            true,
-            format!("{name}: {problem}"),
-            "start its Patroni, and let this host reach its REST API: each member must say that it \
-             is paused",
-        ));
-    }
-    doubts
-}
-
-fn peer_doubts(facts: &PeerFacts, first: bool, donor: Option<&DonorFacts>) -> Vec<Doubt> {
-    let rolled_back = facts.state.as_ref().is_some_and(|state| state.get(ROLLED_BACK).is_some());
-    let mut doubts = vec![
-        (
-            facts.has_database,
-            format!("there is a database in {}", facts.data_dir),
-            "move it away, or name a peer that has none: nothing is written over what is there",
-        ),
-        (
-            facts.sitter_runs,
-            "its sitter runs: it would set the shard up with an empty database".to_owned(),
-            "stop it; the transplant starts it when its database is there",
-        ),
-        (
-            facts.state.is_some() && !rolled_back,
-            format!("shard {:?} has a cluster state: it is, or was, in use", facts.shard),
-            "give the shard another name in its sitters' files",
-        ),
-    ];
-    if let Some(place) = &facts.backup {
-        doubts.extend(backup_doubts(place, donor));
-    }
-    if let Some(donor) = donor {
-        doubts.push((
-            facts.version != donor.version / 10_000,
-            format!(
-                "its PostgreSQL is {}, the donor's is {}",
-                facts.version,
-                donor.version / 10_000
-            ),
-            "install the donor's version there: the database is moved as it is",
-        ));
-        doubts.push((
-            facts.free_bytes < donor.bytes + donor.bytes / 10,
-            format!(
-                "{} MiB are free, the database has {} MiB",
-                facts.free_bytes >> 20,
-                donor.bytes >> 20
-            ),
-            "make room for it and a tenth more",
-        ));
-        for (name, least) in &donor.replicated {
-            let has = facts.replicated.get(name).copied().unwrap_or_default();
-            doubts.push((
-                has < *least,
-                format!("its {name} is {has}, the donor's is {least}: it could not follow"),
-                "set at least as much in [postgres.settings] of its sitter's file",
-            ));
-        }
-        doubts.push((
-            first && facts.data_dir == donor.data_dir,
-            "its data directory is the donor's".to_owned(),
-            "give its sitter a dataset of its own",
-        ));
-    }
-    doubts
-}
-
-/// What is wrong with the place for the backup.
-fn backup_doubts(place: &BackupPlace, donor: Option<&DonorFacts>) -> Vec<Doubt> {
-    if let Some(problem) = &place.problem {
-        let remedy = "make it a directory that the user of the server can get into";
-        return vec![(true, format!("backup.dir: {problem}"), remedy)];
-    }
-    let Some(donor) = donor else { return Vec::new() };
-    // The file, and what is restored from it; and the copy, where that takes from the same space.
-    let times = if place.beside_database { 3 } else { 2 };
-    let needed = donor.bytes * times + donor.bytes / 10;
-    vec![(
-        place.free_bytes < needed,
-        format!(
-            "backup.dir: {} MiB are free, {} MiB are needed to make and to prove a backup",
-            place.free_bytes >> 20,
-            needed >> 20
-        ),
-        "make room for it, or name a directory elsewhere",
-    )]
-}
-
 impl Seen {
     /// What a plan is made from.
     ///
     /// # Errors
     /// When something was not found; [`problems`] tells all of it.
     pub fn facts(self, inventory: Inventory, id: String) -> Result<Facts> {
+        let first = self.peers.first().and_then(|first| first.as_ref().ok());
+        let after_opening = self.grounds.map(|grounds| grounds.after_opening(first));
         let peers: Result<Vec<PeerFacts>, String> = self.peers.into_iter().collect();
         Ok(Facts {
             id,
             inventory,
+            after_opening: after_opening.unwrap_or_default(),
             shard: self.shard.map(|shard| shard.facts).transpose().map_err(anyhow::Error::msg)?,
             donor: self.donor.map_err(anyhow::Error::msg)?,
             peers: peers.map_err(anyhow::Error::msg)?,

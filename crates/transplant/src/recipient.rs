@@ -1,8 +1,8 @@
 //! A peer of the recipient: told by its own program on its own host (`manatee transplant peer …`), and
 //! asked over its own socket.
 
-use crate::RecipientPeer;
 pub use crate::donor::Control;
+use crate::{RecipientPeer, donor::psql_args};
 use adapters::{exec::Exec, service::Order};
 use anyhow::{Context, Result, bail};
 use cluster::{ClusterState, Lsn, Millis, PeerIdent};
@@ -60,6 +60,12 @@ pub struct PeerFacts {
     /// What its server will have of each of the settings of which a standby needs at least as much as its
     /// primary ([`REPLICATED`]).
     pub replicated: BTreeMap<String, u64>,
+    /// What its sitter's file says of the libraries that its server loads.
+    #[serde(default)]
+    pub library_settings: BTreeMap<String, String>,
+    /// Why its server could not run there, where that was asked for.
+    #[serde(default)]
+    pub hindrances: Vec<Hindrance>,
     /// Free space where the database goes, in bytes.
     pub free_bytes: u64,
     /// What there is of the place for the backup, where it was asked for.
@@ -67,6 +73,16 @@ pub struct PeerFacts {
     pub backup: Option<BackupPlace>,
     /// The cluster state of the shard, if there is one.
     pub state: Option<serde_json::Value>,
+}
+
+/// Why the server, or the sitter, of a peer could not run where it is to be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Hindrance {
+    /// An address that cannot be listened on: for what, which one, and why.
+    Address(String, String, String),
+    /// A directory that the database cannot be put into, and why.
+    Directory(String, String),
 }
 
 /// A directory that a backup is to lie in.
@@ -151,11 +167,19 @@ impl Recipient {
 ///
 /// # Errors
 /// When it cannot be asked.
-pub(crate) async fn look(config: &RecipientPeer, backup: Option<&str>) -> Result<PeerFacts> {
-    let backup = backup.map(|dir| ["--backup-dir", dir]);
-    let args: &[&str] = backup.as_ref().map_or(&[], |args| args);
+async fn facts(config: &RecipientPeer, args: &[&str]) -> Result<PeerFacts> {
     let output = verb(config, "facts", args)?.limit(QUERY_LIMIT).run().await?.stdout;
     parse(&output)
+}
+
+/// What it says, and what would hinder it, while nothing of it runs.
+///
+/// # Errors
+/// When it cannot be asked.
+pub(crate) async fn look(config: &RecipientPeer, backup: Option<&str>) -> Result<PeerFacts> {
+    let backup = backup.map(|dir| ["--backup-dir", dir]);
+    let args = backup.iter().flatten().copied().chain(["--hindrances"]);
+    facts(config, &args.collect::<Vec<_>>()).await
 }
 
 fn parse<T: DeserializeOwned>(output: &[u8]) -> Result<T> {
@@ -210,32 +234,24 @@ impl Recipient {
 
     /// The cluster state of the shard.
     pub async fn state(&self) -> Result<Option<ClusterState>> {
-        let facts = look(&self.config, None).await?;
+        let facts = facts(&self.config, &[]).await?;
         facts.state.map(ClusterState::from_value).transpose().map_err(Into::into)
     }
 
     /// What the last of these statements gives.
     pub async fn sql(&self, sql: &str) -> Result<String> {
+        self.sql_in("postgres", sql, None).await
+    }
+
+    /// The same in another database, and within another time.
+    pub async fn sql_in(&self, database: &str, sql: &str, limit: Option<Millis>) -> Result<String> {
         let facts = &self.facts;
         let (psql, port) = (format!("{}/psql", facts.bin_dir), facts.port.to_string());
-        let command = [
-            psql.as_str(),
-            "-XAtq",
-            "-v",
-            "ON_ERROR_STOP=1",
-            "-h",
-            &facts.socket_dir,
-            "-p",
-            &port,
-            "-U",
-            &facts.superuser,
-            "-d",
-            "postgres",
-            "-f",
-            "-",
-        ];
+        let args = psql_args(&facts.socket_dir, &port, &facts.superuser, database);
+        let command: Vec<&str> =
+            std::iter::once(psql.as_str()).chain(args.iter().map(String::as_str)).collect();
         let exec = self.config.host.exec(facts.os_user.as_deref(), &command)?;
-        let output = exec.limit(QUERY_LIMIT).stdin(sql).run().await;
+        let output = exec.limit(limit.unwrap_or(QUERY_LIMIT)).stdin(sql).run().await;
         let output = output.with_context(|| self.told("its server does not answer as asked"))?;
         Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
     }
@@ -259,7 +275,7 @@ impl Recipient {
 
     /// Whether its sitter runs.
     pub async fn sitter_runs(&self) -> Result<bool> {
-        Ok(look(&self.config, None).await?.sitter_runs)
+        Ok(facts(&self.config, &[]).await?.sitter_runs)
     }
 
     /// Stops its sitter, and with it its server.
@@ -269,5 +285,24 @@ impl Recipient {
             bail!(self.told("its service says that its sitter was stopped, and it runs"));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+impl PeerFacts {
+    /// Of a peer that has nothing yet.
+    pub(crate) fn example(version: u32) -> PeerFacts {
+        let facts = serde_json::json!({
+            "peer": {
+                "id": "10.0.0.1:5432:12345", "zoneId": "amber", "ip": "10.0.0.1",
+                "pgUrl": "tcp://postgres@10.0.0.1:5432/postgres",
+                "backupUrl": "http://10.0.0.1:12345",
+            },
+            "shard": "1", "storage": "dir", "version": version, "hasDatabase": false,
+            "sitterRuns": false, "dataDir": "/d", "binDir": "/b", "socketDir": "/s", "port": 5432,
+            "osUser": null, "superuser": "postgres", "replicationUser": "r", "slot": "s",
+            "replicated": {}, "freeBytes": 0, "state": null,
+        });
+        serde_json::from_value(facts).expect("facts of a peer")
     }
 }

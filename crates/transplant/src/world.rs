@@ -113,8 +113,9 @@ pub async fn guard(journal: &Journal) -> Result<()> {
         patroni.is_held(begun(steps::STOP_DONOR)).await?;
     }
     let level = journal.state(&steps::LEVEL_DONOR.into());
-    if level == StepState::Begun(Way::Apply) {
-        // It may be following the shard just now.
+    let asked = journal.state(&steps::COMPARE_ANSWERS.into());
+    if [level, asked].contains(&StepState::Begun(Way::Apply)) {
+        // It may be following the shard just now, or being asked.
         return is_closed(&scene).await;
     }
     let left: Option<Control> = if level == StepState::Ended(Way::Apply) {

@@ -10,6 +10,7 @@ mod donor;
 mod frames;
 mod incoming;
 mod peer;
+mod place;
 mod screen;
 mod show;
 
@@ -178,8 +179,9 @@ async fn look(
 
 async fn preflight(which: &Which) -> Result<ExitCode> {
     let inventory = Inventory::load(&which.inventory)?;
-    let notes = transplant::notes(&inventory);
-    let problems = look(inventory).await?.err().unwrap_or_default();
+    let seen = transplant::look(&inventory).await;
+    let notes = transplant::notes(&inventory, &seen);
+    let problems = transplant::problems(&inventory, &seen);
     if which.json {
         print(&format!("{}\n", serde_json::json!({ "problems": problems, "notes": notes })))?;
     } else {
@@ -213,7 +215,8 @@ async fn plan(which: &Which) -> Result<ExitCode> {
     if which.json {
         return print(&(serde_json::to_string_pretty(&plan)? + "\n"));
     }
-    print(&show::plan(&plan))
+    let facts: Facts = serde_json::from_value(plan.facts.clone())?;
+    print(&show::plan(&plan, &facts.after_opening))
 }
 
 async fn runbook(path: &Path) -> Result<ExitCode> {

@@ -4,6 +4,7 @@
 use super::{
     backup::{self, BackupCommand},
     incoming::{self, IncomingCommand},
+    place,
 };
 use crate::sitter::{config::Config, executor, lock_dataset};
 use adapters::{
@@ -58,6 +59,9 @@ pub enum PeerCommand {
         /// Where the backup is to lie.
         #[arg(long)]
         backup_dir: Option<PathBuf>,
+        /// Say what would keep its server from running, too; of a peer of which nothing runs.
+        #[arg(long)]
+        hindrances: bool,
     },
     /// What is done for the backup.
     #[command(subcommand)]
@@ -125,8 +129,8 @@ pub enum PeerCommand {
 pub(super) async fn run(command: PeerCommand) -> Result<Value> {
     die_with_the_runner()?;
     match command {
-        PeerCommand::Facts { which, backup_dir } => {
-            facts(&which.config, backup_dir.as_deref()).await
+        PeerCommand::Facts { which, backup_dir, hindrances } => {
+            facts(&which.config, backup_dir.as_deref(), hindrances).await
         }
         PeerCommand::Backup(command) => backup::run(command).await,
         PeerCommand::Incoming(command) => incoming::run(command).await,
@@ -201,7 +205,7 @@ fn coordination(config: &Config, file: &Path) -> Result<Arc<dyn Coordination>> {
     Ok(coord::open(&config.coordination, &config.shard, &options)?)
 }
 
-async fn facts(file: &Path, backup_dir: Option<&Path>) -> Result<Value> {
+async fn facts(file: &Path, backup_dir: Option<&Path>, hindrances: bool) -> Result<Value> {
     let config = Config::load(file)?;
     let me = config.ident()?;
     let settings = executor::settings(&config, &me)?;
@@ -221,11 +225,14 @@ async fn facts(file: &Path, backup_dir: Option<&Path>) -> Result<Value> {
         (name.to_owned(), own.or(ours).unwrap_or(default))
     });
     let replicated = replicated.collect();
+    let library_settings = place::library_settings(&settings);
     let mut place = settings.dataset.as_path();
     while !place.exists() {
         place = place.parent().context("the dataset has no directory above it")?;
     }
     let space = statvfs(place)?;
+    let hindrances =
+        if hindrances { place::hindrances(&config, &settings, place)? } else { Vec::new() };
     let backup = backup_dir.map(|dir| backup::facts(dir, place, settings.os_user.as_deref()));
     let facts = PeerFacts {
         slot: postgres::slot_of(&me.id),
@@ -244,6 +251,8 @@ async fn facts(file: &Path, backup_dir: Option<&Path>) -> Result<Value> {
         superuser: settings.superuser,
         replication_user: settings.replication_user,
         replicated,
+        library_settings,
+        hindrances,
         free_bytes: space.f_bavail * space.f_frsize,
         backup: backup.transpose()?,
         state: state.context("the cluster state is no JSON")?,

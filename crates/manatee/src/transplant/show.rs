@@ -13,7 +13,7 @@ fn seconds(step: &Planned) -> String {
 }
 
 /// A plan, before it is run.
-pub(super) fn plan(plan: &Plan) -> String {
+pub(super) fn plan(plan: &Plan, after_opening: &[String]) -> String {
     let mut text = format!("{}\n\n", plan.title);
     text +=
         &format!("{:<17} {:>7}  {:<15} {}\n", "STEP", "ABOUT", "CLIENTS NOTICE", "WHAT IT DOES");
@@ -32,6 +32,10 @@ pub(super) fn plan(plan: &Plan) -> String {
         }
     }
     text += "\nEverything can be undone until `manatee transplant commit`.\n";
+    if !after_opening.is_empty() {
+        text += "As soon as the recipient is open, on its primary's host, for another collation:\n";
+        text.extend(after_opening.iter().map(|command| format!("    {command}\n")));
+    }
     text
 }
 

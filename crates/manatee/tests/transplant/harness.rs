@@ -106,6 +106,28 @@ impl<D: Donor> Move<D> {
         Ok(directory)
     }
 
+    /// Asks for all that can be looked at in the copy.
+    pub fn ask_to_verify(&self) -> Result<()> {
+        self.stage.donor_sql("create extension if not exists amcheck")?;
+        self.add("[verify]\namcheck = true\nrow_counts = true\nsql = ['select 7, 1']")
+    }
+
+    /// Executes a statement in another database of the donor.
+    pub fn donor_sql_in(&self, database: &str, sql: &str) -> Result<String> {
+        self.stage.donor_sql("create extension if not exists dblink")?;
+        self.stage.donor_sql(&format!(
+            "select dblink_exec(format('dbname=%L port=%s host=%s user=%s', $name${database}$name$, \
+             current_setting('port'), current_setting('unix_socket_directories'), current_user), $sql${sql}$sql$)"
+        ))
+    }
+
+    /// Adds a table to the inventory.
+    pub fn add(&self, table: &str) -> Result<()> {
+        let inventory = self.stage.inventory();
+        let text = fs::read_to_string(&inventory)?;
+        Ok(fs::write(&inventory, format!("{text}\n{table}\n"))?)
+    }
+
     pub fn journal(&self) -> PathBuf {
         self.stage.inventory().with_extension("journal")
     }

@@ -17,6 +17,8 @@ mod ours;
 mod pair;
 mod patroni;
 mod postgres;
+mod preflight;
 mod snapshots;
 mod ssh;
 mod v1_peer;
+mod verify;

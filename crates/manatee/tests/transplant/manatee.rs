@@ -51,6 +51,11 @@ fn a_shard_moves_into_another_for_good() -> Result<()> {
 fn a_shard_that_was_moved_comes_back_whole() -> Result<()> {
     let moved = Move::of_ours(None)?;
     let before = moved.stage.donor().state()?;
+    moved.ask_to_verify()?;
+    moved.stage.transplant(&["run", "--yes", "--until", "compare-answers"])?;
+    moved.stage.transplant(&["rollback"])?;
+    moved.wait_for_writes_to(DONOR)?;
+    moved.check_ours()?;
     moved.stage.transplant(&["run", "--yes"])?;
     moved.wait_for_writes_to("amber")?;
     let told = moved.stage.transplant(&["rollback"])?;
@@ -139,7 +144,8 @@ fn a_shard_of_the_first_version_moves_for_good() -> Result<()> {
 #[test]
 fn a_shard_of_the_first_version_comes_back() -> Result<()> {
     let moved = Move::of_first_version()?;
-    for until in ["compare", "level-donor"] {
+    moved.ask_to_verify()?;
+    for until in ["compare-answers", "level-donor"] {
         moved.stage.transplant(&["run", "--yes", "--until", until])?;
         if until == "level-donor" {
             moved.wait_for_writes_to("amber")?;
@@ -172,6 +178,7 @@ fn undo_from_every_step<D: Donor>(
     moved: &Move<D>,
     check: fn(&Move<D>) -> Result<()>,
 ) -> Result<()> {
+    moved.ask_to_verify()?;
     let plan = moved.stage.transplant(&["plan", "--json"])?;
     let plan: saga::Plan = serde_json::from_str(&plan)?;
     for step in &plan.steps {

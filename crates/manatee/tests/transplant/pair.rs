@@ -202,7 +202,8 @@ fn a_primary_with_a_synchronous_standby_moves_and_comes_back() -> Result<()> {
     moved.wait_for_writes_to(primary.name)?;
     let refused = moved.stage.transplant(&["runbook"]).unwrap_err().to_string();
     ensure!(refused.contains("only for a PostgreSQL by itself"), "{refused}");
-    moved.stage.transplant(&["run", "--yes", "--until", "compare"])?;
+    moved.ask_to_verify()?;
+    moved.stage.transplant(&["run", "--yes", "--until", "compare-answers"])?;
     // Commits wait for nobody else: the copy that follows is not their standby.
     ensure!(pair.sql_at(standby, "select pg_is_in_recovery()")? == "t", "the standby is one");
     moved.stage.transplant(&["rollback"])?;

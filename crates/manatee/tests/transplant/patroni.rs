@@ -151,9 +151,10 @@ fn what_becomes_of_a_patroni_cluster_meanwhile_is_noticed() -> Result<()> {
 fn a_patroni_cluster_comes_back_with_what_the_shard_took() -> Result<()> {
     let moved = prepare(3, json!({ "synchronous_mode": true }))?;
     let cluster = moved.stage.donor();
-    // Before: it is only stopped and closed. What was paused before is so afterwards.
+    moved.ask_to_verify()?;
+    // Before: it is only stopped and closed, and asked. What was paused before is so afterwards.
     cluster.api(&cluster.nodes[0], "PATCH", "/config", json!({ "pause": true }))?;
-    moved.stage.transplant(&["run", "--yes", "--until", "compare"])?;
+    moved.stage.transplant(&["run", "--yes", "--until", "compare-answers"])?;
     let told = moved.stage.transplant(&["rollback"])?;
     ensure!(told.contains("the donor serves, as before"), "{told}");
     moved.wait_for_writes_to("one")?;
@@ -179,6 +180,7 @@ fn a_patroni_cluster_comes_back_with_what_the_shard_took() -> Result<()> {
 fn a_patroni_cluster_is_as_it_was_from_every_step() -> Result<()> {
     let moved = prepare(2, json!({ "synchronous_mode": true }))?;
     let cluster = moved.stage.donor();
+    moved.ask_to_verify()?;
     let plan = moved.stage.transplant(&["plan", "--json"])?;
     let plan: saga::Plan = serde_json::from_str(&plan)?;
     for step in &plan.steps {

@@ -38,7 +38,10 @@ impl Book<'_> {
             steps::FENCE_DONOR => self.fence_donor(""),
             steps::COMPARE => self.compare(),
             steps::OPEN_RECIPIENT => self.open_recipient(),
-            steps::KEEP_WAY_BACK => self.make_slot(1),
+            steps::KEEP_WAY_BACK => {
+                self.make_slot(1);
+                self.sort_anew();
+            }
             steps::CHECK_CLIENTS => {
                 for client in &self.facts.inventory.clients {
                     self.line(&on(&client.host, None, &client.command));
@@ -182,6 +185,14 @@ impl Book<'_> {
         self.line(&declared);
         self.tell_peer(&first, &[Order::Enable, Order::Start]);
         self.wait_for("the shard takes writes", "t", &ask("peer1", SERVES));
+    }
+
+    /// What is sorted in another way now is made anew, when the donor would get the WAL of that.
+    fn sort_anew(&mut self) {
+        let (first, _) = self.peers().swap_remove(0);
+        for command in &self.facts.after_opening {
+            self.line(&on(&first.host, None, command));
+        }
     }
 
     /// Makes this peer keep what the donor would need.

@@ -1,9 +1,11 @@
 //! The steps, one file each.
 
+mod amcheck;
 mod backup;
 mod catch_up;
 mod check_clients;
 mod compare;
+mod compare_answers;
 mod copy_back;
 mod fence_donor;
 mod grow;
@@ -35,12 +37,14 @@ pub(crate) const HOLD_DONOR: &str = "hold-donor";
 pub(crate) const OPEN_REPLICATION: &str = "open-replication";
 pub(crate) const RECEIVE: &str = "receive";
 pub(crate) const CATCH_UP: &str = "catch-up";
+pub(crate) const AMCHECK: &str = "amcheck";
 pub(crate) const BACKUP: &str = "backup";
 pub(crate) const STOP_STANDBYS: &str = "stop-standbys";
 pub(crate) const STOP_DONOR: &str = "stop-donor";
 pub(crate) const FENCE_DONOR: &str = "fence-donor";
 pub(crate) const RECEIVE_LAST: &str = "receive-last";
 pub(crate) const COMPARE: &str = "compare";
+pub(crate) const COMPARE_ANSWERS: &str = "compare-answers";
 pub(crate) const OPEN_RECIPIENT: &str = "open-recipient";
 pub(crate) const KEEP_WAY_BACK: &str = "keep-way-back";
 pub(crate) const CHECK_CLIENTS: &str = "check-clients";
@@ -239,12 +243,14 @@ pub(crate) fn step(id: &StepId, journal: &Journal, without: &Without) -> Result<
         OPEN_REPLICATION => Box::new(open_replication::OpenReplication(scene)),
         RECEIVE => Box::new(receive::Receive(scene)),
         CATCH_UP => Box::new(catch_up::CatchUp(scene)),
+        AMCHECK => Box::new(amcheck::Amcheck(scene)),
         BACKUP => Box::new(backup::Backup(scene)),
         STOP_STANDBYS => Box::new(stop_standbys::StopStandbys(scene)),
         STOP_DONOR => Box::new(stop_donor::StopDonor(scene)),
         FENCE_DONOR => Box::new(fence_donor::FenceDonor(scene)),
         RECEIVE_LAST => Box::new(receive_last::ReceiveLast(scene)),
         COMPARE => Box::new(compare::Compare(scene)),
+        COMPARE_ANSWERS => Box::new(compare_answers::CompareAnswers(scene)),
         OPEN_RECIPIENT => Box::new(open_recipient::OpenRecipient(scene)),
         KEEP_WAY_BACK => Box::new(keep_way_back::KeepWayBack(scene)),
         CHECK_CLIENTS => Box::new(check_clients::CheckClients(scene)),

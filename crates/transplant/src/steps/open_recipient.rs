@@ -71,7 +71,14 @@ impl OpenRecipient {
             let serves = told.ends_with("|f") && !told.starts_with('|');
             Ok(if serves { Ok(()) } else { Err(format!("{} does not serve yet", first.zone())) })
         })
-        .await
+        .await?;
+        for command in &self.0.facts.after_opening {
+            tell.note(&format!(
+                "now, for another collation, on {}'s host: {command}",
+                first.zone()
+            ));
+        }
+        Ok(())
     }
 
     async fn close(&self, how: Undo, tell: &dyn Tell) -> Result<()> {

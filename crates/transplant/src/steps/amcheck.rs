@@ -1,0 +1,113 @@
+//! Looks all of the copy through for damage, while the donor serves and the copy does not: every table, and
+//! of every B-tree whether it is in order and has all rows. The copy stands still meanwhile, because a
+//! server that replays ends whoever reads what it is to clear away; it goes on receiving.
+
+use super::{Scene, catch_up::level, until};
+use adapters::exec::{ExecCause, ExecError};
+use anyhow::{Context, Result, bail};
+use async_trait::async_trait;
+use saga::{Check, Outcome, Step, StepError, Tell, Undo};
+use serde_json::json;
+use std::sync::Arc;
+
+/// How pg_amcheck ends where it has looked and found damage.
+const FOUND: i32 = 2;
+/// How it begins to say that it does not look at a database.
+const SKIPPING: &str = "skipping database";
+
+pub(super) struct Amcheck(pub Arc<Scene>);
+
+/// A name as a pattern of pg_amcheck, which means it alone.
+fn pattern(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+impl Amcheck {
+    async fn look(&self, tell: &dyn Tell) -> Result<()> {
+        let first = self.0.first();
+        let facts = &first.facts;
+        let names = "select datname from pg_database \
+            where datallowconn and datconnlimit <> -2 and not datistemplate";
+        let names = first.sql(names).await?;
+        let (program, port) = (format!("{}/pg_amcheck", facts.bin_dir), facts.port.to_string());
+        let mut command = vec![program.as_str(), "--heapallindexed", "--progress"];
+        command.extend(["-h", &facts.socket_dir, "-p", &port, "-U", &facts.superuser]);
+        command.push("--maintenance-db=postgres");
+        let patterns: Vec<String> = names.lines().map(pattern).collect();
+        command.extend(patterns.iter().flat_map(|name| ["-d", name]));
+        let mut skipped = Vec::new();
+        let on_line = |line: &str| {
+            if line.contains(SKIPPING) {
+                skipped.push(line.to_owned());
+            }
+            tell.tell(line.trim());
+        };
+        let exec = first.config.host.exec_alone(facts.os_user.as_deref(), &command)?;
+        match exec.run_with(on_line).await {
+            Ok(_) if skipped.is_empty() => {
+                tell.note(&format!("pg_amcheck finds no damage in {} databases", patterns.len()));
+                Ok(())
+            }
+            Ok(_) => bail!("not all was looked at: {}", skipped.join("; ")),
+            Err(ExecError { cause: ExecCause::Failed { status, output }, .. })
+                if status.code() == Some(FOUND) =>
+            {
+                bail!(
+                    "there is damage in {}'s copy, and then most likely in the donor: look there with pg_amcheck, \
+                     mend it (reindexdb, where it is in indexes), and try again: {output}",
+                    first.zone()
+                )
+            }
+            Err(error) => Err(error).context("pg_amcheck cannot look"),
+        }
+    }
+}
+
+#[async_trait(?Send)]
+impl Step for Amcheck {
+    async fn check(&self) -> Result<Check, StepError> {
+        Ok(Check::Ready)
+    }
+
+    async fn apply(&self, tell: &dyn Tell) -> Result<(), StepError> {
+        let first = self.0.first();
+        first.sql("select pg_wal_replay_pause()").await?;
+        until(self.0.facts.inventory.limits.service_seconds, tell, async || {
+            let paused = first.sql("select pg_get_wal_replay_pause_state()").await?;
+            Ok(if paused == "paused" {
+                Ok(())
+            } else {
+                Err(format!("{} does not stand still yet", first.zone()))
+            })
+        })
+        .await?;
+        let looked = self.look(tell).await;
+        // Whatever was found.
+        first.sql("select pg_wal_replay_resume()").await?;
+        looked?;
+        level(&self.0, tell).await
+    }
+
+    async fn verify(&self) -> Result<Outcome, StepError> {
+        let first = self.0.first();
+        if first.sql("select pg_is_wal_replay_paused()").await? != "f" {
+            return Err(format!("{} does not replay", first.zone()).into());
+        }
+        Ok(json!({ "lagBytes": self.0.lag().await? }))
+    }
+
+    async fn undo(&self, _: Undo, _: &dyn Tell) -> Result<(), StepError> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_means_itself_alone() {
+        assert_eq!(pattern("shop"), "\"shop\"");
+        assert_eq!(pattern("a*.\"b"), "\"a*.\"\"b\"");
+    }
+}
