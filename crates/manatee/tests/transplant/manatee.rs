@@ -75,6 +75,22 @@ fn a_shard_that_was_moved_comes_back_whole() -> Result<()> {
     moved.check_peer(donor.shard().peer_of(&sync.zone_id))
 }
 
+/// As a server by itself it is not moved: its sitter would start it again.
+#[test]
+fn a_shard_is_no_server_by_itself() -> Result<()> {
+    let moved = Move::of_ours(None)?;
+    let mut table: toml::Table = fs::read_to_string(moved.stage.inventory())?.parse()?;
+    let donor = table["donor"].as_table_mut().context("a donor")?;
+    donor.insert("kind".to_owned(), "postgres".into());
+    donor.remove("manatee");
+    donor.remove("standbys");
+    fs::write(moved.stage.inventory(), toml::to_string(&table)?)?;
+    let told = moved.stage.transplant(&["run"]).unwrap_err().to_string();
+    ensure!(told.contains("a sitter of Manatee has it"), "{told}");
+    ensure!(!moved.journal().exists(), "nothing was begun");
+    Ok(())
+}
+
 /// A donor that somebody had frozen stays frozen (rule T6). It meets where the original's shards do.
 #[test]
 fn a_shard_in_zookeeper_comes_back_before_the_other_opened() -> Result<()> {

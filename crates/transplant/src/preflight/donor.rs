@@ -2,8 +2,8 @@
 
 use super::Doubt;
 use crate::{
-    Donor, Inventory, Method, PatroniFacts, donor::literal, plan::DonorFacts,
-    recipient::REPLICATED, snapshots,
+    Donor, DonorKind, Inventory, Method, PatroniFacts, donor::literal, manatee::is_rendered,
+    plan::DonorFacts, recipient::REPLICATED, snapshots,
 };
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
@@ -106,6 +106,13 @@ pub(super) fn doubts(inventory: &Inventory, donor: &DonorFacts) -> Vec<Doubt> {
             streams && donor.free_slots < 1,
             "it has no free replication slot".to_owned(),
             "raise max_replication_slots there and restart it, or drop a slot that nobody uses",
+        ),
+        (
+            inventory.donor.kind == DonorKind::Postgres && is_rendered(&donor.hba_file),
+            "a sitter of Manatee has it, which would start it again and write its own files over"
+                .to_owned(),
+            "move it as the shard that it is, kind = \"manatee-v2\": `manatee transplant discover --shard NAME \
+             --coordination URL` drafts that",
         ),
         (
             donor.tablespaces > 0,

@@ -96,7 +96,8 @@ async fn come_level(
         word(password)
     );
     let settings = format!(
-        "primary_conninfo = {}\nprimary_slot_name = {}\nrecovery_target_timeline = 'latest'\n{}",
+        "primary_conninfo = {}\nprimary_slot_name = {}\nrecovery_target_timeline = 'latest'\n\
+         hot_standby = on\n{}",
         value(&conninfo),
         value(SLOT),
         least(primary).await?
