@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 use saga::Mode;
 use std::fs;
 
-/// Everything is asked for, and found good; the donor is as it ended, and closed (rules T2 and T3).
+/// Everything is asked for, and found good; the donor is as it ended, and closed (rules T2, T3 and K7).
 #[test]
 fn the_copy_is_looked_through_and_compared() -> Result<()> {
     let moved = Move::prepare()?;
