@@ -102,11 +102,16 @@ impl World {
         self.service.take_away(self.shard.coordination())
     }
 
-    /// The peer that has this place.
+    /// The peer that has this place, once one says so: a sitter that was just started knows it only when it has
+    /// looked around, while its PostgreSQL serves on.
     pub fn in_role(&self, role: Role) -> Result<&Peer> {
-        let view = self.shard.view();
-        let peer = view.peers.iter().find(|peer| peer.role() == Some(role));
-        Ok(self.shard.peer_of(&peer.with_context(|| format!("nobody is {role}"))?.zone))
+        let has = |view: &ShardView| {
+            let mut peers = view.peers.iter();
+            peers.find(|peer| peer.role() == Some(role)).map(|peer| peer.zone.clone())
+        };
+        let what = format!("somebody to be {role}");
+        let view = self.shard.wait_for(limit(), &what, |view| has(view).is_some())?;
+        Ok(self.shard.peer_of(&has(&view).context(what)?))
     }
 
     /// Kills the primary's host and waits until another peer takes writes; which it was.
