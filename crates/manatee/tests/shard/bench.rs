@@ -151,6 +151,13 @@ fn throughput(
             way()?;
             times.push((clock::now() - start).0.max(1));
         }
+        // What came would fill the file system.
+        runtime.block_on(snapshots.destroy(&DatasetName::new(&format!("bench-{round}"))?))?;
+        let plain = parent.with_file_name(format!("plain-{round}"));
+        let mut delete = Command::new("btrfs");
+        delete.args(["-q", "subvolume", "delete"]).arg(plain.join(&made.name));
+        ensure!(delete.status()?.success(), "{} cannot be deleted", plain.display());
+        fs::remove_dir_all(parent.with_file_name(format!("base-{round}")))?;
     }
     for (what, mut times) in
         ["btrfs send | btrfs receive", "the backup service", "pg_basebackup"].into_iter().zip(times)
