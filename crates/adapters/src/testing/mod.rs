@@ -14,11 +14,12 @@ pub use proxy::{Proxy, Way};
 pub use servers::StartError;
 pub use zookeeper::{Ensemble, EnsembleOptions, Mode};
 
+use std::collections::{BTreeMap, btree_map::Entry};
 use std::ffi::OsString;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{LazyLock, Mutex, PoisonError};
 
 /// Where a peer or a server lives, and how a program is started there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,9 +41,13 @@ impl Host {
 /// connections, which could take the port of a server while it is down.
 const PORTS: std::ops::Range<u16> = 12_000..32_000;
 
-/// Ports of loopback that nobody listens on now. The search goes on where the last one of this process
-/// ended, because the servers of another test may be down only for now; the first begins anywhere, so
-/// that two processes hardly meet.
+/// How many of them a process takes at a time. It listens on the first of them for as long as it lives,
+/// which tells others that all of them are taken, whether or not a server listens there now.
+const BLOCK: u16 = 20;
+
+/// Ports of loopback that nobody listens on now, and that no other process is given while this one lives.
+/// The search goes on where the last one ended, because the servers of another test may be down only for
+/// now; the first begins anywhere, so that two processes hardly meet.
 ///
 /// # Errors
 /// When there are too few.
@@ -57,13 +62,28 @@ pub fn free_ports(count: usize) -> io::Result<Vec<u16>> {
             return Ok(ports);
         }
         let offset = NEXT.fetch_add(1, Ordering::Relaxed) % PORTS.len();
-        let port = PORTS.start + u16::try_from(offset).expect("less than there are ports");
+        let offset = u16::try_from(offset).expect("less than there are ports");
+        let port = PORTS.start + offset;
         // One that cannot be had is somebody else's.
-        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+        if !offset.is_multiple_of(BLOCK)
+            && is_ours(port - offset % BLOCK)
+            && TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
+        {
             ports.push(port);
         }
     }
     Err(io::Error::other(format!("no {count} free ports on loopback")))
+}
+
+/// Whether this process has the ports that begin with this one, taking them if nobody does.
+fn is_ours(first: u16) -> bool {
+    static OURS: Mutex<BTreeMap<u16, TcpListener>> = Mutex::new(BTreeMap::new());
+    let mut ours = OURS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Entry::Vacant(others) = ours.entry(first) {
+        let Ok(listener) = TcpListener::bind((Ipv4Addr::LOCALHOST, first)) else { return false };
+        others.insert(listener);
+    }
+    true
 }
 
 #[cfg(test)]
@@ -77,5 +97,14 @@ mod tests {
         ports.dedup();
         assert_eq!(ports.len(), 12);
         assert!(ports.iter().all(|port| PORTS.contains(port)));
+    }
+
+    #[test]
+    fn others_are_told_what_ports_are_taken() {
+        for port in free_ports(50).expect("ports") {
+            let first = port - (port - PORTS.start) % BLOCK;
+            assert_ne!(port, first);
+            TcpListener::bind((Ipv4Addr::LOCALHOST, first)).expect_err("somebody listens there");
+        }
     }
 }
