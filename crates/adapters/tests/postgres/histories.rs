@@ -100,6 +100,7 @@ async fn a_promotion_takes_a_number_of_its_own() {
     assert!(commit(&a, "create table t (i int)").await.expect("a task"));
     // Those who follow later have no more than the one that is promoted.
     for standby_of_a in [&f, &c, &b] {
+        standby_of_a.wait("to_regclass('t') is not null").await;
         standby_of_a.apply(&standby(None, &[])).await;
     }
     a.postgres.stop(StopMode::Immediate).await.expect("a stop");
