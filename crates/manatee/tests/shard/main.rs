@@ -8,6 +8,8 @@ mod bench;
 #[path = "../../../adapters/tests/coord_access/certificates.rs"]
 mod certificates;
 mod deaths;
+#[path = "../common/diary.rs"]
+mod diary;
 mod ensemble;
 mod etcd;
 mod files;

@@ -1,6 +1,7 @@
 //! A shard under a writer, and what a test asks of it.
 
 use super::{
+    diary::Diary,
     filesystems::own_place,
     network,
     service::{Away, Service},
@@ -40,6 +41,7 @@ pub struct World {
     pub writer: Writer,
     pub shard: Shard,
     service: Service,
+    diary: Diary,
     _directory: TempDir,
 }
 
@@ -74,7 +76,8 @@ impl World {
         let shard = Shard::start(&options)?;
         shard.wait_whole(limit())?;
         let writer = Writer::start(&shard)?;
-        let world = World { writer, shard, service, _directory: directory };
+        let diary = Diary::of(shard.peers());
+        let world = World { writer, shard, service, diary, _directory: directory };
         world.wait_for_writes()?;
         Ok(world)
     }
@@ -170,7 +173,7 @@ impl World {
     }
 
     /// Waits until the shard is whole and takes writes, and checks the ledger on every peer.
-    pub fn finish(self) -> Result<()> {
+    pub fn finish(mut self) -> Result<()> {
         self.shard.wait_whole(limit())?;
         self.wait_for_writes()?;
         let ledger = self.writer.stop()?;
@@ -189,6 +192,7 @@ impl World {
             let report = ledger.check(peer)?;
             ensure!(report.is_good(), "on {}: {report}", peer.zone());
         }
+        self.diary.forget();
         Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! A move that a test watches and disturbs.
 
-use super::ground::Ground;
+use super::{diary::Diary, ground::Ground};
 use anyhow::{Context, Result, ensure};
 use cluster::Millis;
 use manatee::shard::{DONOR, Donor, Peer, ShardOptions, Stage, Standalone, Writer};
@@ -21,6 +21,7 @@ pub const LIMIT: Millis = Millis(60_000);
 pub struct Move<D = Standalone> {
     pub writer: Writer,
     pub stage: Stage<D>,
+    _diary: Diary,
     _directory: TempDir,
 }
 
@@ -61,7 +62,8 @@ impl<D: Donor> Move<D> {
         change(&mut options);
         let stage = Stage::with(&options, make)?;
         let writer = stage.writer()?;
-        Ok(Move { writer, stage, _directory: directory })
+        let diary = Diary::of(stage.peers());
+        Ok(Move { writer, stage, _diary: diary, _directory: directory })
     }
 
     /// Waits until a row was acknowledged that was tried after this call, by one of this name.

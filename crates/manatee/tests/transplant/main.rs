@@ -5,6 +5,8 @@ mod backup;
 mod bench;
 mod cluster;
 mod copied;
+#[path = "../common/diary.rs"]
+mod diary;
 mod discover;
 #[path = "../../../adapters/tests/filesystems/mod.rs"]
 mod filesystems;
