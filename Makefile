@@ -26,7 +26,7 @@ ON_EACH := deaths::the_sync_takes_over_from_a_host_that_died \
 
 # Where tests keep what they make, unless told otherwise.
 TMPDIR ?= $(shell tools/place.sh)
-test test-coordination test-transplant test-kills: export TMPDIR := $(TMPDIR)
+test test-coordination test-transplant test-versions test-kills: export TMPDIR := $(TMPDIR)
 
 # How many tests run at once that have no whole shards: they wait most of their time.
 WAITING := $(shell echo $$((2 * $$(nproc))))
@@ -36,7 +36,7 @@ WHOLE := $(shell echo $$((($$(nproc) * 3 + 1) / 2)))
 # Shards of `make bench-idle`.
 SHARDS ?= 1000
 
-.PHONY: help demo test test-coordination test-zfs bench-idle build lint fuzz client coverage test-kills test-transplant bench-rebuild bench-transplant
+.PHONY: help demo test test-coordination test-zfs bench-idle build lint fuzz client coverage test-kills test-transplant test-versions bench-rebuild bench-transplant
 
 help: ## Say what there is to do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -116,6 +116,19 @@ test-kills: ## Kill either end of a seeding again and again; KILLS=50
 test-transplant: ## Undo moves of databases from each of their steps; 10 minutes
 	@tools/need.sh build postgresql zookeeper etcd patroni filesystems ssh
 	cargo test --locked --package manatee --test transplant -- --ignored --nocapture --skip bench::
+
+# The versions of PostgreSQL that Debian has beside this one's, and what is tested of each.
+VERSIONS ?= 13 17 18
+ON_VERSION = POSTGRESQL=$$version cargo test --locked --config 'target."cfg(all())".runner = ["$(CURDIR)/tools/debian-root/run.sh"]'
+
+test-versions: ## Test with other versions of PostgreSQL, of other Debians; VERSIONS="13 17 18"
+	@tools/need.sh build debian-root
+	cargo build --locked --package manatee
+	for version in $(VERSIONS); do \
+		$(ON_VERSION) --package adapters --test postgres --test postgres_rewind; \
+		$(ON_VERSION) --package manatee --test shard --test transplant -- --test-threads=$(WHOLE) \
+			deaths:: rebuild:: postgres:: pair::; \
+	done
 
 bench-transplant: ## Time the cut-over of a transplant beside a runbook's, by directories and on btrfs; SIZES="0.2 1 4"
 	@tools/need.sh build postgresql filesystems

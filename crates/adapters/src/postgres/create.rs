@@ -36,7 +36,7 @@ impl Inner {
             .arg("--pgdata")
             .arg(&directory)
             .args(["--data-checksums", "--encoding=UTF8", "--auth=scram-sha-256"])
-            .args(["--no-instructions", "--auth-local=peer", "--no-sync"])
+            .args(["--auth-local=peer", "--no-sync"])
             // Order by bytes: it is the same with every C library that a peer may have.
             .args(["--locale=C.UTF-8", "--lc-collate=C", "--lc-messages=C"])
             .arg(format!("--username={}", self.settings.superuser))

@@ -111,7 +111,11 @@ impl<D: Donor> Move<D> {
     /// Asks for all that can be looked at in the copy.
     pub fn ask_to_verify(&self) -> Result<()> {
         self.stage.donor_sql("create extension if not exists amcheck")?;
-        self.add("[verify]\namcheck = true\nrow_counts = true\nsql = ['select 7, 1']")
+        // PostgreSQL 13 has no pg_amcheck.
+        let amcheck = adapters::postgres::programs(None)?.1 >= 14;
+        self.add(&format!(
+            "[verify]\namcheck = {amcheck}\nrow_counts = true\nsql = ['select 7, 1']"
+        ))
     }
 
     /// Executes a statement in another database of the donor.

@@ -42,7 +42,7 @@ const NEEDS: &str = r"select json_build_object(
       'locale', coalesce(to_jsonb(n)->>'colllocale', to_jsonb(n)->>'colliculocale', n.collcollate, ''),
       'ctype', n.collctype, 'version', n.collversion, 'indexes', u.indexes, 'example', u.example)), '[]')
     from pg_collation n join (
-      select oid, count(distinct sorted) indexes, min(sorted) example from (
+      select oid, count(distinct sorted) as indexes, min(sorted) as example from (
         select unnest(i.indcollation::oid[]) oid, i.indexrelid::regclass::text sorted from pg_index i
         union all select unnest(p.partcollation::oid[]), 'the partitions of ' || p.partrelid::regclass::text
           from pg_partitioned_table p

@@ -96,8 +96,11 @@ impl OpenReplication {
             .sql(&format!(
                 // Its synchronous standby may be gone.
                 "set synchronous_commit = local; \
-                 select pg_terminate_backend(active_pid, 10000) from pg_replication_slots \
+                 select pg_terminate_backend(active_pid) from pg_replication_slots \
                  where slot_name = {slot} and active; \
+                 do $do$ begin for tenth in 1..100 loop exit when not exists \
+                 (select from pg_replication_slots where slot_name = {slot} and active); \
+                 perform pg_sleep(0.1); end loop; end $do$; \
                  select pg_drop_replication_slot(slot_name) from pg_replication_slots \
                  where slot_name = {slot}; \
                  do $do$ begin if exists (select from pg_roles where rolname = {name} \
