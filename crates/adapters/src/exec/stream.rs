@@ -200,10 +200,10 @@ impl Reader {
     }
 }
 
-fn read_part(mut pipe: &File, length: usize) -> io::Result<Vec<u8>> {
+fn read_part(pipe: &File, length: usize) -> io::Result<Vec<u8>> {
     let mut part = Vec::with_capacity(length);
     while part.len() < length {
-        match rustix::io::read(&mut pipe, spare_capacity(&mut part)) {
+        match rustix::io::read(pipe, spare_capacity(&mut part)) {
             Ok(0) => break,
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
