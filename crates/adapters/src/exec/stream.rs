@@ -26,7 +26,7 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     process::{Child, ChildStdin, ChildStdout},
-    task::spawn_blocking,
+    sync::oneshot,
 };
 
 /// How much a pipe is to hold, in bytes: the most that Linux grants to everybody.
@@ -191,13 +191,23 @@ impl Reader {
     pub async fn part(&mut self, length: usize) -> io::Result<Vec<u8>> {
         let pipe = Pipe::blocking(&mut self.stdout, ChildStdout::into_owned_fd)?;
         // When it is given up, the command is killed with this reader, which ends the thread.
-        let part =
-            spawn_blocking(move || read_part(&pipe, length)).await.map_err(io::Error::other)??;
+        let part = on_a_thread(move || read_part(&pipe, length)).await?;
         if part.len() < length {
             poll_fn(|cx| self.end.poll(cx)).await?;
         }
         Ok(part)
     }
+}
+
+/// Does what may wait for a command as long as that takes. Not in the runtime's pool of threads: it is bounded, others
+/// need it in time, and the runtime would wait for its work at its end.
+async fn on_a_thread<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let (done, result) = oneshot::channel();
+    // Nobody waits for it any more when it was given up.
+    std::thread::Builder::new().name("stream".into()).spawn(move || drop(done.send(work())))?;
+    result.await.map_err(io::Error::other)?
 }
 
 fn read_part(pipe: &File, length: usize) -> io::Result<Vec<u8>> {
@@ -245,8 +255,7 @@ impl Writer {
         }
         let pipe = Pipe::blocking(&mut self.stdin, ChildStdin::into_owned_fd)?;
         self.amid = true;
-        let written = spawn_blocking(move || (&*pipe).write_all(&part).map(|()| part));
-        let written = written.await.map_err(io::Error::other)?;
+        let written = on_a_thread(move || (&*pipe).write_all(&part).map(|()| part)).await;
         self.amid = false;
         written
     }
