@@ -36,7 +36,7 @@ WHOLE := $(shell echo $$((($$(nproc) * 3 + 1) / 2)))
 # Shards of `make bench-idle`.
 SHARDS ?= 1000
 
-.PHONY: help demo test test-coordination test-zfs bench-idle build lint fuzz client coverage test-kills test-transplant test-versions bench-rebuild bench-transplant
+.PHONY: help demo test test-coordination test-zfs bench-idle build lint fuzz client coverage test-kills test-transplant test-versions bench-rebuild bench-streams bench-transplant
 
 help: ## Say what there is to do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -137,6 +137,10 @@ bench-transplant: ## Time the cut-over of a transplant beside a runbook's, by di
 bench-rebuild: ## Time how a deposed peer comes back, and how fast snapshots travel, on btrfs; MIB=2048
 	@tools/need.sh build postgresql filesystems
 	MANATEE_BENCH_MIB=$(MIB) cargo test --locked --release --package manatee --test shard -- --exact bench::rebuild --ignored --nocapture
+
+bench-streams: ## Time snapshots that travel beside btrfs send | btrfs receive, without a database; MIB=512
+	@tools/need.sh build filesystems
+	MANATEE_BENCH_MIB=$(MIB) cargo test --locked --release --package manatee --test shard -- --exact bench::streams::without_a_database --ignored --nocapture
 
 coverage: ## Say how much of the rules the tests of cluster and sim run; fails below 95 % of the lines
 	@tools/need.sh build coverage

@@ -8,9 +8,9 @@ use anyhow::{Context, Result, ensure};
 use async_trait::async_trait;
 use cluster::Millis;
 use manatee::backup::{
-    FetchError, JobState, Jobs, LegacyOutlet, Limits, Offer, Outgoing, Outlet, Part, Progress,
-    Refusal, Remote, Secret, Service, Serving, SnapshotInfo, SnapshotRequest, StreamRequest,
-    TlsFiles, serve,
+    FetchError, Input, JobState, Jobs, LegacyOutlet, Limits, Offer, Outgoing, Outlet, Part,
+    Progress, Refusal, Remote, Secret, Service, Serving, SnapshotInfo, SnapshotRequest,
+    StreamRequest, TlsFiles, serve,
 };
 use std::{
     collections::BTreeSet,
@@ -76,7 +76,7 @@ impl Memory {
         Outgoing {
             snapshot: self.info(),
             estimate: Some(self.bytes.len() as u64),
-            input: Box::pin(Source {
+            input: Input::other(Source {
                 bytes: io::Cursor::new(bytes),
                 fails: self.fails_at.is_some(),
             }),
@@ -318,7 +318,7 @@ async fn a_stream_that_nobody_asks_for_is_let_go_of() -> Result<()> {
     assert_eq!(memory.held.load(Ordering::SeqCst), 1);
     until("the snapshot to be let go of", || memory.held.load(Ordering::SeqCst) == 0).await?;
     let (progress, _) = watch::channel(Progress::default());
-    let error = remote.pull(&started, Vec::new(), &progress).await.expect_err("it is over");
+    let error = remote.pull(&started, &mut Vec::new(), &progress).await.expect_err("it is over");
     assert!(
         matches!(&error, FetchError::Refused { problem, .. }
         if problem.contains("begin another")),

@@ -20,6 +20,7 @@ mod render;
 #[cfg(test)]
 mod render_tests;
 mod rewind;
+mod rewound;
 mod server;
 mod session;
 mod slots;
@@ -30,6 +31,7 @@ pub use error::{PgCause, PgError};
 pub use guard::{RefusedSetting, check_names};
 pub use history::Divergence;
 pub use probe::{Probe, Receiver, Sender};
+pub use rewound::Rewound;
 pub use server::fence_dataset;
 pub use timelines::drop_reservations;
 
@@ -381,7 +383,7 @@ impl Postgres {
 
     /// Makes the database here, whatever became of it, what a base backup of this primary would be,
     /// by copying only what differs. It must have been a primary's, and stopped. What was written here and
-    /// not there is lost from it: keep a copy first. Tells bytes done and to do.
+    /// not there is lost from it: keep a copy first. Tells bytes done and to do, and what it consisted of.
     ///
     /// # Errors
     /// When that is not possible: it was a standby's, the source is no primary or another database, or no
@@ -390,7 +392,7 @@ impl Postgres {
         &self,
         source: &SeedSource,
         mut progress: impl FnMut(u64, u64) + Send,
-    ) -> Result<(), PgError> {
+    ) -> Result<Rewound, PgError> {
         let inner = &self.inner;
         let work = Box::pin(inner.rewind(source, &mut progress));
         inner.guarded("rewind it to the present primary's", inner.epoch(), work).await

@@ -17,6 +17,7 @@ use super::{
     Inner, POLL, PgCause,
     files::{self, MARKER, Marker, STANDBY_SIGNAL, Served},
     process,
+    rewound::{Account, Rewound},
     session::within,
 };
 use crate::{clock, exec::Exec, storage::SeedSource};
@@ -82,7 +83,7 @@ impl Inner {
         &self,
         source: &SeedSource,
         progress: &mut (dyn FnMut(u64, u64) + Send),
-    ) -> Result<(), PgCause> {
+    ) -> Result<Rewound, PgCause> {
         self.remove_half_rewound().await?;
         let ours = self.at_rest()?;
         self.wait_for(source, ours).await?;
@@ -91,22 +92,25 @@ impl Inner {
         fs::rename(&self.data, &aside)
             .and_then(|()| files::sync_parent(&aside))
             .map_err(PgCause::file(&aside))?;
+        keep_wal(&aside).map_err(PgCause::file(&aside))?;
+        let mut account = Account::new(clock::now());
         let on_line = |line: &str| {
-            if let Some((done, total)) = copied(line) {
+            if let Some((done, total)) = account.hear(clock::now(), line) {
                 progress(done, total);
             }
         };
-        keep_wal(&aside).map_err(PgCause::file(&aside))?;
         let command = self.pg_rewind(source, &aside).arg("--progress");
         if let Err(error) = command.run_with(on_line).await {
             self.remove_half_rewound().await?;
             return Err(error.into());
         }
+        let rewound = account.end(clock::now());
         // Before it has its name back: without it a start would go on writing the old timeline.
         self.make_standby(&aside, ours)?;
         fs::rename(&aside, &self.data)
             .and_then(|()| files::sync_parent(&self.data))
-            .map_err(PgCause::file(&self.data))
+            .map_err(PgCause::file(&self.data))?;
+        Ok(rewound)
     }
 
     /// The identity of the database here, which must have been a primary's, and whose server must not
@@ -256,26 +260,4 @@ fn keep_wal(data: &Path) -> std::io::Result<()> {
     let mut settings = OpenOptions::new().append(true).open(data.join("postgresql.auto.conf"))?;
     // In MiB; the greatest that there is.
     writeln!(settings, "wal_keep_size = {}", i32::MAX)
-}
-
-/// Reads `  1234/5678 kB (21%) copied`, in bytes.
-fn copied(line: &str) -> Option<(u64, u64)> {
-    let (numbers, rest) = line.trim_start().split_once(" kB")?;
-    let (done, total) = numbers.split_once('/')?;
-    let bytes = |kib: &str| kib.trim().parse::<u64>().ok()?.checked_mul(1024);
-    rest.trim_end().ends_with("copied").then_some(())?;
-    Some((bytes(done)?, bytes(total)?))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn progress_lines() {
-        assert_eq!(copied(" 12/512 kB (2%) copied"), Some((12 << 10, 512 << 10)));
-        for other in ["", "pg_rewind: servers diverged", "1/2 kB", "1/2 kB (50%), 0/1 tablespace"] {
-            assert_eq!(copied(other), None, "{other}");
-        }
-    }
 }

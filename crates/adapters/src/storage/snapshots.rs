@@ -108,6 +108,16 @@ pub struct SendStream {
     pub estimate: Option<u64>,
 }
 
+impl SendStream {
+    /// See [`Reader::part`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn part(&mut self, length: usize) -> io::Result<Vec<u8>> {
+        self.reader.part(length).await
+    }
+}
+
 impl AsyncRead for SendStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -137,6 +147,14 @@ impl ReceiveStream {
     /// Where it goes.
     pub fn into_dataset(&self) -> &DatasetName {
         &self.into
+    }
+
+    /// See [`Writer::put`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn put(&mut self, part: Vec<u8>) -> io::Result<Vec<u8>> {
+        self.writer.put(part).await
     }
 
     /// Stops the receiving and waits until it has; better than dropping it before the dataset is

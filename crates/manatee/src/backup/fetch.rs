@@ -2,20 +2,23 @@
 
 use super::auth::{HEADER, Secret};
 use super::pace::Pace;
-use super::segment::decompressed;
+use super::segment::{checksum, decompressed};
 use super::tls::{TlsFiles, provider};
 use super::wire::{
     CHECKSUM, JobStatus, LENGTH, Offer, Problem, RebuildRequest, SEGMENT, SnapshotInfo,
     SnapshotRequest, StreamRequest, StreamStarted, WAITED, WHOLE,
 };
-use adapters::clock;
+use adapters::{clock, storage::ReceiveStream};
 use anyhow::Context;
 use cluster::{Millis, Monotonic};
 use jiff::Timestamp;
 use serde::{Serialize, de::DeserializeOwned};
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io::{self, Read},
+    sync::{Arc, mpsc as blocking},
+    time::Duration,
+};
 use tokio::{
-    io::{AsyncWrite, AsyncWriteExt},
     sync::{mpsc, watch},
     task::spawn_blocking,
 };
@@ -24,7 +27,7 @@ use ureq::{
     http::Response,
     tls::{Certificate, ClientCert, PrivateKey, RootCerts, TlsConfig, TlsProvider},
 };
-use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+use xxhash_rust::xxh3::Xxh3;
 
 /// How long one request may take.
 const REQUEST: Duration = Duration::from_secs(60);
@@ -82,6 +85,26 @@ pub struct Progress {
     pub transferred: u64,
 }
 
+/// What takes a stream.
+pub trait Sink: Send {
+    /// Takes the next part, and gives the buffer back.
+    fn put(&mut self, part: Vec<u8>) -> impl Future<Output = io::Result<Vec<u8>>> + Send;
+}
+
+impl Sink for ReceiveStream {
+    fn put(&mut self, part: Vec<u8>) -> impl Future<Output = io::Result<Vec<u8>>> + Send {
+        ReceiveStream::put(self, part)
+    }
+}
+
+/// Keeps all of it.
+impl Sink for Vec<u8> {
+    async fn put(&mut self, part: Vec<u8>) -> io::Result<Vec<u8>> {
+        self.extend_from_slice(&part);
+        Ok(part)
+    }
+}
+
 /// The backup service of another peer.
 #[derive(Debug, Clone)]
 pub struct Remote {
@@ -94,6 +117,7 @@ pub struct Remote {
 struct Arrived {
     bytes: Vec<u8>,
     transferred: u64,
+    /// On the last one, what the checksum of all is to be.
     whole: Option<u128>,
     /// How long it took, but for the sender's reading.
     took: Millis,
@@ -173,44 +197,50 @@ impl Remote {
     pub async fn pull(
         &self,
         started: &StreamStarted,
-        mut sink: impl AsyncWrite + Unpin,
+        sink: &mut impl Sink,
         progress: &watch::Sender<Progress>,
     ) -> Result<Progress, FetchError> {
         let (sender, mut segments) = mpsc::channel::<Result<Arrived, FetchError>>(AHEAD);
         let (remote, id) = (self.clone(), started.id);
+        // What was written is filled again: new memory costs more than what is copied into it.
+        let (written, free) = blocking::channel();
         // Ends when nobody takes its segments any more.
-        let puller = spawn_blocking(move || remote.pull_all(id, &sender));
-        let (mut done, mut whole) = (Progress::default(), Xxh3::new());
-        let mut finished = false;
+        let puller = spawn_blocking(move || remote.pull_all(id, &sender, &free));
+        let (mut done, mut finished) = (Progress::default(), false);
         while let Some(arrived) = segments.recv().await {
             let arrived = arrived?;
-            sink.write_all(&arrived.bytes).await.map_err(FetchError::Write)?;
-            whole.update(&arrived.bytes);
             done.bytes += arrived.bytes.len() as u64;
             done.transferred += arrived.transferred;
+            let buffer = sink.put(arrived.bytes).await.map_err(FetchError::Write)?;
             progress.send_replace(done);
-            if let Some(expected) = arrived.whole {
-                if expected != whole.digest128() {
-                    return Err(self.corrupt(&stream(id), "the checksum of the whole stream"));
-                }
-                finished = true;
-            }
+            finished = arrived.whole.is_some();
+            // Nobody fills it any more when the last segment has come.
+            written.send(buffer).ok();
         }
         puller.await.map_err(|error| FetchError::Write(io::Error::other(error)))?;
         if !finished {
             return Err(self.corrupt(&stream(id), "it has no end"));
         }
-        sink.flush().await.map_err(FetchError::Write)?;
         Ok(done)
     }
 
     /// Blocks. Hands over one segment after the other, and lets go of the stream at its end.
-    fn pull_all(&self, id: uuid::Uuid, segments: &mpsc::Sender<Result<Arrived, FetchError>>) {
-        let mut pace = Pace::default();
+    fn pull_all(
+        &self,
+        id: uuid::Uuid,
+        segments: &mpsc::Sender<Result<Arrived, FetchError>>,
+        free: &blocking::Receiver<Vec<u8>>,
+    ) {
+        let (mut pace, mut whole) = (Pace::default(), Xxh3::new());
         for index in 0.. {
             let smaller = pace.compresses(segments.capacity() > 0);
-            let arrived = self.pull_one(id, index, smaller, segments);
-            let last = arrived.as_ref().map_or(true, |arrived| arrived.whole.is_some());
+            let buffer = free.try_recv().unwrap_or_default();
+            let mut arrived = self.pull_one((id, index, smaller), buffer, &mut whole, segments);
+            let all = arrived.as_ref().ok().and_then(|arrived| arrived.whole);
+            let last = arrived.is_err() || all.is_some();
+            if all.is_some_and(|all| all != whole.digest128()) {
+                arrived = Err(self.corrupt(&stream(id), "the checksum of the whole stream"));
+            }
             if let Ok(arrived) = &arrived {
                 pace.came(arrived.took);
             }
@@ -226,16 +256,16 @@ impl Remote {
     /// Tries until it is there, or has been in vain for too long.
     fn pull_one(
         &self,
-        id: uuid::Uuid,
-        index: u64,
-        smaller: bool,
+        (id, index, smaller): (uuid::Uuid, u64, bool),
+        mut buffer: Vec<u8>,
+        whole: &mut Xxh3,
         segments: &mpsc::Sender<Result<Arrived, FetchError>>,
     ) -> Result<Arrived, FetchError> {
         let target = format!("{}/{index}{}", stream(id), if smaller { "?zstd" } else { "" });
         let since = clock::now();
         let mut pause = RETRY;
         loop {
-            let error = match self.try_one(&target) {
+            let error = match self.try_one(&target, std::mem::take(&mut buffer), whole) {
                 Ok(arrived) => return Ok(arrived),
                 Err(error) => error,
             };
@@ -252,36 +282,51 @@ impl Remote {
         }
     }
 
-    fn try_one(&self, target: &str) -> Result<Arrived, FetchError> {
+    /// `whole` is the checksum of all that came before, and then of this as well.
+    fn try_one(
+        &self,
+        target: &str,
+        mut buffer: Vec<u8>,
+        whole: &mut Xxh3,
+    ) -> Result<Arrived, FetchError> {
         let asked: Monotonic = clock::now();
         let mut response = self.call("GET", target, &[])?;
         let header = |name: &str| response.headers().get(name).and_then(|text| text.to_str().ok());
         let number = |name| header(name).and_then(|text| text.parse::<u64>().ok());
         let length = number(LENGTH).and_then(|length| usize::try_from(length).ok());
-        let checksum = header(CHECKSUM).and_then(|text| u64::from_str_radix(text, 16).ok());
-        let (Some(length), Some(checksum)) = (length.filter(|it| *it <= SEGMENT), checksum) else {
+        let sent = header(CHECKSUM).and_then(|text| u64::from_str_radix(text, 16).ok());
+        let (Some(length), Some(expected)) = (length.filter(|it| *it <= SEGMENT), sent) else {
             return Err(self.corrupt(target, "its headers are not those of a segment"));
         };
-        let whole = header(WHOLE).and_then(|text| u128::from_str_radix(text, 16).ok());
-        if whole.is_none() && length < SEGMENT {
+        let whole_sent = header(WHOLE).and_then(|text| u128::from_str_radix(text, 16).ok());
+        if whole_sent.is_none() && length < SEGMENT {
             return Err(self.corrupt(target, "a short segment that is not the last"));
         }
         let waited = Millis(number(WAITED).unwrap_or(0));
         let compressed = header("content-encoding") == Some("zstd");
-        let mut bytes = Vec::with_capacity(length);
-        let limit = 2 * SEGMENT as u64;
-        let mut reader = response.body_mut().with_config().limit(limit).reader();
-        io::Read::read_to_end(&mut reader, &mut bytes)
-            .map_err(|error| self.unreachable(target, &error))?;
-        let transferred = bytes.len() as u64;
-        if compressed {
-            bytes = decompressed(&bytes).map_err(|_| self.corrupt(target, "it does not unpack"))?;
-        }
-        if bytes.len() != length || xxh3_64(&bytes) != checksum {
+        let mut reader = response.body_mut().with_config().limit(2 * SEGMENT as u64).reader();
+        let unreachable = |error: io::Error| self.unreachable(target, &error);
+        let (bytes, transferred) = if compressed {
+            let mut packed = Vec::new();
+            reader.read_to_end(&mut packed).map_err(unreachable)?;
+            let bytes = decompressed(&packed);
+            (bytes.map_err(|_| self.corrupt(target, "it does not unpack"))?, packed.len())
+        } else {
+            // One that was filled before has this length already.
+            buffer.resize(length, 0);
+            reader.read_exact(&mut buffer).map_err(unreachable)?;
+            if reader.read(&mut [0]).map_err(unreachable)? > 0 {
+                return Err(self.corrupt(target, "the length of a segment"));
+            }
+            (buffer, length)
+        };
+        let mut through_here = whole.clone();
+        if bytes.len() != length || checksum(&bytes, &mut through_here) != expected {
             return Err(self.corrupt(target, "the checksum of a segment"));
         }
+        *whole = through_here;
         let took = Millis((clock::now() - asked).0.saturating_sub(waited.0));
-        Ok(Arrived { bytes, transferred, whole, took })
+        Ok(Arrived { bytes, transferred: transferred as u64, whole: whole_sent, took })
     }
 
     async fn get<T: DeserializeOwned + Send + 'static>(

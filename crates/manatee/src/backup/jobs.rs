@@ -36,7 +36,7 @@ pub struct Outgoing {
     pub snapshot: SnapshotInfo,
     /// About how long it will be, in bytes, where that is known.
     pub estimate: Option<u64>,
-    /// The stream. It ends only when it is complete: what goes wrong is an error of reading it.
+    /// The stream.
     pub input: Input,
     /// Kept as long as the stream, such as a hold of the snapshot.
     pub guard: Box<dyn Any + Send + Sync>,

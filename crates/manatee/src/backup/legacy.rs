@@ -26,11 +26,7 @@ use std::{
     },
     time::Duration,
 };
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-    time::timeout,
-};
+use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
 use uuid::Uuid;
 
 /// How long the receiver may take to be connected to, or to take a block.
@@ -132,14 +128,13 @@ async fn send(job: &Job, mut outgoing: Outgoing) -> io::Result<()> {
     let port = u16::try_from(job.port).map_err(io::Error::other)?;
     let target = (job.host.as_str(), port);
     let mut socket = timeout(PATIENCE, TcpStream::connect(target)).await.map_err(late)??;
-    let mut block = vec![0; BLOCK];
     loop {
-        let count = outgoing.input.read(&mut block).await?;
-        if count == 0 {
+        let block = outgoing.input.part(BLOCK).await?;
+        timeout(PATIENCE, socket.write_all(&block)).await.map_err(late)??;
+        job.completed.fetch_add(block.len() as u64, Ordering::Relaxed);
+        if block.len() < BLOCK {
             break;
         }
-        timeout(PATIENCE, socket.write_all(&block[..count])).await.map_err(late)??;
-        job.completed.fetch_add(count as u64, Ordering::Relaxed);
     }
     timeout(PATIENCE, socket.shutdown()).await.map_err(late)?
 }

@@ -22,12 +22,13 @@ mod tls;
 mod wire;
 
 pub use auth::Secret;
-pub use fetch::{FetchError, Progress, Remote};
+pub use fetch::{FetchError, Progress, Remote, Sink};
 pub use jobs::{Jobs, Limits, Outgoing, Outlet, Refusal};
 pub use legacy::LegacyOutlet;
 pub use outlet::{StorageOutlet, release_leftovers};
 pub use receive::{ReceiveError, Received, Reception, SEED, take};
-pub(crate) use segment::{Cutter, Input};
+pub(crate) use segment::Cutter;
+pub use segment::Input;
 pub use service::{Service, Serving, serve};
 pub use tls::{TlsError, TlsFiles};
 pub(crate) use wire::SEGMENT;

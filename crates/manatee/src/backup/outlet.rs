@@ -1,7 +1,7 @@
 //! The snapshots of one dataset, to be sent.
 
 use super::{
-    LegacyOutlet, Offer, Outgoing, Outlet, Part, Refusal, SnapshotInfo, SnapshotRequest,
+    Input, LegacyOutlet, Offer, Outgoing, Outlet, Part, Refusal, SnapshotInfo, SnapshotRequest,
     StreamRequest,
 };
 use adapters::storage::{
@@ -61,7 +61,7 @@ impl StorageOutlet {
         Ok(Outgoing {
             snapshot: info(&snapshot),
             estimate: stream.estimate,
-            input: Box::pin(stream),
+            input: Input::of(stream),
             guard: Box::new(hold),
         })
     }

@@ -1,16 +1,66 @@
 //! A stream, cut into segments that are checked one by one and as a whole.
 
 use super::wire::SEGMENT;
-use bytes::{Bytes, BytesMut};
-use std::{io, pin::Pin};
+use adapters::storage::SendStream;
+use bytes::Bytes;
+use std::{fmt, io, pin::Pin};
 use tokio::io::{AsyncRead, AsyncReadExt};
-use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+use xxhash_rust::xxh3::Xxh3;
 
 /// How hard zstd tries: the fastest that is worth it.
 const LEVEL: i32 = 1;
 
-/// What a stream is read from.
-pub(crate) type Input = Pin<Box<dyn AsyncRead + Send>>;
+/// Checksums are made of so much at a time: what is in the processor's cache for one is there for the other.
+const AT_A_TIME: usize = 64 << 10;
+
+/// Takes the next segment of a stream into the checksum of all of it; the segment's own.
+pub(super) fn checksum(segment: &[u8], whole: &mut Xxh3) -> u64 {
+    let mut own = Xxh3::new();
+    for bytes in segment.chunks(AT_A_TIME) {
+        own.update(bytes);
+        whole.update(bytes);
+    }
+    own.digest()
+}
+
+/// What a stream is read from. It ends only when it is complete: what goes wrong is an error of reading it.
+pub struct Input(From);
+
+enum From {
+    /// A file system's command, in parts.
+    Command(SendStream),
+    Other(Pin<Box<dyn AsyncRead + Send>>),
+}
+
+impl fmt::Debug for Input {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Input")
+    }
+}
+
+impl Input {
+    /// What the file system sends.
+    pub fn of(stream: SendStream) -> Input {
+        Input(From::Command(stream))
+    }
+
+    /// Anything else.
+    pub fn other(input: impl AsyncRead + Send + 'static) -> Input {
+        Input(From::Other(Box::pin(input)))
+    }
+
+    /// The next so many bytes; fewer only at the end.
+    pub(super) async fn part(&mut self, length: usize) -> io::Result<Vec<u8>> {
+        match &mut self.0 {
+            From::Command(stream) => stream.part(length).await,
+            From::Other(input) => {
+                let mut part = Vec::with_capacity(length);
+                input.take(length as u64).read_to_end(&mut part).await?;
+                Ok(part)
+            }
+        }
+    }
+}
 
 /// A part of a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,30 +102,23 @@ impl Cutter {
     /// # Errors
     /// Those of the input.
     pub async fn next(&mut self) -> io::Result<Segment> {
-        let mut bytes = BytesMut::with_capacity(SEGMENT);
-        while bytes.len() < SEGMENT {
-            let room = SEGMENT - bytes.len();
-            if (&mut self.input).take(room as u64).read_buf(&mut bytes).await? == 0 {
-                break;
-            }
-        }
-        let bytes = bytes.freeze();
-        self.whole.update(&bytes);
+        let bytes = Bytes::from(self.input.part(SEGMENT).await?);
+        let checksum = checksum(&bytes, &mut self.whole);
         let whole = (bytes.len() < SEGMENT).then(|| self.whole.digest128());
-        Ok(Segment { checksum: xxh3_64(&bytes), bytes, whole })
+        Ok(Segment { checksum, bytes, whole })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use xxhash_rust::xxh3::xxh3_128;
+    use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
     #[tokio::test]
     async fn the_segments_make_up_the_stream() {
         for length in [0, 1, SEGMENT - 1, SEGMENT, SEGMENT + 1, 3 * SEGMENT, 3 * SEGMENT + 7] {
             let all: Vec<u8> = (0..length).map(|at| (at / 7 % 251) as u8).collect();
-            let mut cutter = Cutter::new(Box::pin(io::Cursor::new(all.clone())));
+            let mut cutter = Cutter::new(Input::other(io::Cursor::new(all.clone())));
             let mut got = Vec::new();
             let whole = loop {
                 let segment = cutter.next().await.expect("from memory");

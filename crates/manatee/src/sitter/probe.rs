@@ -1,6 +1,6 @@
 //! Looking at PostgreSQL: what it says goes to the machine as an event and to the status endpoint.
-//! PostgreSQL has no event for the state of a WAL sender, so this is a poll: often while something
-//! waits for it, else as configured.
+//! PostgreSQL has no event for the state of a WAL sender or receiver, so this is a poll: often while something
+//! waits for it and after each change, else as configured.
 
 use super::{
     executor::is_waiting,
@@ -21,6 +21,10 @@ use tokio::{
 
 /// How often it is looked at while the gate waits for the sync: the clients wait for this.
 const WHILE_WAITING: Millis = Millis(100);
+
+/// How soon it is looked at again after a change, so that what follows from it, such as that a standby streams, is
+/// told when it is true; twice as long later each time, up to the configured interval.
+const AFTER_A_CHANGE: Millis = Millis(25);
 
 /// How long a standby may not stream before its history is compared with its upstream's: well above
 /// what reconnecting takes.
@@ -47,6 +51,7 @@ pub(super) async fn watch(
     let mut answers = Answers::default();
     let mut silence = Silence::default();
     let mut said = None;
+    let mut settling = AFTER_A_CHANGE;
     while current.borrow().as_ref().is_some_and(|now| Arc::ptr_eq(now, &postgres)) {
         let snapshot = snapshots.borrow_and_update().clone();
         if snapshot.running {
@@ -83,28 +88,31 @@ pub(super) async fn watch(
         } else {
             answers = Answers::default();
         }
-        let pause = pause(timing, &snapshot);
+        let pause = pause(timing, &snapshot).min(settling);
+        settling = Millis(2 * settling.0).min(timing.interval);
         let applied = snapshot.applied.as_ref();
         let configured = snapshots
             .wait_for(|new| new.applied.as_ref() != applied || new.running != snapshot.running);
         tokio::select! {
-            () = sleep(pause) => {}
-            changed = configured => if changed.is_err() { return },
+            () = sleep(Duration::from_millis(pause.0)) => {}
+            changed = configured => match changed {
+                Ok(_) => settling = AFTER_A_CHANGE,
+                Err(_) => return,
+            },
         }
     }
 }
 
-fn pause(timing: Timing, snapshot: &Snapshot) -> Duration {
+fn pause(timing: Timing, snapshot: &Snapshot) -> Millis {
     let config = snapshot.applied.as_ref().map(|applied| &applied.config);
-    let interval = if is_waiting(config) {
+    if is_waiting(config) {
         timing.interval.min(WHILE_WAITING)
     } else if config.is_some_and(PgConfig::is_primary) {
         // Proofs of the sync's answers must not grow old between two looks.
         timing.interval.min(Millis(timing.lease.0 / 6))
     } else {
         timing.interval
-    };
-    Duration::from_millis(interval.0)
+    }
 }
 
 /// What tells that the sync has answered: its reported positions and times, compared with those of

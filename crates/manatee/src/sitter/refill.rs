@@ -168,9 +168,13 @@ impl World {
                 (progress.bytes_done, progress.bytes_total) = (done, Some(total));
             });
         };
-        postgres.rewind(source, told).await?;
+        let rewound = postgres.rewind(source, told).await?;
         progress.send_modify(|progress| progress.phase = SeedPhase::Done);
-        tracing::info!(source = %source.peer, "the database was rewound to the present primary's");
+        tracing::info!(
+            source = %source.peer, recovery_ms = rewound.recovering.0, comparing_ms = rewound.comparing.0,
+            copying_ms = rewound.copying.0, copied_mib = rewound.copied >> 20,
+            syncing_ms = rewound.syncing.0, "the database was rewound to the present primary's"
+        );
         Ok(())
     }
 

@@ -6,6 +6,7 @@
 //! those.
 
 use super::frames;
+use crate::backup::Input;
 use adapters::storage::{
     Adopted, DatasetName, Purpose, ResumeToken, SendFrom, Snapshot, SnapshotName, Snapshots, Zfs,
 };
@@ -113,7 +114,7 @@ pub(super) async fn run(command: DonorCommand) -> Result<Option<Value>> {
                     snapshots.send(&name, &to, &from, &accepted).await?
                 }
             };
-            frames::send(Box::pin(stream), &mut frames::own(std::io::stdout())?, rate).await?;
+            frames::send(Input::of(stream), &mut frames::own(std::io::stdout())?, rate).await?;
             return Ok(None);
         }
     }))

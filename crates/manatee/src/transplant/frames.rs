@@ -84,7 +84,7 @@ mod tests {
 
     async fn sent(bytes: &[u8]) -> Vec<u8> {
         let mut stream = Vec::new();
-        send(Box::pin(Cursor::new(bytes.to_vec())), &mut stream, None).await.expect("memory");
+        send(Input::other(Cursor::new(bytes.to_vec())), &mut stream, None).await.expect("memory");
         stream
     }
 
@@ -117,7 +117,7 @@ mod tests {
         let all = vec![7; 3 * SEGMENT];
         let begun = clock::now();
         let rate = Some(20 * SEGMENT as u64);
-        send(Box::pin(Cursor::new(all)), &mut Vec::new(), rate).await.expect("memory");
+        send(Input::other(Cursor::new(all)), &mut Vec::new(), rate).await.expect("memory");
         assert!((clock::now() - begun).0 >= 140, "three of twenty segments a second");
     }
 }

@@ -1,5 +1,8 @@
 //! What coming back costs, measured: `make bench-rebuild`. Nothing is asserted of how long it takes.
 
+mod parts;
+mod streams;
+
 use super::{
     filesystems::{BtrfsFile, isolated},
     world::World,
@@ -10,25 +13,19 @@ use adapters::{
 };
 use anyhow::{Context, Result, ensure};
 use cluster::{Millis, Role};
+use jiff::Timestamp;
 use manatee::{
-    backup::{Part, Progress, Remote, SEED, SnapshotRequest, StreamRequest},
+    backup::Remote,
     shard::{Peer, Volumes},
     sitter::config::Config,
 };
-use std::{
-    fs,
-    path::Path,
-    process::{Command, Stdio},
-    thread,
-};
-use tokio::sync::watch;
+use std::{fs, path::Path, process::Command, thread};
+use tokio::runtime::Runtime;
 
 /// How large the database is, in MiB, where nothing else is asked for.
 const SIZE: u64 = 2048;
 /// What the deposed primary has that nobody else has, in MiB.
 const OWN: u64 = 10;
-/// Each way is timed so often, in turns.
-const ROUNDS: usize = 3;
 /// How long anything may take here.
 const LIMIT: Millis = Millis(900_000);
 
@@ -39,8 +36,7 @@ fn rebuild() {
 }
 
 fn run(place: &Path) -> Result<()> {
-    let size = std::env::var("MANATEE_BENCH_MIB").ok().map(|text| text.parse()).transpose()?;
-    let size: u64 = size.unwrap_or(SIZE);
+    let size = size()?;
     // Three copies, their WAL, and what a copying file system cannot use again at once.
     let file = BtrfsFile::new(place, 16 * size + 8192);
     let parent = file.parent("manatee");
@@ -53,11 +49,20 @@ fn run(place: &Path) -> Result<()> {
     }
     world.shard.wait_whole(LIMIT)?;
     println!("a database of {size} MiB on btrfs");
-    deposed(&world)?;
+    // What was written since the last checkpoint that both have is recovered, looked at and fetched again.
+    deposed(&world, "no checkpoint since it was loaded")?;
+    world.shard.wait_whole(LIMIT)?;
+    world.in_role(Role::Primary)?.psql("checkpoint")?;
+    deposed(&world, "one checkpoint since it was loaded")?;
     full_copy(&world, &snapshots)?;
-    let runtime = tokio::runtime::Runtime::new()?;
-    throughput(&world, &snapshots, &parent, size, &runtime)?;
+    throughput(&world, &parent, &Runtime::new()?)?;
     world.finish()
+}
+
+/// How large the database is to be, in MiB.
+fn size() -> Result<u64> {
+    let given = std::env::var("MANATEE_BENCH_MIB").ok().map(|text| text.parse()).transpose()?;
+    Ok(given.unwrap_or(SIZE))
 }
 
 fn rows(mebibytes: u64) -> String {
@@ -65,18 +70,19 @@ fn rows(mebibytes: u64) -> String {
     format!("insert into noise select gen_random_bytes(1000) from generate_series(1, {rows})")
 }
 
-/// From the start of its sitter until a peer streams.
-fn until_streaming(world: &World, peer: &Peer) -> Result<u64> {
+/// From the start of its sitter until a peer is known to stream; in milliseconds, with the time when it was.
+fn until_streaming(world: &World, peer: &Peer) -> Result<(u64, Timestamp)> {
     let start = clock::now();
     peer.start_sitter()?;
     world.shard.wait_for(LIMIT, "it to stream again", |view| {
         let view = view.peer(peer.zone());
         view.role() == Some(Role::Async) && view.postgres() == "streaming"
     })?;
-    Ok((clock::now() - start).0)
+    Ok(((clock::now() - start).0, Timestamp::now()))
 }
 
-fn deposed(world: &World) -> Result<()> {
+/// `when` says what its database has been through.
+fn deposed(world: &World, when: &str) -> Result<()> {
     let old = world.in_role(Role::Primary)?;
     let others = [world.in_role(Role::Sync)?, world.in_role(Role::Async)?];
     let sync = others[0].zone().to_owned();
@@ -103,106 +109,41 @@ fn deposed(world: &World) -> Result<()> {
         view.primary().is_some_and(|primary| primary.zone == sync)
     })?;
     world.wait_for_writes()?;
-    let took = until_streaming(world, old)?;
-    let log = fs::read_to_string(old.log_file())?;
-    ensure!(log.contains("the database was rewound"), "it came back otherwise: {log}");
-    println!("a deposed primary that wrote {OWN} MiB alone is back as async after {took} ms:");
-    // Its recovery from the crash is part of that, as of every start.
-    let came_back = log.rfind(" starts peer=").and_then(|at| log[..at].rfind('\n'));
-    println!("{}", &log[came_back.unwrap_or_default()..]);
-    Ok(())
+    let (took, known) = until_streaming(world, old)?;
+    println!(
+        "a deposed primary that wrote {OWN} MiB alone is back as async after {took} ms, {when}:"
+    );
+    let sitter = fs::read_to_string(old.log_file())?;
+    // The log of all its starts; the last one is meant.
+    let last = sitter.rfind(" starts peer=").and_then(|at| sitter[..at].rfind('\n'));
+    let sitter = &sitter[last.map_or(0, |at| at + 1)..];
+    let home = Config::load(&old.config_file())?.dataset;
+    let server = fs::read_to_string(home.join("log/postgresql.log"))?;
+    parts::show(sitter, &server, took, known)
 }
 
 fn full_copy(world: &World, snapshots: &Btrfs) -> Result<()> {
     let peer = world.in_role(Role::Async)?;
     peer.kill_host()?;
     let name = DatasetName::new(peer.zone())?;
-    let runtime = tokio::runtime::Runtime::new()?;
-    runtime.block_on(async {
+    Runtime::new()?.block_on(async {
         snapshots.unmount(&name).await?;
         snapshots.destroy(&name).await
     })?;
-    let took = until_streaming(world, peer)?;
+    let (took, _) = until_streaming(world, peer)?;
     println!("a peer without a database is back as async after {took} ms, by a full snapshot");
     Ok(())
 }
 
 /// The same data by three ways, in turns.
-fn throughput(
-    world: &World,
-    snapshots: &Btrfs,
-    parent: &Path,
-    size: u64,
-    runtime: &tokio::runtime::Runtime,
-) -> Result<()> {
+fn throughput(world: &World, parent: &Path, runtime: &Runtime) -> Result<()> {
     let primary = world.in_role(Role::Primary)?;
     let config = Config::load(&primary.config_file())?;
     let remote = Remote::new(&config.backup_address().to_string(), config.secret(), None)?;
-    let made = runtime.block_on(remote.snapshot(&SnapshotRequest { purpose: SEED.to_owned() }))?;
-    let mut times = [Vec::new(), Vec::new(), Vec::new()];
-    for round in 0..ROUNDS {
-        let ways: [&dyn Fn() -> Result<()>; 3] = [
-            &|| plain(parent, primary.zone(), &made.name, round),
-            &|| runtime.block_on(by_the_service(&remote, snapshots, &made.guid, round)),
-            &|| base_backup(primary, parent, round),
-        ];
-        for (way, times) in ways.iter().zip(&mut times) {
-            let start = clock::now();
-            way()?;
-            times.push((clock::now() - start).0.max(1));
-        }
-        // What came would fill the file system.
-        runtime.block_on(snapshots.destroy(&DatasetName::new(&format!("bench-{round}"))?))?;
-        let plain = parent.with_file_name(format!("plain-{round}"));
-        let mut delete = Command::new("btrfs");
-        delete.args(["-q", "subvolume", "delete"]).arg(plain.join(&made.name));
-        ensure!(delete.status()?.success(), "{} cannot be deleted", plain.display());
-        fs::remove_dir_all(parent.with_file_name(format!("base-{round}")))?;
-    }
-    for (what, mut times) in
-        ["btrfs send | btrfs receive", "the backup service", "pg_basebackup"].into_iter().zip(times)
-    {
-        times.sort_unstable();
-        let median = times[times.len() / 2];
-        println!("{what}: {} MiB/s (median of {times:?} ms)", size * 1000 / median);
-    }
-    Ok(())
-}
-
-/// From where btrfs keeps the snapshots of a dataset of ours.
-fn plain(parent: &Path, zone: &str, snapshot: &str, round: usize) -> Result<()> {
-    let into = parent.with_file_name(format!("plain-{round}"));
-    fs::create_dir(&into)?;
-    let from = parent.join(zone).join("snapshots").join(snapshot).join(snapshot);
-    let mut send =
-        Command::new("btrfs").args(["send", "-q"]).arg(from).stdout(Stdio::piped()).spawn()?;
-    let stream = send.stdout.take().context("a pipe")?;
-    let received =
-        Command::new("btrfs").args(["receive", "-q"]).arg(&into).stdin(stream).status()?;
-    ensure!(send.wait()?.success() && received.success(), "btrfs send | btrfs receive failed");
-    Ok(())
-}
-
-async fn by_the_service(
-    remote: &Remote,
-    snapshots: &Btrfs,
-    guid: &str,
-    round: usize,
-) -> Result<()> {
-    let request = StreamRequest {
-        receiver: "benchmark".to_owned(),
-        part: Part::Full { to: guid.to_owned() },
-        accepted: snapshots.features(),
-        rate: None,
-    };
-    let started = remote.begin(&request).await?;
-    let into = DatasetName::new(&format!("bench-{round}"))?;
-    let mut stream = snapshots.receive(&into).await?;
-    let (progress, _) = watch::channel(Progress::default());
-    let done = remote.pull(&started, &mut stream, &progress).await?;
-    snapshots.finish(stream).await?;
-    println!("  {} MiB as {} MiB on the wire", done.bytes >> 20, done.transferred >> 20);
-    Ok(())
+    let backup = |round| base_backup(primary, parent, round).map(|()| clock::now());
+    let clear = |round| Ok(fs::remove_dir_all(parent.with_file_name(format!("base-{round}")))?);
+    let ground = streams::Ground { remote: &remote, parent, zone: primary.zone(), runtime };
+    streams::throughput(&ground, &[("pg_basebackup", &backup, &clear)])
 }
 
 fn base_backup(primary: &Peer, parent: &Path, round: usize) -> Result<()> {
