@@ -223,6 +223,55 @@ impl<D: Donor> Move<D> {
     }
 }
 
+impl<D: Donor> Move<D> {
+    /// What `manatee transplant runbook` prints of it.
+    pub fn runbook(&self) -> Result<Runbook> {
+        // What does not come is not waited for as long as a person would.
+        self.add("[limits]\nservice_seconds = 60\ncatch_up_seconds = 60")?;
+        let text = self.stage.transplant(&["runbook"])?;
+        Ok(Runbook { text, file: self.stage.inventory().with_extension("sh") })
+    }
+}
+
+/// A runbook, to be typed.
+pub struct Runbook {
+    text: String,
+    file: PathBuf,
+}
+
+impl Runbook {
+    /// Part one, every section of it twice, up to the end of this one.
+    pub fn type_until(&self, last: &str) -> Result<String> {
+        let (head, rest) = self.text.split_once("\nif [ ").context("a head")?;
+        let (_, rest) = rest.split_once('\n').context("a part one")?;
+        let (one, _) = rest.split_once("\nelse # PART TWO").context("a part two")?;
+        let mut typed = head.to_owned();
+        let sections: Vec<&str> = one.split("\n### ").filter(|text| !text.is_empty()).collect();
+        let last = format!("{last}: ");
+        let found = sections.iter().position(|text| text.starts_with(&last));
+        for section in &sections[..=found.context("a section of that name")?] {
+            for _ in 0..2 {
+                typed += &format!("\n### {section}\n");
+            }
+        }
+        self.run(&typed, "")
+    }
+
+    /// All of part two.
+    pub fn go_back(&self) -> Result<String> {
+        self.run(&self.text, "back")
+    }
+
+    fn run(&self, text: &str, part: &str) -> Result<String> {
+        fs::write(&self.file, text)?;
+        let output = Command::new("sh").arg(&self.file).arg(part).output()?;
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said).into_owned();
+        ensure!(output.status.success(), "{text}\n{part}: {said}");
+        Ok(said)
+    }
+}
+
 /// Waits until `look` says nothing any more of what is missing.
 pub fn wait(what: &str, mut look: impl FnMut() -> Result<(), String>) -> Result<()> {
     let begun = adapters::clock::now();
