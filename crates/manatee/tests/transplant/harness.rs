@@ -227,7 +227,9 @@ impl<D: Donor> Move<D> {
     /// What `manatee transplant runbook` prints of it.
     pub fn runbook(&self) -> Result<Runbook> {
         // What does not come is not waited for as long as a person would.
-        self.add("[limits]\nservice_seconds = 60\ncatch_up_seconds = 60")?;
+        if !fs::read_to_string(self.stage.inventory())?.contains("[limits]") {
+            self.add("[limits]\nservice_seconds = 60\ncatch_up_seconds = 60")?;
+        }
         let text = self.stage.transplant(&["runbook"])?;
         Ok(Runbook { text, file: self.stage.inventory().with_extension("sh") })
     }

@@ -21,6 +21,7 @@ impl Book<'_> {
             DonorKind::ManateeV2 => self.unfreeze_donor(),
         }
         self.section("end", "everything is undone: the donor serves, as before");
+        self.note("To move it again print a new runbook: this one knows the donor as it was.");
     }
 
     fn look_around(&mut self) {
