@@ -233,6 +233,29 @@ impl<D: Donor> Move<D> {
         let text = self.stage.transplant(&["runbook"])?;
         Ok(Runbook { text, file: self.stage.inventory().with_extension("sh") })
     }
+
+    /// Types a runbook up to the end of each of its sections, and goes back from there, by what is then
+    /// to serve under this name and to be as this looks at it.
+    pub fn type_from_every_section(
+        &self,
+        name: &str,
+        check: impl Fn(&Move<D>) -> Result<()>,
+    ) -> Result<()> {
+        let plan: saga::Plan = serde_json::from_str(&self.stage.transplant(&["plan", "--json"])?)?;
+        let mut opened = false;
+        for step in &plan.steps {
+            opened |= step.id.0 == "open-recipient";
+            let book = self.runbook()?;
+            book.type_until(&step.id.0)?;
+            if opened {
+                self.wait_for_writes_to("amber").with_context(|| step.id.clone())?;
+            }
+            book.go_back()?;
+            self.wait_for_writes_to(name).with_context(|| step.id.clone())?;
+            check(self).with_context(|| step.id.clone())?;
+        }
+        Ok(())
+    }
 }
 
 /// A runbook, to be typed.

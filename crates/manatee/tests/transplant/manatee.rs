@@ -262,6 +262,22 @@ fn a_shard_of_the_first_version_comes_back_from_every_step() -> Result<()> {
     undo_from_every_step(&Move::of_first_version()?, Move::check_first_version)
 }
 
+#[test]
+#[ignore = "takes minutes: make test-transplant"]
+fn a_runbook_of_a_shard_goes_back_from_every_section() -> Result<()> {
+    let moved = Move::of_ours(None)?;
+    moved.ask_to_verify()?;
+    moved.type_from_every_section(DONOR, Move::check_ours)
+}
+
+#[test]
+#[ignore = "takes minutes: make test-transplant"]
+fn a_runbook_of_the_first_version_goes_back_from_every_section() -> Result<()> {
+    let moved = Move::of_first_version()?;
+    moved.ask_to_verify()?;
+    moved.type_from_every_section(DONOR, Move::check_first_version)
+}
+
 /// All at once, each with what to do; nothing is changed.
 #[test]
 fn what_is_wrong_with_a_shard_is_said_at_once() -> Result<()> {

@@ -223,6 +223,18 @@ fn a_patroni_cluster_is_as_it_was_from_every_step() -> Result<()> {
     Ok(())
 }
 
+/// The same for a person.
+#[test]
+#[ignore = "takes minutes: make test-transplant"]
+fn a_runbook_of_a_patroni_cluster_goes_back_from_every_section() -> Result<()> {
+    let moved = prepare(2, json!({ "synchronous_mode": true }))?;
+    moved.ask_to_verify()?;
+    moved.type_from_every_section("one", |moved| {
+        moved.check_donor()?;
+        moved.stage.donor().check_whole()
+    })
+}
+
 /// Rule T5: a runner that ends anywhere is gone on from, here, too.
 #[test]
 #[ignore = "takes minutes: make test-transplant"]

@@ -226,7 +226,9 @@ fn a_runbook_does_what_a_run_does() -> Result<()> {
     for peer in moved.stage.peers() {
         moved.check_peer(peer)?;
     }
-    // And with what it took; once more, there is nothing left to do.
+    // And with what it took, when another peer has taken over; once more, there is nothing left to do.
+    moved.primary().kill_host()?;
+    moved.wait_for_writes_to("birch")?;
     for _ in 0..2 {
         book.go_back()?;
     }
@@ -237,6 +239,16 @@ fn a_runbook_does_what_a_run_does() -> Result<()> {
     )?;
     ensure!(left == "0|0", "slots and roles are left: {left}");
     moved.check_donor()
+}
+
+/// Rule T6, for a person.
+#[test]
+#[ignore = "takes minutes: make test-transplant"]
+fn a_runbook_goes_back_from_every_section() -> Result<()> {
+    let moved = Move::prepare()?;
+    moved.ask_for_backup(&[])?;
+    moved.ask_to_verify()?;
+    moved.type_from_every_section("donor", Move::check_donor)
 }
 
 #[test]

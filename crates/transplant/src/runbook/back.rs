@@ -2,7 +2,7 @@
 
 use super::{Book, ask};
 use crate::{DonorKind, donor::STANDBY_SIGNAL};
-use adapters::service::Order;
+use adapters::service::{Order, quote};
 
 impl Book<'_> {
     /// To the donor that serves.
@@ -49,7 +49,8 @@ impl Book<'_> {
         self.line(&format!("if [ \"$(frozen)\" = no ]; then {freeze}; fi"));
         self.line(&format!("state=$({})", Book::adm(first, "zk-state")));
         for (_, peer, facts) in self.peers() {
-            self.line(&format!("case $state in *'\"{}\"'*)", facts.peer.id));
+            let id = quote(&format!("\"{}\"", facts.peer.id));
+            self.line(&format!("case $state in *{id}*)"));
             self.tell_peer(peer, &[Order::Start]);
             self.line("    ;;\nesac");
         }

@@ -163,6 +163,7 @@ impl Book<'_> {
 
     fn fence_donor(&mut self) {
         let donor = self.donor();
+        self.line("! donor_runs || stop 'the donor runs: it is to be stopped first'");
         if let Some(shard) = &donor.manatee {
             self.fence_sitter(&donor.host, &shard.sitter);
         }
