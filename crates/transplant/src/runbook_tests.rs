@@ -170,7 +170,7 @@ fn whatever_is_in_an_inventory_is_quoted() {
                 String::from_utf8_lossy(&read.stderr)
             );
             // All of it, whatever is said.
-            let lax = "from=1\nstop() { :; }\ncheck() { :; }\nawait() { shift 3; \"$@\"; }\nshort=";
+            let lax = "from=1 copy=yes\nstop() { :; }\ncheck() { :; }\nawait() { shift 3; \"$@\"; }\nshort=";
             let unchecked = text.replace("set -eu\n", "").replace("\nshort=", &format!("\n{lax}"));
             assert_ne!(unchecked, text);
             fs::write(place.join("unchecked"), &unchecked).expect("a script");

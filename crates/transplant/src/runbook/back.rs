@@ -1,7 +1,14 @@
 //! What is typed to undo it all, from wherever part one has ended.
 
-use super::{Book, ask};
-use crate::{DonorKind, donor::STANDBY_SIGNAL};
+use super::{Book, ask, fed};
+use crate::{
+    DonorKind,
+    donor::STANDBY_SIGNAL,
+    steps::{
+        copy_back::{COPY, LOOK, PLACE},
+        drop_slot_sql,
+    },
+};
 use adapters::service::{Order, quote};
 
 impl Book<'_> {
@@ -58,11 +65,11 @@ impl Book<'_> {
         self.note("type this again.");
         self.soon("one of the shard serves", "yes", "one_serves");
         self.line("from=$(serving)");
-        self.note("Where it does not come to follow, the shard may not have the WAL any more that the donor needs (the log of");
-        self.note("the donor says so): copy it anew with pg_basebackup beside its data directory, put its own *.conf files and");
-        self.note(&format!(
-            "an empty {STANDBY_SIGNAL} into that, let the two change places, and type this again."
-        ));
+        self.note("Where it does not come to follow, the shard may not have the WAL any more that the donor needs: the log of");
+        self.note("the donor says so. Then say copy=yes (or `copy=yes sh FILE back`) and type this again: it is copied anew.");
+        self.line("if [ \"${copy-}\" = yes ]; then");
+        self.copy_back();
+        self.line("fi");
         self.follow_back();
         let limit = self.facts.inventory.limits.lag_bytes;
         self.line(&format!(
@@ -71,6 +78,36 @@ impl Book<'_> {
         ));
         self.wait_for("the donor is nearly level", "t", "behind");
         self.line("fi");
+    }
+
+    /// Gives the donor a copy of what the shard has; the data directory that it had is kept aside.
+    fn copy_back(&mut self) {
+        let donor = self.donor();
+        let data = quote(donor.data_dir.trim_end_matches('/'));
+        let shell = |script: &str, args: &str| format!("sh -c {} sh {data}{args}", quote(script));
+        let needed =
+            "select (sum(pg_database_size(oid)) * 1.1)::bigint + 268435456 from pg_database";
+        self.line(&format!("needed=$({})", ask("primary", needed)));
+        let look = format!("IFS= read -r needed; {}", shell(LOOK, " \"$needed\""));
+        let look = fed(&donor.host, Some(&donor.os_user), &look);
+        self.check(
+            "there is room for a second copy",
+            "",
+            &format!("printf '%s\\n' \"$needed\" | {look}"),
+        );
+        self.halt(donor);
+        self.line(&ask("primary", &drop_slot_sql()));
+        self.line("keep \"peer$from\"");
+        let rate = self.facts.inventory.limits.rate_mib;
+        let rate = rate.map_or_else(String::new, |rate| format!(" -r {rate}M"));
+        let args = format!(" {} \"$from\"{rate}", quote(&donor.bin_dir));
+        let copy = format!("IFS= read -r from; {}", shell(COPY, &args));
+        let secret = Book::verb(self.first().0, "secret", " --raw");
+        let copy = fed(&donor.host, Some(&donor.os_user), &copy);
+        self.line(&format!("{{ address; {secret}; }} | {copy}"));
+        self.note("Where the one that it had is kept:");
+        self.line(&Book::at(donor, &shell(PLACE, "")));
+        self.line("copy=");
     }
 
     /// The shard ends, with all that it wrote in the donor.

@@ -303,7 +303,7 @@ impl Book<'_> {
         );
         self.line(&format!("password=$({})", Book::verb(first, "secret", " --raw")));
         self.line(ESCAPED);
-        self.line("address=$(address)");
+        self.line("address=$(address_set)");
         let conninfo = format!(
             "primary_conninfo = '$address password=''$password'' application_name={SLOT}'\n\
              primary_slot_name = {}\nrecovery_target_timeline = 'latest'\nhot_standby = on\n$least\n",

@@ -2,7 +2,7 @@
 
 use super::{Book, ask, fed, on};
 use crate::{
-    DonorConfig, DonorKind,
+    DonorConfig, DonorKind, PeerFacts,
     donor::{STANDBY_SIGNAL, literal, value},
     steps::{HBA, SLOT},
 };
@@ -166,19 +166,28 @@ impl Book<'_> {
         self.line("one_serves() { case $(serving) in [0-9]) echo yes ;; *) echo no ;; esac; }");
         self.line("primary() { \"peer$from\" \"$1\"; }");
         self.line("primary_control() { \"peer${from}_control\"; }");
-        self.line("address() {\n    case $from in");
-        for (n, _, facts) in self.peers() {
+        let address = |facts: &PeerFacts| {
             let user = facts.replication_user.replace('\\', "\\\\").replace('\'', "\\'");
-            let address =
-                value(&format!("host={} port={} user='{user}'", facts.peer.ip, facts.port));
-            // It comes into a value of a file of settings.
-            let inside = &address[1..address.len() - 1];
-            self.line(&format!("    {n}) printf '%s\\n' {} ;;", quote(inside)));
-        }
-        self.line("    esac\n}");
+            format!("host={} port={} user='{user}'", facts.peer.ip, facts.port)
+        };
+        self.by_peer("address", &address);
+        self.note("The same as it stands in a value of a file of settings.");
+        self.by_peer("address_set", &|facts| {
+            let address = value(&address(facts));
+            address[1..address.len() - 1].to_owned()
+        });
         self.line(&format!(
             "keep() {{ {}; }} # PEER: makes it keep what the donor would need",
             ask("\"$1\"", &crate::steps::make_slot_sql(&literal(SLOT)))
         ));
+    }
+
+    /// A function that says this of the peer whose number is in `from`.
+    fn by_peer(&mut self, name: &str, says: &dyn Fn(&PeerFacts) -> String) {
+        self.line(&format!("{name}() {{\n    case $from in"));
+        for (n, _, facts) in self.peers() {
+            self.line(&format!("    {n}) printf '%s\\n' {} ;;", quote(&says(facts))));
+        }
+        self.line("    esac\n}");
     }
 }

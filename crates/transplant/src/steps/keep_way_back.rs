@@ -44,11 +44,14 @@ pub(crate) fn least_sql() -> String {
 
 /// Drops it.
 async fn drop_slot(peer: &Recipient) -> Result<()> {
-    let sql = format!(
+    peer.sql(&drop_slot_sql()).await.map(drop)
+}
+
+pub(crate) fn drop_slot_sql() -> String {
+    format!(
         "select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = {}",
         literal(SLOT)
-    );
-    peer.sql(&sql).await.map(drop)
+    )
 }
 
 /// Makes the donor follow the shard, and waits until it is level, while the shard goes on. Where the WAL that

@@ -6,7 +6,7 @@ mod catch_up;
 mod check_clients;
 mod compare;
 mod compare_answers;
-mod copy_back;
+pub(crate) mod copy_back;
 mod fence_donor;
 mod grow;
 mod hold_donor;
@@ -23,7 +23,7 @@ mod stop_standbys;
 pub use backup::Proof;
 pub use fence_donor::FENCE_FILES;
 pub(crate) use fence_donor::{HBA, IDENT};
-pub(crate) use keep_way_back::{SLOT, least_sql};
+pub(crate) use keep_way_back::{SLOT, drop_slot_sql, least_sql};
 pub(crate) use open_replication::{drop_sql, hba_lines, make_role_sql, make_slot_sql};
 pub(crate) use stop_standbys::raised;
 pub(crate) use {
