@@ -242,7 +242,18 @@ fn a_runbook_moves_a_primary_with_its_standby() -> Result<()> {
     let [primary, standby] = &pair.servers;
     moved.wait_for_writes_to(primary.name)?;
     let book = moved.runbook()?;
-    book.type_until("fence-donor")?;
+    book.type_until("compare")?;
+    // Started by mistake, and typed by mistake from the beginning: it ends before anything opens.
+    pair.tell(primary, "start")?;
+    for (told, expected) in [
+        (book.type_only("open-recipient"), "STOP: the donor is stopped and closed: \"it runs\""),
+        (book.type_until("end"), "STOP: the donor is closed: it was stopped before"),
+    ] {
+        let told = told.unwrap_err().to_string();
+        ensure!(told.lines().any(|line| line.starts_with(expected)), "{told}");
+    }
+    let serves = moved.primary().psql("select pg_is_in_recovery()")?;
+    ensure!(serves[0][0].as_deref() == Some("t"), "amber serves: {serves:?}");
     book.go_back()?;
     moved.wait_for_writes_to(primary.name)?;
     pair.wait_synchronous()?;

@@ -15,6 +15,8 @@ pub(super) const STREAMS: &str =
 /// What a server says that takes writes.
 pub(super) const SERVES: &str =
     "select not pg_is_in_recovery() and current_setting('default_transaction_read_only') = 'off'";
+/// Of what is typed again from the beginning, after the cut-over, this is where it ends.
+const NOT_CLOSED: &str = "! donor_is_closed || stop 'the donor is closed: it was stopped before'";
 /// The password as it stands in a connection string that stands in a file of settings.
 const ESCAPED: &str = r#"password=$(printf '%s\n' "$password" | sed -e 's/[\'\'']/\\&/g' | sed -e 's/\\/\\\\/g' -e "s/'/''/g")"#;
 /// Stands for the password in a statement.
@@ -61,6 +63,7 @@ impl Book<'_> {
 
     fn open_replication(&mut self) {
         let (first, facts) = self.first();
+        self.line(NOT_CLOSED);
         self.note("The password of the shard's replication role, as its sitter's file has it.");
         self.line(&format!("password=$({})", Book::verb(first, "secret", " --raw")));
         self.line("password=$(printf '%s\\n' \"$password\" | sed \"s/'/''/g\")");
@@ -125,7 +128,7 @@ impl Book<'_> {
     }
 
     fn stop_donor(&mut self) {
-        self.line("! donor_is_closed || stop 'the donor is closed: it was stopped before'");
+        self.line(NOT_CLOSED);
         if !self.by_snapshots() {
             self.line("if donor_runs; then");
             self.soon("the first peer streams", "1", &ask("peer1", STREAMS));
