@@ -97,6 +97,18 @@ pub(crate) fn psql_args(
     args.map(str::to_owned).collect()
 }
 
+impl DonorConfig {
+    /// What a standby is, which is like its primary but for where it is.
+    pub(crate) fn of_standby(&self, standby: &DonorStandby) -> DonorConfig {
+        DonorConfig {
+            host: standby.host.clone(),
+            service: standby.service.clone(),
+            data_dir: standby.data_dir.clone().unwrap_or(self.data_dir.clone()),
+            ..self.clone()
+        }
+    }
+}
+
 /// The server of a donor.
 #[derive(Debug, Clone)]
 pub struct Donor {
@@ -111,13 +123,7 @@ pub struct Donor {
 impl Donor {
     /// A standby of it, which is like it but for where it is.
     pub(crate) fn standby(&self, standby: &DonorStandby) -> Donor {
-        let config = DonorConfig {
-            host: standby.host.clone(),
-            service: standby.service.clone(),
-            data_dir: standby.data_dir.clone().unwrap_or(self.config.data_dir.clone()),
-            ..self.config.clone()
-        };
-        Donor { config, ..self.clone() }
+        Donor { config: self.config.of_standby(standby), ..self.clone() }
     }
 
     fn user(&self) -> Option<&str> {

@@ -15,9 +15,9 @@ use std::{path::Path, sync::Arc};
 /// How long a call to the coordination may take.
 const CALL_LIMIT: Millis = Millis(10_000);
 /// What the name of a sitter's file that is kept aside ends with.
-const ASIDE: &str = ".fenced-by-transplant";
+pub(crate) const ASIDE: &str = ".fenced-by-transplant";
 /// What stands in its place begins so.
-const NOTICE: &str = "moved away by manatee transplant:";
+pub(crate) const NOTICE: &str = "moved away by manatee transplant:";
 
 /// What a shard is by its coordination.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

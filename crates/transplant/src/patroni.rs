@@ -86,7 +86,7 @@ impl Cluster {
 }
 
 /// Where the API of a member is, from what the cluster says of it.
-fn base(url: &str) -> String {
+pub(crate) fn base(url: &str) -> String {
     let url = url.trim_end_matches('/');
     url.strip_suffix("/patroni").unwrap_or(url).to_owned()
 }

@@ -33,6 +33,13 @@ pub struct Facts {
     pub after_opening: Vec<String>,
 }
 
+impl Facts {
+    /// The recipient's slot at the donor. A sitter there drops those that begin with its own word.
+    pub(crate) fn slot(&self) -> &str {
+        if self.shard.is_some() { steps::DONORS_SLOT } else { &self.peers[0].slot }
+    }
+}
+
 /// What a donor is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -231,7 +231,8 @@ async fn runbook(path: &Path) -> Result<ExitCode> {
     }
     let facts = look(Inventory::load(path)?).await?;
     let plan = transplant::plan(&facts.map_err(|problems| refused(&problems))?);
-    print(&transplant::runbook(&plan)?)
+    let program = std::env::current_exe().context("this program has no path")?;
+    print(&transplant::runbook(&plan, &program.display().to_string())?)
 }
 
 fn has_ended(journal: &Journal) -> bool {

@@ -5,10 +5,8 @@ use anyhow::{Context, Result, ensure};
 use manatee::shard::{DONOR, Standalone};
 use std::fs;
 
-/// It is copied anew, keeps its configuration, and what it had is kept aside; also where the runner is killed
-/// while it copies (rule T6).
-#[test]
-fn a_donor_that_was_left_behind_is_copied_anew() -> Result<()> {
+/// Of a shard that keeps little WAL.
+fn prepare() -> Result<Move> {
     let moved = Move::with(
         |options| {
             let settings = toml::toml! { slot_keep_mib = 32 wal_keep_mib = 0 };
@@ -17,9 +15,11 @@ fn a_donor_that_was_left_behind_is_copied_anew() -> Result<()> {
         Standalone::make,
     )?;
     moved.wait_for_writes_to(DONOR)?;
-    let data = moved.stage.data();
-    let own = fs::read_to_string(data.join("postgresql.conf"))?;
-    moved.stage.transplant(&["run", "--yes"])?;
+    Ok(moved)
+}
+
+/// Writes until what the donor needs is gone.
+fn lose_wal(moved: &Move) -> Result<()> {
     let noise = "create table noise as select gen_random_uuid() a from generate_series(1, 500000)";
     moved.primary().psql(noise)?;
     for _ in 0..6 {
@@ -34,8 +34,47 @@ fn a_donor_that_was_left_behind_is_copied_anew() -> Result<()> {
         let rows = moved.primary().psql(asked).map_err(told)?;
         let status = rows.first().and_then(|row| row[0].as_deref());
         if status == Some("lost") { Ok(()) } else { Err(format!("{status:?}")) }
-    })?;
+    })
+}
 
+/// What the donor had is kept, once, and nothing of a copy is left.
+fn check_kept(moved: &Move) -> Result<()> {
+    let data = moved.stage.data();
+    let mut aside = Vec::new();
+    for entry in fs::read_dir(data.parent().context("a home")?)? {
+        aside.push(entry?.file_name().to_string_lossy().into_owned());
+    }
+    aside.retain(|name| name.starts_with("data.transplant-"));
+    ensure!(aside.len() == 1, "{aside:?}");
+    ensure!(!data.with_file_name("data.transplant-copy").exists(), "what was copied is left");
+    Ok(())
+}
+
+/// The same when a person types it.
+#[test]
+fn a_runbook_copies_a_donor_anew() -> Result<()> {
+    let moved = prepare()?;
+    let own = fs::read_to_string(moved.stage.data().join("postgresql.conf"))?;
+    let book = moved.runbook()?;
+    book.type_until("end")?;
+    lose_wal(&moved)?;
+    book.go_back_with("copy=yes")?;
+    moved.wait_for_writes_to(DONOR)?;
+    moved.check_donor()?;
+    let now = fs::read_to_string(moved.stage.data().join("postgresql.conf"))?;
+    ensure!(now == own, "its configuration changed");
+    check_kept(&moved)
+}
+
+/// It is copied anew, keeps its configuration, and what it had is kept aside; also where the runner is killed
+/// while it copies (rule T6).
+#[test]
+fn a_donor_that_was_left_behind_is_copied_anew() -> Result<()> {
+    let moved = prepare()?;
+    let data = moved.stage.data();
+    let own = fs::read_to_string(data.join("postgresql.conf"))?;
+    moved.stage.transplant(&["run", "--yes"])?;
+    lose_wal(&moved)?;
     let copy = data.with_file_name("data.transplant-copy");
     let mut runner = moved.spawn(&["rollback"])?;
     wait("the copy to begin", || {
@@ -52,11 +91,5 @@ fn a_donor_that_was_left_behind_is_copied_anew() -> Result<()> {
     moved.wait_for_writes_to(DONOR)?;
     moved.check_donor()?;
     ensure!(fs::read_to_string(data.join("postgresql.conf"))? == own, "its configuration changed");
-    let mut aside = Vec::new();
-    for entry in fs::read_dir(data.parent().context("a home")?)? {
-        aside.push(entry?.file_name().to_string_lossy().into_owned());
-    }
-    aside.retain(|name| name.starts_with("data.transplant-"));
-    ensure!(aside.len() == 1 && !copy.exists(), "{aside:?}");
-    Ok(())
+    check_kept(&moved)
 }

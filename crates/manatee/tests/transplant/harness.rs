@@ -229,6 +229,98 @@ impl<D: Donor> Move<D> {
     }
 }
 
+impl<D: Donor> Move<D> {
+    /// What `manatee transplant runbook` prints of it.
+    pub fn runbook(&self) -> Result<Runbook> {
+        // What does not come is not waited for as long as a person would.
+        if !fs::read_to_string(self.stage.inventory())?.contains("[limits]") {
+            self.add("[limits]\nservice_seconds = 60\ncatch_up_seconds = 60")?;
+        }
+        let text = self.stage.transplant(&["runbook"])?;
+        Ok(Runbook { text, file: self.stage.inventory().with_extension("sh") })
+    }
+
+    /// Types a runbook up to the end of each of its sections that has something to undo, and goes back from
+    /// there: what serves then has this name, and is as this looks at it.
+    pub fn type_from_every_section(
+        &self,
+        name: &str,
+        check: impl Fn(&Move<D>) -> Result<()>,
+    ) -> Result<()> {
+        let plan: saga::Plan = serde_json::from_str(&self.stage.transplant(&["plan", "--json"])?)?;
+        let mut opened = false;
+        for step in &plan.steps {
+            opened |= step.id.0 == "open-recipient";
+            if step.undo == "nothing to undo" {
+                continue;
+            }
+            let book = self.runbook()?;
+            book.type_until(&step.id.0)?;
+            if opened {
+                self.wait_for_writes_to("amber").with_context(|| step.id.clone())?;
+            }
+            book.go_back()?;
+            self.wait_for_writes_to(name).with_context(|| step.id.clone())?;
+            check(self).with_context(|| step.id.clone())?;
+        }
+        Ok(())
+    }
+}
+
+/// A runbook, to be typed.
+pub struct Runbook {
+    text: String,
+    file: PathBuf,
+}
+
+impl Runbook {
+    /// Part one, every section of it twice, up to the end of this one.
+    pub fn type_until(&self, last: &str) -> Result<String> {
+        let (head, sections) = self.part_one()?;
+        let last = format!("{last}: ");
+        let found = sections.iter().position(|text| text.starts_with(&last));
+        let typed = &sections[..=found.context("a section of that name")?];
+        let typed = typed.iter().flat_map(|section| [*section; 2]);
+        self.run(&typed.fold(head, |text, section| format!("{text}\n### {section}\n")), "")
+    }
+
+    /// One section in a shell of its own.
+    pub fn type_only(&self, name: &str) -> Result<String> {
+        let (head, sections) = self.part_one()?;
+        let name = format!("{name}: ");
+        let section = sections.into_iter().find(|text| text.starts_with(&name));
+        self.run(&format!("{head}\n### {}\n", section.context("a section of that name")?), "")
+    }
+
+    /// What comes before part one, and that one's sections.
+    fn part_one(&self) -> Result<(String, Vec<&str>)> {
+        let (head, rest) = self.text.split_once("\nif [ ").context("a head")?;
+        let (_, rest) = rest.split_once('\n').context("a part one")?;
+        let (one, _) = rest.split_once("\nelse # PART TWO").context("a part two")?;
+        let sections = one.split("\n### ").filter(|text| !text.is_empty());
+        Ok((head.to_owned(), sections.collect()))
+    }
+
+    /// All of part two.
+    pub fn go_back(&self) -> Result<String> {
+        self.go_back_with("")
+    }
+
+    /// The same, where this was said before.
+    pub fn go_back_with(&self, said: &str) -> Result<String> {
+        self.run(&format!("{said}\n{}", self.text), "back")
+    }
+
+    fn run(&self, text: &str, part: &str) -> Result<String> {
+        fs::write(&self.file, text)?;
+        let output = Command::new("sh").arg(&self.file).arg(part).output()?;
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said).into_owned();
+        ensure!(output.status.success(), "{text}\n{part}:\n{said}");
+        Ok(said)
+    }
+}
+
 /// Waits until `look` says nothing any more of what is missing.
 pub fn wait(what: &str, mut look: impl FnMut() -> Result<(), String>) -> Result<()> {
     let begun = adapters::clock::now();

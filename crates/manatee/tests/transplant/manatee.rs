@@ -189,6 +189,39 @@ fn a_failover_of_the_first_version_stops_the_move() -> Result<()> {
     moved.wait_for_writes_to(&format!("{DONOR}-1"))
 }
 
+/// As a person does it who types what the runbook says: back before the recipient opened, and with what it
+/// took.
+fn type_a_runbook<D: Donor>(moved: &Move<D>, check: fn(&Move<D>) -> Result<()>) -> Result<()> {
+    for until in ["compare", "end"] {
+        // It says when its donor's primary registered.
+        let book = moved.runbook()?;
+        book.type_until(until)?;
+        if until == "end" {
+            moved.wait_for_writes_to("amber")?;
+            for peer in moved.stage.peers() {
+                moved.check_peer(peer)?;
+            }
+        }
+        book.go_back()?;
+        moved.wait_for_writes_to(DONOR).context(until)?;
+        check(moved).context(until)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_runbook_moves_a_shard() -> Result<()> {
+    let moved = Move::of_ours(None)?;
+    type_a_runbook(&moved, Move::check_ours)?;
+    ensure!(!moved.stage.donor().state()?.is_frozen(), "it is frozen yet");
+    Ok(())
+}
+
+#[test]
+fn a_runbook_moves_a_shard_of_the_first_version() -> Result<()> {
+    type_a_runbook(&Move::of_first_version()?, Move::check_first_version)
+}
+
 /// Rules T5 and T6.
 fn undo_from_every_step<D: Donor>(
     moved: &Move<D>,
@@ -227,6 +260,22 @@ fn a_shard_comes_back_from_every_step() -> Result<()> {
 #[ignore = "takes minutes: make test-transplant"]
 fn a_shard_of_the_first_version_comes_back_from_every_step() -> Result<()> {
     undo_from_every_step(&Move::of_first_version()?, Move::check_first_version)
+}
+
+#[test]
+#[ignore = "takes minutes: make test-transplant"]
+fn a_runbook_of_a_shard_goes_back_from_every_section() -> Result<()> {
+    let moved = Move::of_ours(None)?;
+    moved.ask_to_verify()?;
+    moved.type_from_every_section(DONOR, Move::check_ours)
+}
+
+#[test]
+#[ignore = "takes minutes: make test-transplant"]
+fn a_runbook_of_the_first_version_goes_back_from_every_section() -> Result<()> {
+    let moved = Move::of_first_version()?;
+    moved.ask_to_verify()?;
+    moved.type_from_every_section(DONOR, Move::check_first_version)
 }
 
 /// All at once, each with what to do; nothing is changed.

@@ -200,8 +200,6 @@ fn a_primary_with_a_synchronous_standby_moves_and_comes_back() -> Result<()> {
     let pair = moved.stage.donor();
     let [primary, standby] = &pair.servers;
     moved.wait_for_writes_to(primary.name)?;
-    let refused = moved.stage.transplant(&["runbook"]).unwrap_err().to_string();
-    ensure!(refused.contains("only for a PostgreSQL by itself"), "{refused}");
     moved.ask_to_verify()?;
     moved.stage.transplant(&["run", "--yes", "--until", "compare-answers"])?;
     // Commits wait for nobody else: the copy that follows is not their standby.
@@ -234,4 +232,45 @@ fn a_primary_with_a_synchronous_standby_moves_and_comes_back() -> Result<()> {
         let has = has.parse::<u64>().map_err(|error| error.to_string())?;
         if has >= acknowledged { Ok(()) } else { Err(format!("{has} of {acknowledged}")) }
     })
+}
+
+/// The same as a person does it who types what the runbook says.
+#[test]
+fn a_runbook_moves_a_primary_with_its_standby() -> Result<()> {
+    let moved = Move::with(|_| {}, Pair::make)?;
+    let pair = moved.stage.donor();
+    let [primary, standby] = &pair.servers;
+    moved.wait_for_writes_to(primary.name)?;
+    let book = moved.runbook()?;
+    book.type_until("compare")?;
+    // Started by mistake, and typed by mistake from the beginning: it ends before anything opens.
+    pair.tell(primary, "start")?;
+    for (told, expected) in [
+        (book.type_only("open-recipient"), "STOP: the donor is stopped and closed: \"it runs\""),
+        (book.type_until("end"), "STOP: the donor is closed: it was stopped before"),
+    ] {
+        let told = told.unwrap_err().to_string();
+        ensure!(told.lines().any(|line| line.starts_with(expected)), "{told}");
+    }
+    let serves = moved.primary().psql("select pg_is_in_recovery()")?;
+    ensure!(serves[0][0].as_deref() == Some("t"), "amber serves: {serves:?}");
+    book.go_back()?;
+    moved.wait_for_writes_to(primary.name)?;
+    pair.wait_synchronous()?;
+
+    book.type_until("end")?;
+    moved.wait_for_writes_to("amber")?;
+    for server in &pair.servers {
+        ensure!(pair.sql_at(server, "select 1").is_err(), "{} runs", server.name);
+    }
+    for peer in moved.stage.peers() {
+        moved.check_peer(peer)?;
+    }
+    book.go_back()?;
+    moved.wait_for_writes_to(primary.name)?;
+    pair.wait_synchronous()?;
+    moved.check_donor()?;
+    let follows = pair.sql_at(standby, "select count(*) from pg_stat_wal_receiver")?;
+    ensure!(follows == "1", "the standby follows: {follows}");
+    Ok(())
 }

@@ -174,6 +174,32 @@ fn a_patroni_cluster_comes_back_with_what_the_shard_took() -> Result<()> {
     cluster.check_whole()
 }
 
+/// As a person does it who types what the runbook says.
+#[test]
+fn a_runbook_moves_a_patroni_cluster() -> Result<()> {
+    let moved = prepare(2, json!({ "synchronous_mode": true }))?;
+    let cluster = moved.stage.donor();
+    let book = moved.runbook()?;
+    book.type_until("compare")?;
+    ensure!(!cluster.runs(&cluster.nodes[0]), "the donor runs");
+    book.go_back()?;
+    moved.wait_for_writes_to("one")?;
+    cluster.check_whole()?;
+
+    book.type_until("end")?;
+    moved.wait_for_writes_to("amber")?;
+    for node in &cluster.nodes {
+        ensure!(!cluster.runs(node), "{} runs", node.name);
+    }
+    for peer in moved.stage.peers() {
+        moved.check_peer(peer)?;
+    }
+    book.go_back()?;
+    moved.wait_for_writes_to("one")?;
+    moved.check_donor()?;
+    cluster.check_whole()
+}
+
 /// Rule T6, from each step.
 #[test]
 #[ignore = "takes minutes: make test-transplant"]
@@ -195,6 +221,18 @@ fn a_patroni_cluster_is_as_it_was_from_every_step() -> Result<()> {
         cluster.check_whole().with_context(|| step.id.clone())?;
     }
     Ok(())
+}
+
+/// The same for a person.
+#[test]
+#[ignore = "takes minutes: make test-transplant"]
+fn a_runbook_of_a_patroni_cluster_goes_back_from_every_section() -> Result<()> {
+    let moved = prepare(2, json!({ "synchronous_mode": true }))?;
+    moved.ask_to_verify()?;
+    moved.type_from_every_section("one", |moved| {
+        moved.check_donor()?;
+        moved.stage.donor().check_whole()
+    })
 }
 
 /// Rule T5: a runner that ends anywhere is gone on from, here, too.

@@ -3,7 +3,7 @@
 use super::harness::{Move, wait};
 use anyhow::{Context, Result, ensure};
 use saga::{Entry, Mode};
-use std::{fs, process::Command};
+use std::fs;
 
 /// Rules T1, T2, T3, T4 and T9.
 #[test]
@@ -199,24 +199,56 @@ fn a_second_runner_and_a_changed_donor_are_refused() -> Result<()> {
 #[test]
 fn a_runbook_does_what_a_run_does() -> Result<()> {
     let moved = Move::prepare()?;
-    let runbook = moved.stage.transplant(&["runbook"])?;
-    let file = moved.stage.inventory().with_extension("sh");
-    fs::write(&file, &runbook)?;
-    let sh = |part: &str| -> Result<()> {
-        let output = Command::new("sh").arg(&file).arg(part).output()?;
-        let text = [output.stdout, output.stderr].concat();
-        let text = String::from_utf8_lossy(&text);
-        ensure!(output.status.success(), "{runbook}\n{part}: {text}");
-        Ok(())
-    };
-    sh("")?;
+    let backups = moved.ask_for_backup(&[
+        "select count(*) from pg_roles",
+        "select E'it''s \"\\\\\\n'",
+        "select 7",
+    ])?;
+    moved.ask_to_verify()?;
+    moved.stage.donor_sql("create database \"an other=one\"")?;
+    moved.donor_sql_in("an other=one", "create extension amcheck")?;
+    let seen = moved.stage.inventory().with_file_name("seen");
+    moved.add(
+        &format!("[[clients]]\nname = 'it''s'\ncommand = 'touch {}; exit 0'", seen.display())
+            .replace("''", " "),
+    )?;
+    let book = moved.runbook()?;
+    // Back before the shard took anything.
+    book.type_until("compare-answers")?;
+    ensure!(fs::read_dir(&backups)?.count() == 1, "one backup, and nothing beside it");
+    book.go_back()?;
+    moved.wait_for_writes_to("donor")?;
+    moved.check_donor()?;
+
+    book.type_until("end")?;
+    ensure!(seen.exists(), "nobody has looked at the client");
     moved.wait_for_writes_to("amber")?;
     for peer in moved.stage.peers() {
         moved.check_peer(peer)?;
     }
-    sh("back")?;
+    // And with what it took, when another peer has taken over; once more, there is nothing left to do.
+    moved.primary().kill_host()?;
+    moved.wait_for_writes_to("birch")?;
+    for _ in 0..2 {
+        book.go_back()?;
+    }
     moved.wait_for_writes_to("donor")?;
+    let left = moved.stage.donor_sql(
+        "select (select count(*) from pg_replication_slots), \
+         (select count(*) from pg_roles where rolname = 'manatee_replication')",
+    )?;
+    ensure!(left == "0|0", "slots and roles are left: {left}");
     moved.check_donor()
+}
+
+/// Rule T6, for a person.
+#[test]
+#[ignore = "takes minutes: make test-transplant"]
+fn a_runbook_goes_back_from_every_section() -> Result<()> {
+    let moved = Move::prepare()?;
+    moved.ask_for_backup(&[])?;
+    moved.ask_to_verify()?;
+    moved.type_from_every_section("donor", Move::check_donor)
 }
 
 #[test]

@@ -189,6 +189,42 @@ fn on_btrfs_it_is_undone_and_begun_again() {
     });
 }
 
+/// As a person does it who types what the runbook says.
+fn by_hand(moved: &Move, ground: &Ground) -> Result<()> {
+    let backups = moved.ask_for_backup(&["select count(*) from pg_roles"])?;
+    for until in ["receive-last", "end"] {
+        let book = moved.runbook()?;
+        book.type_until(until)?;
+        if until == "end" {
+            moved.wait_for_writes_to("amber")?;
+            for peer in moved.stage.peers() {
+                moved.check_peer(peer)?;
+            }
+        }
+        book.go_back()?;
+        moved.wait_for_writes_to(DONOR).context(until)?;
+        ensure!(left(moved, ground)?.is_empty(), "{until}: {:?}", left(moved, ground)?);
+    }
+    ensure!(fs::read_dir(backups)?.count() == 2, "one backup of each, and nothing beside them");
+    moved.check_donor()
+}
+
+#[test]
+fn a_runbook_on_btrfs() {
+    alone("snapshots::a_runbook_on_btrfs", |place| {
+        let ground = Ground::btrfs(place, SIZE)?;
+        by_hand(&prepare(&ground)?, &ground)
+    });
+}
+
+#[test]
+fn a_runbook_on_zfs() {
+    alone("snapshots::a_runbook_on_zfs", |place| {
+        let ground = Ground::zfs(place, SIZE)?;
+        by_hand(&prepare(&ground)?, &ground)
+    });
+}
+
 /// Killed in the middle of a snapshot, nothing of it counts; it is sent again (rule K3).
 #[test]
 fn a_stream_that_is_cut_off_is_begun_again() {
@@ -222,6 +258,29 @@ fn a_stream_that_is_cut_off_is_begun_again() {
     });
 }
 
+/// Asks for the donor and the first peer to be reached by ssh.
+fn reach_by_ssh(moved: &Move) -> Result<()> {
+    let inventory = moved.stage.inventory();
+    let mut table: toml::Table = toml::from_str(&fs::read_to_string(&inventory)?)?;
+    let host = || ("host".to_owned(), toml::Value::from("ssh:root@host-here"));
+    table["donor"].as_table_mut().context("a donor")?.extend([host()]);
+    let peers = table["recipient"].as_array_mut().context("peers")?;
+    peers[0].as_table_mut().context("a peer")?.extend([host()]);
+    Ok(fs::write(&inventory, toml::to_string(&table)?)?)
+}
+
+#[test]
+#[ignore = "takes minutes, and an sshd: make test-transplant"]
+fn a_runbook_by_ssh() {
+    alone("snapshots::a_runbook_by_ssh", |place| {
+        let _server = Sshd::start(place)?;
+        let ground = Ground::btrfs(place, SIZE)?;
+        let moved = prepare(&ground)?;
+        reach_by_ssh(&moved)?;
+        by_hand(&moved, &ground)
+    });
+}
+
 /// The donor and the first peer are reached by ssh: the streams come through it as they are.
 #[test]
 #[ignore = "takes minutes, and an sshd: make test-transplant"]
@@ -230,13 +289,7 @@ fn hosts_are_reached_by_ssh() {
         let _server = Sshd::start(place)?;
         let ground = Ground::btrfs(place, SIZE)?;
         let moved = prepare(&ground)?;
-        let inventory = moved.stage.inventory();
-        let mut table: toml::Table = toml::from_str(&fs::read_to_string(&inventory)?)?;
-        let host = || ("host".to_owned(), toml::Value::from("ssh:root@host-here"));
-        table["donor"].as_table_mut().context("a donor")?.extend([host()]);
-        let peers = table["recipient"].as_array_mut().context("peers")?;
-        peers[0].as_table_mut().context("a peer")?.extend([host()]);
-        fs::write(&inventory, toml::to_string(&table)?)?;
+        reach_by_ssh(&moved)?;
         moved.ask_for_backup(&["select 'it''s', 7"])?;
         moved.stage.transplant(&["run", "--yes", "--until", "keep-way-back"])?;
         moved.wait_for_writes_to("amber")?;

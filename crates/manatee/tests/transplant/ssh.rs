@@ -57,7 +57,10 @@ impl Sshd {
         fs::write(format!("{HOME}/known_hosts"), format!("[127.0.0.1]:{port} {known}"))?;
         fs::write(
             format!("{HOME}/config"),
-            format!("Host host-*\n HostName 127.0.0.1\n Port {port}\n StrictHostKeyChecking yes\n"),
+            format!(
+                "Host host-*\n HostName 127.0.0.1\n Port {port}\n StrictHostKeyChecking yes\n \
+                 ControlMaster auto\n ControlPath {HOME}/kept-%C\n ControlPersist 60\n"
+            ),
         )?;
         let process = Sshd::spawn(&config)?;
         let server = Sshd { config, port, process };
@@ -106,9 +109,32 @@ fn hosts_are_reached_by_ssh() {
     isolated("ssh::hosts_are_reached_by_ssh", |place| move_over_ssh(place).expect("a move"));
 }
 
-fn move_over_ssh(place: &Path) -> Result<()> {
-    let mut sshd = Sshd::start(place)?;
+/// A person types what the runbook says, and ssh is told to keep its connections.
+#[test]
+#[ignore = "takes minutes, and an sshd: make test-transplant"]
+fn a_runbook_is_typed_over_ssh() {
+    isolated("ssh::a_runbook_is_typed_over_ssh", |place| type_over_ssh(place).expect("a move"));
+}
+
+fn type_over_ssh(place: &Path) -> Result<()> {
+    let _sshd = Sshd::start(place)?;
     let moved = Move::prepare()?;
+    reach_all(&moved)?;
+    moved.ask_for_backup(&["select 'it''s', 7"])?;
+    moved.ask_to_verify()?;
+    let book = moved.runbook()?;
+    book.type_until("end")?;
+    moved.wait_for_writes_to("amber")?;
+    for peer in moved.stage.peers() {
+        moved.check_peer(peer)?;
+    }
+    book.go_back()?;
+    moved.wait_for_writes_to("donor")?;
+    moved.check_donor()
+}
+
+/// Asks for every host to be reached by ssh.
+fn reach_all(moved: &Move) -> Result<()> {
     let mut inventory: toml::Table = fs::read_to_string(moved.stage.inventory())?.parse()?;
     let donor = inventory["donor"].as_table_mut().context("a donor")?;
     donor.insert("host".to_owned(), "ssh:root@host-donor".into());
@@ -121,7 +147,13 @@ fn move_over_ssh(place: &Path) -> Result<()> {
     let client: toml::Table =
         client.map(|(field, text)| (field.to_owned(), text.into())).into_iter().collect();
     inventory.insert("clients".to_owned(), vec![client].into());
-    fs::write(moved.stage.inventory(), toml::to_string(&inventory)?)?;
+    Ok(fs::write(moved.stage.inventory(), toml::to_string(&inventory)?)?)
+}
+
+fn move_over_ssh(place: &Path) -> Result<()> {
+    let mut sshd = Sshd::start(place)?;
+    let moved = Move::prepare()?;
+    reach_all(&moved)?;
 
     moved.stage.transplant(&["run", "--yes", "--until", "receive"])?;
     sshd.stop()?;

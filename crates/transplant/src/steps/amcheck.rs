@@ -15,6 +15,10 @@ const FOUND: i32 = 2;
 /// How it begins to say that it does not look at a database.
 const SKIPPING: &str = "skipping database";
 
+/// Which databases are looked at.
+pub(crate) const NAMES: &str =
+    "from pg_database where datallowconn and datconnlimit <> -2 and not datistemplate";
+
 pub(super) struct Amcheck(pub Arc<Scene>);
 
 /// A name as a pattern of pg_amcheck, which means it alone.
@@ -26,9 +30,7 @@ impl Amcheck {
     async fn look(&self, tell: &dyn Tell) -> Result<()> {
         let first = self.0.first();
         let facts = &first.facts;
-        let names = "select datname from pg_database \
-            where datallowconn and datconnlimit <> -2 and not datistemplate";
-        let names = first.sql(names).await?;
+        let names = first.sql(&format!("select datname {NAMES}")).await?;
         let (program, port) = (format!("{}/pg_amcheck", facts.bin_dir), facts.port.to_string());
         let mut command = vec![program.as_str(), "--heapallindexed", "--progress"];
         command.extend(["-h", &facts.socket_dir, "-p", &port, "-U", &facts.superuser]);

@@ -32,6 +32,9 @@ pub struct Proof {
     pub manifest: Value,
 }
 
+/// Which databases a backup has to have.
+pub(crate) const DATABASES: &str = "from pg_database where datallowconn";
+
 /// What the donor said.
 struct Donors {
     timeline: u32,
@@ -84,8 +87,8 @@ impl Backup {
         for statement in sql {
             answers.push(donor.sql(statement).await?);
         }
-        let names = "select datname from pg_database where datallowconn";
-        let databases = donor.sql(names).await?.lines().map(str::to_owned).collect();
+        let names = format!("select datname {DATABASES}");
+        let databases = donor.sql(&names).await?.lines().map(str::to_owned).collect();
         let at = position(&donor.sql("select pg_current_wal_lsn()").await?)?;
         if self.0.by_snapshots() {
             // What came before the position was written is in the snapshot after it.

@@ -16,16 +16,26 @@ const LIMIT: Millis = Millis(24 * 3_600_000);
 /// How many tables are asked for at once: what they say is far below what is kept of a command's output.
 const TABLES: usize = 1000;
 /// What the closed donor is not to do while it is asked: look for more than it has.
-const ALONE: &str = "primary_conninfo = ''\nrestore_command = ''\nhot_standby = on\n";
+pub(crate) const ALONE: &str = "primary_conninfo = ''\nrestore_command = ''\nhot_standby = on\n";
 
 pub(super) struct CompareAnswers(pub Arc<Scene>);
 
-/// Counts the rows of each of the next tables. A standby has no unlogged ones.
+/// Counts the rows of each of the next tables.
 fn counts(after: usize) -> String {
+    count_some(&format!("offset {after} limit {TABLES}"))
+}
+
+/// Counts those of all tables.
+pub(crate) fn all_counts() -> String {
+    count_some("")
+}
+
+/// A standby has no unlogged ones.
+fn count_some(which: &str) -> String {
     format!(
         "select format('select %L, count(*) from only %s', to_json(name::text), name) from (\
            select c.oid::regclass as name from pg_class c where c.relkind in ('r', 'm') \
-             and c.relpersistence = 'p' and c.relispopulated order by c.oid offset {after} limit {TABLES}) t \
+             and c.relpersistence = 'p' and c.relispopulated order by c.oid {which}) t \
          \\gexec\n"
     )
 }

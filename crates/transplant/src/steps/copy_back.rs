@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use saga::Tell;
 
 /// Prints what stands in the way of it: `$1` is the data directory, `$2` the bytes that are needed.
-const LOOK: &str = r#"
+pub(crate) const LOOK: &str = r#"
 set -eu
 parent=$(dirname -- "$1")
 [ -e "$1" ] || exit 0
@@ -25,7 +25,7 @@ free=$(df -Pk -- "$parent" | awk 'NR == 2 { print $4 }')
 
 /// Makes the copy beside the data directory `$1`, by the programs in `$2`, from `$3`, with these further
 /// options; the password is read. It is closed from the beginning. What an earlier attempt left is ours.
-const COPY: &str = r#"
+pub(crate) const COPY: &str = r#"
 set -eu
 data=$1 copy=$1.transplant-copy bin=$2 from=$3
 shift 3
@@ -49,7 +49,7 @@ sync
 "#;
 
 /// Puts the copy of `$1` in its place, if one is complete; prints where the one that was there is kept.
-const PLACE: &str = r#"
+pub(crate) const PLACE: &str = r#"
 set -eu
 data=$1 copy=$1.transplant-copy
 [ -e "$copy.done" ] || exit 0

@@ -1,6 +1,10 @@
 //! Keeps the WAL that the donor would need to come level with the shard; undone, the donor does.
 
-use super::{Scene, copy_back, fence_donor, open_replication::Secret, position, until};
+use super::{
+    Scene, copy_back, fence_donor,
+    open_replication::{Secret, make_slot_sql},
+    position, until,
+};
 use crate::{
     donor::{literal, value},
     recipient::{REPLICATED, Recipient},
@@ -23,32 +27,31 @@ pub(super) struct KeepWayBack(pub Arc<Scene>);
 
 /// Makes a peer keep what it has from its last checkpoint on. A standby can, too.
 pub(super) async fn make_slot(peer: &Recipient) -> Result<()> {
-    let slot = literal(SLOT);
-    let sql = format!(
-        "select pg_create_physical_replication_slot({slot}, true) where not exists \
-         (select from pg_replication_slots where slot_name = {slot})"
-    );
-    peer.sql(&sql).await?;
-    Ok(())
+    peer.sql(&make_slot_sql(&literal(SLOT))).await.map(drop)
 }
 
 /// Settings of which a standby of this primary needs at least as much.
 pub(super) async fn least(primary: &Recipient) -> Result<String> {
+    primary.sql(&least_sql()).await
+}
+
+/// Gives them as lines of a file of settings.
+pub(crate) fn least_sql() -> String {
     let names: Vec<String> = REPLICATED.iter().map(|(name, _)| literal(name)).collect();
-    let least = format!(
-        "select string_agg(name || ' = ' || setting, e'\\n') from pg_settings where name in ({})",
-        names.join(", ")
-    );
-    primary.sql(&least).await
+    let names = names.join(", ");
+    format!("select name || ' = ' || setting from pg_settings where name in ({names})")
 }
 
 /// Drops it.
 async fn drop_slot(peer: &Recipient) -> Result<()> {
-    let sql = format!(
+    peer.sql(&drop_slot_sql()).await.map(drop)
+}
+
+pub(crate) fn drop_slot_sql() -> String {
+    format!(
         "select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = {}",
         literal(SLOT)
-    );
-    peer.sql(&sql).await.map(drop)
+    )
 }
 
 /// Makes the donor follow the shard, and waits until it is level, while the shard goes on. Where the WAL that

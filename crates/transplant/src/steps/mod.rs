@@ -6,7 +6,7 @@ mod catch_up;
 mod check_clients;
 mod compare;
 mod compare_answers;
-mod copy_back;
+pub(crate) mod copy_back;
 mod fence_donor;
 mod grow;
 mod hold_donor;
@@ -23,7 +23,14 @@ mod stop_standbys;
 pub use backup::Proof;
 pub use fence_donor::FENCE_FILES;
 pub(crate) use fence_donor::{HBA, IDENT};
-pub(crate) use keep_way_back::SLOT;
+pub(crate) use keep_way_back::{SLOT, drop_slot_sql, least_sql};
+pub(crate) use open_replication::{drop_sql, hba_lines, make_role_sql, make_slot_sql};
+pub(crate) use stop_standbys::raised;
+pub(crate) use {
+    amcheck::NAMES,
+    backup::DATABASES,
+    compare_answers::{ALONE, all_counts},
+};
 
 use crate::{Donor, Facts, Method, Without, patroni::Patroni, recipient::Recipient};
 use adapters::clock;
@@ -55,7 +62,7 @@ pub(crate) const LEVEL_DONOR: &str = "level-donor";
 const POLL: Duration = Duration::from_millis(200);
 
 /// The recipient's slot at a donor that is a shard.
-const DONORS_SLOT: &str = "transplant_recipient";
+pub(crate) const DONORS_SLOT: &str = "transplant_recipient";
 
 /// What the steps share.
 #[derive(Debug)]
@@ -132,9 +139,9 @@ impl Scene {
         &self.peers[0]
     }
 
-    /// The recipient's slot at the donor. A sitter there drops those that begin with its own word.
+    /// The recipient's slot at the donor.
     pub fn slot(&self) -> &str {
-        if self.facts.shard.is_some() { DONORS_SLOT } else { &self.first().facts.slot }
+        self.facts.slot()
     }
 
     /// Whether this is the donor's primary, as it was planned.

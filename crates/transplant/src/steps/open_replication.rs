@@ -1,8 +1,11 @@
 //! On the donor: the role, the slot and the lines of `pg_hba.conf` by which the recipient streams from it.
 
 use super::Scene;
-use crate::donor::{literal, with_block, without_block};
-use crate::manatee;
+use crate::{
+    Facts,
+    donor::{literal, with_block, without_block},
+    manatee,
+};
 use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
 use saga::{Check, Outcome, Step, StepError, Tell, Undo};
@@ -21,37 +24,73 @@ pub(super) struct Secret {
 
 pub(super) struct OpenReplication(pub Arc<Scene>);
 
+fn quoted(role: &str) -> String {
+    format!("\"{}\"", role.replace('"', "\"\""))
+}
+
+/// Makes the role by which the shard streams, if it is not there; the password is given as a literal.
+pub(crate) fn make_role_sql(role: &str, password: &str) -> String {
+    let (name, quoted) = (literal(role), quoted(role));
+    format!(
+        "do $do$ begin if not exists (select from pg_roles where rolname = {name}) then \
+         create role {quoted} with login replication password {password}; \
+         comment on role {quoted} is '{MADE}'; end if; end $do$"
+    )
+}
+
+/// Makes a slot, which is given as a literal, if it is not there.
+pub(crate) fn make_slot_sql(slot: &str) -> String {
+    format!(
+        "select pg_create_physical_replication_slot({slot}, true) where not exists \
+         (select from pg_replication_slots where slot_name = {slot})"
+    )
+}
+
+/// The lines of `pg_hba.conf` by which the peers may stream.
+pub(crate) fn hba_lines(facts: &Facts) -> String {
+    let lines = facts.peers.iter().map(|peer| {
+        let ip = &peer.peer.ip;
+        let bits = if ip.contains(':') { 128 } else { 32 };
+        format!(
+            "host replication {} {ip}/{bits} scram-sha-256\n",
+            quoted(&facts.peers[0].replication_user)
+        )
+    });
+    lines.collect()
+}
+
+/// Drops the slot, which is given as a literal, and the role if it was made here.
+pub(crate) fn drop_sql(role: &str, slot: &str) -> String {
+    let (name, quoted) = (literal(role), quoted(role));
+    format!(
+        // Its synchronous standby may be gone.
+        "set synchronous_commit = local; \
+         select pg_terminate_backend(active_pid) from pg_replication_slots \
+         where slot_name = {slot} and active; \
+         do $do$ begin for tenth in 1..100 loop exit when not exists \
+         (select from pg_replication_slots where slot_name = {slot} and active); \
+         perform pg_sleep(0.1); end loop; end $do$; \
+         select pg_drop_replication_slot(slot_name) from pg_replication_slots \
+         where slot_name = {slot}; \
+         do $do$ begin if exists (select from pg_roles where rolname = {name} \
+         and shobj_description(oid, 'pg_authid') = '{MADE}') then \
+         drop owned by {quoted}; drop role {quoted}; end if; end $do$"
+    )
+}
+
 impl OpenReplication {
     async fn open(&self) -> Result<()> {
         let (donor, first) = (&self.0.donor, self.0.first());
         let Secret { password } = first.verb("secret", &[]).await?;
         let (role, slot) = (&first.facts.replication_user, literal(self.0.slot()));
-        let name = literal(role);
-        let quoted = format!("\"{}\"", role.replace('"', "\"\""));
-        donor
-            .sql(&format!(
-                "do $do$ begin if not exists (select from pg_roles where rolname = {name}) then \
-                 create role {quoted} with login replication password {}; \
-                 comment on role {quoted} is '{MADE}'; end if; end $do$",
-                literal(&password),
-            ))
-            .await?;
+        donor.sql(&make_role_sql(role, &literal(&password))).await?;
         if self.0.by_snapshots() {
             // Nobody streams from the donor: a slot would keep all its WAL.
             return Ok(());
         }
-        donor
-            .sql(&format!(
-                "select pg_create_physical_replication_slot({slot}, true) where not exists \
-                 (select from pg_replication_slots where slot_name = {slot})"
-            ))
-            .await?;
-        let lines = self.0.peers.iter().map(|peer| {
-            let ip = &peer.facts.peer.ip;
-            let bits = if ip.contains(':') { 128 } else { 32 };
-            format!("host replication {quoted} {ip}/{bits} scram-sha-256\n")
-        });
-        self.rewrite(|text| with_block(text, &lines.collect::<String>())).await
+        donor.sql(&make_slot_sql(&slot)).await?;
+        let lines = hba_lines(&self.0.facts);
+        self.rewrite(|text| with_block(text, &lines)).await
     }
 
     async fn rewrite(&self, change: impl FnOnce(&str) -> String) -> Result<()> {
@@ -91,23 +130,7 @@ impl OpenReplication {
         if donor.sql("select pg_is_in_recovery()").await? == "t" {
             bail!("the donor is a standby now: make it the primary again, then roll back");
         }
-        let (name, quoted) = (literal(role), format!("\"{}\"", role.replace('"', "\"\"")));
-        donor
-            .sql(&format!(
-                // Its synchronous standby may be gone.
-                "set synchronous_commit = local; \
-                 select pg_terminate_backend(active_pid) from pg_replication_slots \
-                 where slot_name = {slot} and active; \
-                 do $do$ begin for tenth in 1..100 loop exit when not exists \
-                 (select from pg_replication_slots where slot_name = {slot} and active); \
-                 perform pg_sleep(0.1); end loop; end $do$; \
-                 select pg_drop_replication_slot(slot_name) from pg_replication_slots \
-                 where slot_name = {slot}; \
-                 do $do$ begin if exists (select from pg_roles where rolname = {name} \
-                 and shobj_description(oid, 'pg_authid') = '{MADE}') then \
-                 drop owned by {quoted}; drop role {quoted}; end if; end $do$"
-            ))
-            .await?;
+        donor.sql(&drop_sql(role, &slot)).await?;
         self.rewrite(without_block).await
     }
 }

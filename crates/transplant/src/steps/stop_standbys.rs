@@ -2,7 +2,7 @@
 //! closed, too, as the donor is.
 
 use super::{Scene, fence_donor};
-use crate::{Donor, donor::AUTO_CONF};
+use crate::{Donor, Facts, donor::AUTO_CONF};
 use adapters::service::Order;
 use anyhow::{Context, Result};
 use async_trait::async_trait;
@@ -11,6 +11,20 @@ use serde_json::json;
 use std::{collections::BTreeMap, sync::Arc};
 
 pub(super) struct StopStandbys(pub Arc<Scene>);
+
+/// What a standby needs more of than it had, to replay what the shard wrote.
+pub(crate) fn raised(facts: &Facts) -> String {
+    let had = &facts.donor.replicated;
+    let mut needs = BTreeMap::new();
+    for peer in &facts.peers {
+        for (name, value) in &peer.replicated {
+            let most = needs.entry(name).or_insert(value);
+            *most = value.max(*most);
+        }
+    }
+    let raised = needs.into_iter().filter(|(name, value)| had.get(*name) < Some(*value));
+    raised.map(|(name, value)| format!("{name} = {value}\n")).collect()
+}
 
 impl StopStandbys {
     /// Each of them by its name, as a server like the donor.
@@ -32,22 +46,8 @@ impl StopStandbys {
         Ok(())
     }
 
-    /// What it needs more of than it had, to replay what the shard wrote.
-    fn raised(&self) -> String {
-        let had = &self.0.facts.donor.replicated;
-        let mut needs = BTreeMap::new();
-        for peer in &self.0.peers {
-            for (name, value) in &peer.facts.replicated {
-                let most = needs.entry(name).or_insert(value);
-                *most = value.max(*most);
-            }
-        }
-        let raised = needs.into_iter().filter(|(name, value)| had.get(*name) < Some(*value));
-        raised.map(|(name, value)| format!("{name} = {value}\n")).collect()
-    }
-
     async fn start(&self, tell: &dyn Tell) -> Result<()> {
-        let raised = self.raised();
+        let raised = raised(&self.0.facts);
         for (name, standby) in self.standbys() {
             let told = || format!("standby {name}");
             standby.tell(Order::Enable).await.with_context(told)?;
