@@ -18,6 +18,8 @@ use std::{collections::BTreeSet, fs, io, path::Path, time::Duration};
 pub struct Usage {
     /// Memory that is resident now, in bytes.
     pub resident: u64,
+    /// The most that ever was, in bytes.
+    pub peak: u64,
     /// Time on a processor, its threads' together.
     pub processor: Millis,
 }
@@ -37,7 +39,17 @@ pub(super) fn usage(pid: u32) -> Result<Usage> {
     let ticks = field(11)? + field(12)?;
     let per_second = rustix::param::clock_ticks_per_second();
     let page = rustix::param::page_size() as u64;
-    Ok(Usage { resident: field(21)? * page, processor: Millis(ticks * 1000 / per_second) })
+    let processor = Millis(ticks * 1000 / per_second);
+    Ok(Usage { resident: field(21)? * page, peak: peak(pid)?, processor })
+}
+
+/// `VmHWM` of proc(5): the most memory of this process that ever was resident, in bytes.
+fn peak(pid: u32) -> Result<u64> {
+    let path = format!("/proc/{pid}/status");
+    let status = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kibibytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    Ok(kibibytes.with_context(|| format!("{path} has no VmHWM"))? << 10)
 }
 
 /// How long a killed process may take to be gone: the kernel has to tear it down, no more.

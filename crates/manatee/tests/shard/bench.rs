@@ -56,6 +56,10 @@ fn run(place: &Path) -> Result<()> {
     deposed(&world, "one checkpoint since it was loaded")?;
     full_copy(&world, &snapshots)?;
     throughput(&world, &parent, &Runtime::new()?)?;
+    for peer in world.shard.peers() {
+        let peak = peer.sitter_usage()?.peak >> 20;
+        println!("the sitter of {} had at most {peak} MiB of memory", peer.zone());
+    }
     world.finish()
 }
 
@@ -149,8 +153,7 @@ fn throughput(world: &World, parent: &Path, runtime: &Runtime) -> Result<()> {
 fn base_backup(primary: &Peer, parent: &Path, round: usize) -> Result<()> {
     let config = Config::load(&primary.config_file())?;
     let (host, port) = primary.host();
-    let programs = adapters_bin()?;
-    let status = Command::new(programs.join("pg_basebackup"))
+    let status = Command::new(adapters::postgres::programs(None)?.0.join("pg_basebackup"))
         .args(["--checkpoint=fast", "--host", &host.to_string(), "--port", &port.to_string()])
         .args(["--username", &config.replication.user, "--pgdata"])
         .arg(parent.with_file_name(format!("base-{round}")))
@@ -158,11 +161,4 @@ fn base_backup(primary: &Peer, parent: &Path, round: usize) -> Result<()> {
         .status()?;
     ensure!(status.success(), "pg_basebackup failed");
     Ok(())
-}
-
-/// The newest of Debian's.
-fn adapters_bin() -> Result<std::path::PathBuf> {
-    let entries = fs::read_dir("/usr/lib/postgresql").context("no PostgreSQL of Debian")?;
-    let newest = entries.flatten().map(|entry| entry.path().join("bin")).max();
-    newest.context("no PostgreSQL of Debian")
 }
