@@ -30,9 +30,16 @@ const STATE: &str = "select pg_is_in_recovery(), \
     from pg_stat_replication";
 
 impl Inner {
+    /// `synchronous_standby_names` as we made it, unless we are at it.
+    fn settled_names(&self) -> Option<String> {
+        let _unchanged = self.changing.try_lock().ok()?;
+        self.names.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Asks for all of it over the connection that is kept for this.
     pub async fn ask(&self) -> Result<Probe, PgCause> {
         let sql = format!("{STATE}; {COMMIT}");
+        let before = self.settled_names();
         let asked = async {
             let mut kept = self.kept.lock().await;
             // Put back only after an answer: an overtaken session is not used again.
@@ -59,7 +66,8 @@ impl Inner {
         let receiver = receivers.first().map(Fields);
         let commit = commit.first().map(Fields).map(|fields| fields.owned(0)).unwrap_or_default();
         let weak = guard::weakens("synchronous_commit", &commit);
-        let expected = self.names.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        // While they are being changed, what the server says may be of before or after it.
+        let expected = before.filter(|before| self.settled_names().as_ref() == Some(before));
         let in_recovery = state.text(0) == Some("t");
         let mut timeline = state.timeline(receiver.as_ref())?;
         if in_recovery && receiver.is_none() {
@@ -165,7 +173,8 @@ pub struct Probe {
     /// Who streams from here.
     pub senders: Vec<Sender>,
     /// Whether `synchronous_standby_names` is still what the last `apply` made it, and commits wait
-    /// for it unless a session says otherwise (`synchronous_commit`); `None` when this server has not been configured by `apply`.
+    /// for it unless a session says otherwise (`synchronous_commit`); `None` when this server has not been configured by
+    /// `apply`, or was being changed when it was asked.
     pub names_in_force: Option<bool>,
 }
 

@@ -74,6 +74,29 @@ async fn alter_system_is_undone() {
     assert!(!waiting.is_finished());
 }
 
+/// A configuration of ours that is on its way is not taken for somebody else's.
+#[tokio::test]
+async fn a_change_is_no_override() {
+    let (b, c) = (Peer::new("b"), Peer::new("c"));
+    let a = Peer::new("a").primary(Counts::Sync(b.id()), &[]).await;
+    let changes = async {
+        for counts in [&c, &b].into_iter().cycle().take(40) {
+            a.apply(&primary(Counts::Sync(counts.id()), &[])).await;
+        }
+    };
+    let looks = async {
+        loop {
+            let probe = a.postgres.probe().await.expect("a probe");
+            assert_ne!(probe.names_in_force, Some(false));
+        }
+    };
+    tokio::select! {
+        () = changes => {}
+        () = looks => {}
+    }
+    assert_eq!(a.postgres.probe().await.expect("a probe").names_in_force, Some(true));
+}
+
 /// Settings that need a restart get one; those that the server refuses are an error that names
 /// them.
 #[tokio::test]

@@ -72,7 +72,7 @@ fn time(place: &Path, mebibytes: u64, way: Way) -> Result<(u64, u64, u64)> {
         Way::Directory => Ground::directory(place)?,
         Way::Btrfs | Way::Snapshots => Ground::btrfs(place, 6 * mebibytes + 4096)?,
     };
-    let moved = Move::on(&ground, |options| options.peers = 1)?;
+    let mut moved = Move::on(&ground, |options| options.peers = 1)?;
     if way == Way::Snapshots {
         moved.ask_for_snapshots(&ground)?;
     }
@@ -100,6 +100,7 @@ fn time(place: &Path, mebibytes: u64, way: Way) -> Result<(u64, u64, u64)> {
     moved.wait_for_writes_to("amber")?;
     let by_move = moved.writer.longest_gap_since(begun).length().0;
     moved.check_peer(moved.primary())?;
+    moved.diary.forget();
     Ok((by_runbook, by_move, whole))
 }
 

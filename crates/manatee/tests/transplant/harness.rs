@@ -21,7 +21,7 @@ pub const LIMIT: Millis = Millis(60_000);
 pub struct Move<D = Standalone> {
     pub writer: Writer,
     pub stage: Stage<D>,
-    _diary: Diary,
+    pub diary: Diary,
     _directory: TempDir,
 }
 
@@ -63,7 +63,7 @@ impl<D: Donor> Move<D> {
         let stage = Stage::with(&options, make)?;
         let writer = stage.writer()?;
         let diary = Diary::of(stage.peers());
-        Ok(Move { writer, stage, _diary: diary, _directory: directory })
+        Ok(Move { writer, stage, diary, _directory: directory })
     }
 
     /// Waits until a row was acknowledged that was tried after this call, by one of this name.
