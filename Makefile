@@ -113,7 +113,7 @@ test-kills: ## Kill either end of a seeding again and again; KILLS=50
 	@tools/need.sh build postgresql filesystems
 	MANATEE_TEST_KILLS=$(KILLS) cargo test --locked --package manatee --test shard -- --exact volumes::a_seeding_outlives_both_of_its_ends --nocapture
 
-test-transplant: ## Undo moves of databases from each of their steps; half an hour
+test-transplant: ## Undo moves of databases from each of their steps; a quarter of an hour
 	@tools/need.sh build postgresql zookeeper etcd patroni filesystems ssh
 	cargo test --locked --package manatee --test transplant -- --ignored --nocapture --skip bench::
 
