@@ -143,7 +143,12 @@ async fn a_standby_that_received_a_diverged_tail_is_refused() {
         standby.wait(&format!("pg_last_wal_replay_lsn() >= '{end}'")).await;
     }
     third.session().await.batch_execute("select pg_wal_replay_pause()").await.expect("a pause");
-    third.wait("pg_get_wal_replay_pause_state() = 'paused'").await;
+    // PostgreSQL 13 does not tell whether it has paused from whether it is to.
+    let paused = match adapters::postgres::programs(None).expect("programs").1 {
+        ..14 => "pg_is_wal_replay_paused()",
+        _ => "pg_get_wal_replay_pause_state() = 'paused'",
+    };
+    third.wait(paused).await;
     new.apply(&standby(None, &[])).await;
     old.session().await.batch_execute("insert into t values (3001)").await.expect("a row");
     let end = old.value("select pg_current_wal_flush_lsn()::text").await;
