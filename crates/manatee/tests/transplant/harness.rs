@@ -240,6 +240,20 @@ impl<D: Donor> Move<D> {
         Ok(Runbook { text, file: self.stage.inventory().with_extension("sh") })
     }
 
+    /// Types a new runbook, which says what the donor is now, up to the end of this section, and goes back.
+    pub fn type_there_and_back(&self, until: &str) -> Result<()> {
+        let book = self.runbook()?;
+        book.type_until(until)?;
+        if until == "end" {
+            self.wait_for_writes_to("amber")?;
+            for peer in self.stage.peers() {
+                self.check_peer(peer)?;
+            }
+        }
+        book.go_back()?;
+        self.wait_for_writes_to(DONOR).with_context(|| until.to_owned())
+    }
+
     /// Types a runbook up to the end of each of its sections that has something to undo, and goes back from
     /// there: what serves then has this name, and is as this looks at it.
     pub fn type_from_every_section(

@@ -193,17 +193,7 @@ fn a_failover_of_the_first_version_stops_the_move() -> Result<()> {
 /// took.
 fn type_a_runbook<D: Donor>(moved: &Move<D>, check: fn(&Move<D>) -> Result<()>) -> Result<()> {
     for until in ["compare", "end"] {
-        // It says when its donor's primary registered.
-        let book = moved.runbook()?;
-        book.type_until(until)?;
-        if until == "end" {
-            moved.wait_for_writes_to("amber")?;
-            for peer in moved.stage.peers() {
-                moved.check_peer(peer)?;
-            }
-        }
-        book.go_back()?;
-        moved.wait_for_writes_to(DONOR).context(until)?;
+        moved.type_there_and_back(until)?;
         check(moved).context(until)?;
     }
     Ok(())

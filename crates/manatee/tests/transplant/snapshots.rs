@@ -193,16 +193,7 @@ fn on_btrfs_it_is_undone_and_begun_again() {
 fn by_hand(moved: &Move, ground: &Ground) -> Result<()> {
     let backups = moved.ask_for_backup(&["select count(*) from pg_roles"])?;
     for until in ["receive-last", "end"] {
-        let book = moved.runbook()?;
-        book.type_until(until)?;
-        if until == "end" {
-            moved.wait_for_writes_to("amber")?;
-            for peer in moved.stage.peers() {
-                moved.check_peer(peer)?;
-            }
-        }
-        book.go_back()?;
-        moved.wait_for_writes_to(DONOR).context(until)?;
+        moved.type_there_and_back(until)?;
         ensure!(left(moved, ground)?.is_empty(), "{until}: {:?}", left(moved, ground)?);
     }
     ensure!(fs::read_dir(backups)?.count() == 2, "one backup of each, and nothing beside them");
