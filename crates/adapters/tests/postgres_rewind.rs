@@ -2,7 +2,7 @@
 
 mod support;
 
-use adapters::postgres::{PgCause, StopMode};
+use adapters::postgres::{Divergence, PgCause, Refusal, StopMode};
 use cluster::{Counts, Gate, Generation, PgConfig};
 use support::{Peer, chain, ids, primary, standby};
 
@@ -89,7 +89,51 @@ async fn one_that_crashed_long_after_a_checkpoint_becomes_a_standby_again() {
     session.batch_execute(sql).await.expect("nothing else keeps WAL");
     old.postgres.stop(StopMode::Immediate).await.expect("a stop");
     old.postgres.rewind(&new.source(), |_, _| {}).await.expect("a rewind");
+    if adapters::postgres::programs(None).expect("programs").1 == 13 {
+        // It asks for the WAL of the old timeline on the new one, where it never was.
+        new.apply(&promoted(&[&old])).await;
+        let refused = old.postgres.apply(&standby(Some(&new), &[])).await.expect_err("13 cannot");
+        assert!(matches!(refused.cause, PgCause::CannotRecover { .. }), "{}", chain(&refused));
+        return;
+    }
     follows(&old, &new).await;
+}
+
+/// The source has let go of the WAL since the last checkpoint that both have: the database that was rewound
+/// never becomes whole, and this is said rather than waited for.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_never_becomes_whole_is_told_so() {
+    let new = Peer::with("new", |settings| settings.wal_keep_size = 0);
+    let old = Peer::new("old").primary(Counts::Alone, &[&new]).await;
+    let new = new.standby_of(&old).await;
+    let session = old.session().await;
+    session.batch_execute("create table t (n int)").await.expect("a table");
+    let end = old.value("select pg_current_wal_flush_lsn()::text").await;
+    new.wait(&format!("pg_last_wal_replay_lsn() >= '{end}'")).await;
+    new.apply(&promoted(&[])).await;
+    session.batch_execute("insert into t values (3001)").await.expect("a row that is lost");
+    let theirs = new.session().await;
+    for _ in 0..3 {
+        for sql in ["insert into t values (2001)", "select pg_switch_wal()", "checkpoint"] {
+            theirs.batch_execute(sql).await.expect(sql);
+        }
+    }
+    old.postgres.stop(StopMode::Fast).await.expect("a stop");
+    old.postgres.rewind(&new.source(), |_, _| {}).await.expect("a rewind");
+    new.apply(&promoted(&[&old])).await;
+    let refused = old.postgres.apply(&standby(Some(&new), &[])).await.expect_err("never whole");
+    let PgCause::CannotRecover { refusal } = refused.cause else { panic!("{}", chain(&refused)) };
+    assert_eq!(refusal, Refusal::Removed);
+    let port = new.settings.port;
+    let judge = async || old.postgres.divergence_at_rest(refusal, "127.0.0.1", port).await;
+    let judged = judge().await.expect("an answer");
+    assert!(matches!(judged, Divergence::CannotFollow(_)), "{judged:?}");
+    // The next try finds it running, and says the same.
+    let refused = old.postgres.apply(&standby(Some(&new), &[])).await.expect_err("never whole");
+    assert!(matches!(refused.cause, PgCause::CannotRecover { .. }), "{}", chain(&refused));
+    // Nothing is concluded of one that cannot be asked.
+    new.postgres.stop(StopMode::Fast).await.expect("a stop");
+    judge().await.expect_err("nobody is there");
 }
 
 #[tokio::test(flavor = "multi_thread")]

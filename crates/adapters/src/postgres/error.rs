@@ -1,5 +1,6 @@
 //! What can go wrong with a PostgreSQL, and what to do about it.
 
+use super::Refusal;
 use crate::exec::ExecError;
 use cluster::{Millis, PeerId};
 use std::{io, path::PathBuf};
@@ -79,6 +80,12 @@ pub enum PgCause {
         status: String,
         /// The end of the server's log.
         log: String,
+    },
+    /// A standby can never come to where its database is whole.
+    #[error("it cannot start as a standby: {refusal}")]
+    CannotRecover {
+        /// By its log.
+        refusal: Refusal,
     },
     /// It ended while it was needed.
     #[error("the server is not running")]

@@ -9,7 +9,7 @@ use std::{
     fs::{self, File},
     io::{self, Read, Seek, SeekFrom, Write},
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 /// Says whether the database in a dataset has ever served; lies beside `data`.
@@ -156,4 +156,62 @@ pub(super) fn log_tail(path: &Path, from: u64) -> String {
         Ok(String::from_utf8_lossy(&bytes).trim().replace('\n', " | "))
     };
     read().unwrap_or_else(|error| format!("({} cannot be read: {error})", path.display()))
+}
+
+/// What comes to a log, line by line.
+#[derive(Debug)]
+pub(super) struct LogReader {
+    path: PathBuf,
+    at: u64,
+}
+
+impl LogReader {
+    /// Reads on from this byte, or from its present end.
+    pub fn from(path: PathBuf, at: u64) -> LogReader {
+        let length = fs::metadata(&path).map_or(0, |found| found.len());
+        LogReader { path, at: at.min(length) }
+    }
+
+    /// The lines that have come to an end since; none when it cannot be read.
+    pub fn new_lines(&mut self) -> Vec<String> {
+        const MOST: u64 = 1 << 20;
+        let mut bytes = Vec::new();
+        let read = File::open(&self.path).and_then(|mut file| {
+            file.seek(SeekFrom::Start(self.at))?;
+            file.take(MOST).read_to_end(&mut bytes)
+        });
+        let ended = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
+        // A line longer than that is none that anybody looks for.
+        let ended = if ended == 0 && bytes.len() as u64 == MOST { bytes.len() } else { ended };
+        if read.is_err() {
+            return Vec::new();
+        }
+        self.at += ended as u64;
+        String::from_utf8_lossy(&bytes[..ended]).lines().map(str::to_owned).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_is_read_by_whole_lines() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("log");
+        let add = |text: &str| {
+            let file = File::options().append(true).create(true).open(&path);
+            file.and_then(|mut file| file.write_all(text.as_bytes())).expect("a line");
+        };
+        assert_eq!(LogReader::from(path.clone(), 0).new_lines(), [""; 0]);
+        add("old\n");
+        let mut new = LogReader::from(path.clone(), u64::MAX);
+        let mut all = LogReader::from(path.clone(), 0);
+        add("one\ntwo\nthr");
+        assert_eq!(new.new_lines(), ["one", "two"]);
+        add("ee\n");
+        assert_eq!(new.new_lines(), ["three"]);
+        assert_eq!(new.new_lines(), [""; 0]);
+        assert_eq!(all.new_lines(), ["old", "one", "two", "three"]);
+    }
 }

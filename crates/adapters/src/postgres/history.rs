@@ -5,15 +5,71 @@
 //! the reason counts only if the upstream's own timeline history, held against our position, says so.
 
 use super::{Inner, PgCause, Probe, files};
-use crate::exec::Exec;
+use crate::{exec::Exec, storage::DatabaseFacts};
 use cluster::Lsn;
+use std::{fmt, path::Path};
 
 /// What PostgreSQL (of `lc_messages` C, which we set) writes when it can follow no further.
 const REFUSALS: [&str; 2] =
     ["is not in this server's history", "forked off current database system timeline"];
 
-/// What it writes when the upstream has recycled the WAL that comes next here.
-const REMOVED: &str = "has already been removed";
+/// What it writes when it cannot start: a timeline that it has come to know of left its own before the
+/// position that it must come to.
+const NOT_OURS: [&str; 2] =
+    ["is not a child of this server's history", "does not contain minimum recovery point"];
+
+/// What it writes when the upstream has recycled the WAL that comes next here; both in one line, for of those
+/// who follow from here it writes the second alone.
+const REMOVED: [&str; 2] = ["WAL stream", "has already been removed"];
+
+/// Why a standby goes no further, by its own log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// Its position is not in the history of another server, or of a timeline that it has come to know of.
+    History,
+    /// The upstream has recycled the WAL that comes next here.
+    Removed,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Refusal::History => {
+                "a later timeline left its own before the position that it must come to"
+            }
+            Refusal::Removed => "the WAL that is needed next is no longer kept by its upstream",
+        })
+    }
+}
+
+impl Refusal {
+    /// What the log of a standby that runs tells.
+    fn of_running(log: &str) -> Option<Refusal> {
+        if REFUSALS.iter().any(|refusal| log.contains(refusal)) {
+            Some(Refusal::History)
+        } else {
+            log.split('|').any(Refusal::is_removed).then_some(Refusal::Removed)
+        }
+    }
+
+    /// Whether this line of a log tells so of WAL.
+    pub(super) fn is_removed(line: &str) -> bool {
+        REMOVED.iter().all(|part| line.contains(part))
+    }
+
+    /// What the log of one that ended while it was starting tells.
+    pub(super) fn of_start(log: &str) -> Option<Refusal> {
+        NOT_OURS.iter().any(|refusal| log.contains(refusal)).then_some(Refusal::History)
+    }
+}
+
+/// A position in the history of a database.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Position {
+    system_identifier: u64,
+    timeline: u32,
+    wal: Lsn,
+}
 
 /// Whether a standby can go on from what its upstream has.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,29 +102,77 @@ impl Inner {
         log_from: u64,
     ) -> Result<Divergence, PgCause> {
         let log = files::log_tail(&self.log_path(), log_from);
-        let theirs = parse_identity(&self.replication(host, port, "IDENTIFY_SYSTEM").await?)?;
-        if theirs.system_identifier != ours.system_identifier {
-            return Ok(Divergence::Foreign(format!(
-                "it is another database: system identifier {} there, {} here",
-                theirs.system_identifier, ours.system_identifier
-            )));
+        let Probe { system_identifier, timeline, wal, .. } = *ours;
+        let ours = Position { system_identifier, timeline, wal };
+        match Refusal::of_running(&log) {
+            Some(refusal) => self.diverged(&ours, refusal, host, port).await,
+            None => {
+                let theirs = self.identity_of(host, port).await?;
+                Ok(foreign(&ours, &theirs).unwrap_or(Divergence::None))
+            }
         }
-        if !REFUSALS.iter().any(|refusal| log.contains(refusal)) {
-            return Ok(if log.contains(REMOVED) {
-                let why = "the WAL that is needed next is no longer kept there";
-                Divergence::CannotFollow(why.to_owned())
-            } else {
-                Divergence::None
-            });
+    }
+
+    /// Whether this refusal holds for ever.
+    pub async fn diverged(
+        &self,
+        ours: &Position,
+        refusal: Refusal,
+        host: &str,
+        port: u16,
+    ) -> Result<Divergence, PgCause> {
+        let theirs = self.identity_of(host, port).await?;
+        if let Some(foreign) = foreign(ours, &theirs) {
+            return Ok(foreign);
+        }
+        if refusal == Refusal::Removed {
+            return Ok(Divergence::CannotFollow(refusal.to_string()));
         }
         let history = if theirs.timeline > ours.timeline {
-            let command = format!("TIMELINE_HISTORY {}", theirs.timeline);
-            parse_history(&self.replication(host, port, &command).await?)?
+            self.history_of(theirs.timeline, host, port).await?
         } else {
             Vec::new()
         };
         let left = compare(ours.timeline, ours.wal, theirs.timeline, &history);
         Ok(left.map_or(Divergence::None, Divergence::CannotFollow))
+    }
+
+    /// Up to where recovery must come at least, by the control file.
+    pub async fn position(&self) -> Result<Position, PgCause> {
+        let facts = self.facts(&self.data).await?;
+        let (timeline, wal) = facts.recovered_at_least;
+        Ok(Position { system_identifier: facts.system_identifier, timeline, wal })
+    }
+
+    /// What the control file of this data directory says.
+    pub async fn facts(&self, data: &Path) -> Result<DatabaseFacts, PgCause> {
+        let command = self.bin.exec("pg_controldata", self.user.as_ref()).arg("--pgdata").arg(data);
+        let output = command.limit(self.settings.query_timeout).run().await?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        DatabaseFacts::parse(&text, &self.bin.major.to_string()).ok_or(PgCause::Answer(text))
+    }
+
+    /// The timelines that the server at this address has left, each with the position at which it did.
+    pub async fn timelines_left(&self, host: &str, port: u16) -> Result<Vec<(u32, Lsn)>, PgCause> {
+        match self.identity_of(host, port).await?.timeline {
+            // The first one has no history.
+            ..=1 => Ok(Vec::new()),
+            timeline => self.history_of(timeline, host, port).await,
+        }
+    }
+
+    async fn history_of(
+        &self,
+        timeline: u32,
+        host: &str,
+        port: u16,
+    ) -> Result<Vec<(u32, Lsn)>, PgCause> {
+        let command = format!("TIMELINE_HISTORY {timeline}");
+        parse_history(&self.replication(host, port, &command).await?)
+    }
+
+    async fn identity_of(&self, host: &str, port: u16) -> Result<Identity, PgCause> {
+        parse_identity(&self.replication(host, port, "IDENTIFY_SYSTEM").await?)
     }
 
     /// One command of the replication protocol, which `psql` speaks and our client does not.
@@ -87,6 +191,15 @@ impl Inner {
             .await?;
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
+}
+
+fn foreign(ours: &Position, theirs: &Identity) -> Option<Divergence> {
+    (theirs.system_identifier != ours.system_identifier).then(|| {
+        Divergence::Foreign(format!(
+            "it is another database: system identifier {} there, {} here",
+            theirs.system_identifier, ours.system_identifier
+        ))
+    })
 }
 
 fn parse_identity(answer: &str) -> Result<Identity, PgCause> {

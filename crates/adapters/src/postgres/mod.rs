@@ -23,22 +23,24 @@ mod rewind;
 mod rewound;
 mod server;
 mod session;
+mod settings;
 mod slots;
 mod timelines;
 
 pub use binaries::programs;
 pub use error::{PgCause, PgError};
 pub use guard::{RefusedSetting, check_names};
-pub use history::Divergence;
+pub use history::{Divergence, Refusal};
 pub use probe::{Probe, Receiver, Sender};
 pub use rewound::Rewound;
 pub use server::fence_dataset;
-pub use timelines::drop_reservations;
+pub use settings::Settings;
+pub use timelines::{drop_reservations, segment_of};
 
 use crate::exec::OsUser;
 use crate::storage::{SeedRequest, SeedSource};
 use binaries::Binaries;
-use cluster::{Lsn, Millis, PeerId, PgConfig};
+use cluster::{Lsn, PeerId, PgConfig};
 use files::{Marker, Served};
 use server::Server;
 use session::Session;
@@ -53,54 +55,6 @@ use tokio::sync::watch;
 
 /// How often a condition is looked at for which PostgreSQL has no event.
 const POLL: Duration = Duration::from_millis(10);
-
-/// How PostgreSQL is run on this host.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// Where the server programs are; `None` for the newest of the usual places.
-    pub bin_dir: Option<PathBuf>,
-    /// The mount point of the dataset; the database lives in `data` in it.
-    pub dataset: PathBuf,
-    /// Where what belongs to this host stays when the dataset is replaced: the log, and what the
-    /// running server was brought to. May be the dataset itself.
-    pub home: PathBuf,
-    /// Where the Unix socket is made.
-    pub socket_dir: PathBuf,
-    /// This peer: its `application_name` as a standby.
-    pub me: PeerId,
-    /// `listen_addresses`.
-    pub listen: String,
-    /// The TCP port, also part of the socket's name.
-    pub port: u16,
-    /// Who runs PostgreSQL when the sitter runs as root; `None` is `postgres`.
-    pub os_user: Option<String>,
-    /// The database superuser.
-    pub superuser: String,
-    /// Lets the superuser in over TCP, with this password; without it only over the Unix socket.
-    pub superuser_password: Option<String>,
-    /// The role that standbys connect as.
-    pub replication_user: String,
-    /// Its password.
-    pub replication_password: String,
-    /// Its replication slot at an upstream that does not make one for it by its name.
-    pub upstream_slot: Option<String>,
-    /// Lines of `pg_hba.conf` for clients, before our last one.
-    pub client_hba: Vec<String>,
-    /// The operator's settings of `postgresql.conf`.
-    pub user_settings: BTreeMap<String, String>,
-    /// `max_slot_wal_keep_size` in MiB: what a slot may hold back.
-    pub slot_keep_size: u64,
-    /// `wal_keep_size` in MiB: what is kept without a slot.
-    pub wal_keep_size: u64,
-    /// How often a standby reports, at least; rounded up to whole seconds.
-    pub status_interval: Millis,
-    /// How long a start, a promotion or a standstill of replay may take.
-    pub start_timeout: Millis,
-    /// How long an orderly shutdown may take before it becomes an immediate one.
-    pub stop_timeout: Millis,
-    /// How long a query or a reload may take.
-    pub query_timeout: Millis,
-}
 
 /// What kind of database a dataset holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -340,6 +294,21 @@ impl Postgres {
         let inner = &self.inner;
         let asked = inner.divergence(ours, host, port, log_from).await;
         asked.map_err(|cause| inner.error("compare its history with its upstream's", cause))
+    }
+
+    /// The same of a standby that does not come up, because of this refusal ([`PgCause::CannotRecover`]).
+    ///
+    /// # Errors
+    /// When that server cannot be asked, or the control file here not be read.
+    pub async fn divergence_at_rest(
+        &self,
+        refusal: Refusal,
+        host: &str,
+        port: u16,
+    ) -> Result<Divergence, PgError> {
+        let inner = &self.inner;
+        let asked = async { inner.diverged(&inner.position().await?, refusal, host, port).await };
+        asked.await.map_err(|cause| inner.error("compare its history with its upstream's", cause))
     }
 
     /// Tells of each end of the server that nobody asked for here, the latest. An end during a

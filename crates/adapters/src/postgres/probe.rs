@@ -1,8 +1,8 @@
 //! What PostgreSQL tells about itself, in one round trip.
 
 use super::{
-    Inner, PgCause, guard,
-    session::{COMMIT, Row, parse, within},
+    Inner, PgCause, guard, render,
+    session::{COMMIT, Row, literal, parse, within},
 };
 use cluster::Lsn;
 use jiff::Timestamp;
@@ -21,7 +21,9 @@ const STATE: &str = "select pg_is_in_recovery(), \
       else pg_current_wal_flush_lsn() end, \
     case when pg_is_in_recovery() then pg_last_wal_replay_lsn() end, \
     (extract(epoch from pg_last_xact_replay_timestamp()) * 1000000)::bigint, \
-    current_setting('synchronous_standby_names'); \
+    current_setting('synchronous_standby_names'), \
+    (select string_agg(slot_name, ' ') from pg_replication_slots where slot_type = 'physical' \
+      and not temporary and not active and wal_status = 'lost' and starts_with(slot_name, $slots)); \
     select status, sender_host, sender_port, received_tli, pg_last_wal_receive_lsn(), \
     (extract(epoch from last_msg_receipt_time) * 1000000)::bigint, \
     (extract(epoch from latest_end_time) * 1000000)::bigint from pg_stat_wal_receiver; \
@@ -38,7 +40,8 @@ impl Inner {
 
     /// Asks for all of it over the connection that is kept for this.
     pub async fn ask(&self) -> Result<Probe, PgCause> {
-        let sql = format!("{STATE}; {COMMIT}");
+        let state = STATE.replace("$slots", &literal(render::SLOT_PREFIX));
+        let sql = format!("{state}; {COMMIT}");
         let before = self.settled_names();
         let asked = async {
             let mut kept = self.kept.lock().await;
@@ -83,6 +86,7 @@ impl Inner {
             replayed_commit: state.time(7)?,
             receiver: receiver.map(|fields| fields.receiver()).transpose()?,
             senders: senders.iter().map(|row| Fields(row).sender()).collect::<Result<_, _>>()?,
+            lost_slots: state.text(9).map(str::to_owned),
             names_in_force: expected.map(|expected| !weak && state.text(8) == Some(&expected)),
         })
     }
@@ -172,6 +176,9 @@ pub struct Probe {
     pub receiver: Option<Receiver>,
     /// Who streams from here.
     pub senders: Vec<Sender>,
+    /// Replication slots of ours that have lost their WAL and that nobody uses now: they serve nobody, and
+    /// from PostgreSQL 18 on let nobody in, until the next `apply` makes them anew.
+    pub lost_slots: Option<String>,
     /// Whether `synchronous_standby_names` is still what the last `apply` made it, and commits wait
     /// for it unless a session says otherwise (`synchronous_commit`); `None` when this server has not been configured by
     /// `apply`, or was being changed when it was asked.

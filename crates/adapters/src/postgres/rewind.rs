@@ -19,10 +19,12 @@ use super::{
     process,
     rewound::{Account, Rewound},
     session::within,
+    timelines::segment_of,
 };
 use crate::{clock, exec::Exec, storage::SeedSource};
-use cluster::Millis;
+use cluster::{Lsn, Millis};
 use std::{
+    ffi::OsStr,
     fs::{self, OpenOptions},
     io::Write,
     path::Path,
@@ -87,6 +89,7 @@ impl Inner {
         self.remove_half_rewound().await?;
         let ours = self.at_rest()?;
         self.wait_for(source, ours).await?;
+        let left = self.timelines_left(&source.host, source.port).await?;
         let name = format!("{REWINDING}{}", uuid::Uuid::new_v4());
         let aside = self.settings.dataset.join(name);
         fs::rename(&self.data, &aside)
@@ -100,9 +103,13 @@ impl Inner {
             }
         };
         let command = self.pg_rewind(source, &aside).arg("--progress");
-        if let Err(error) = command.run_with(on_line).await {
+        let done = async {
+            command.run_with(on_line).await?;
+            self.remove_what_was_left(&left, &aside).await
+        };
+        if let Err(error) = done.await {
             self.remove_half_rewound().await?;
-            return Err(error.into());
+            return Err(error);
         }
         let rewound = account.end(clock::now());
         // Before it has its name back: without it a start would go on writing the old timeline.
@@ -111,6 +118,27 @@ impl Inner {
             .and_then(|()| files::sync_parent(&self.data))
             .map_err(PgCause::file(&self.data))?;
         Ok(rewound)
+    }
+
+    /// Removes the WAL of the timelines that the source has left, from where it left each. Recovery prefers the file
+    /// of the later timeline; but if the source has that no more, recovery would go on along the earlier one,
+    /// past the point, with what is not the source's.
+    async fn remove_what_was_left(&self, left: &[(u32, Lsn)], data: &Path) -> Result<(), PgCause> {
+        let bytes = self.facts(data).await?.wal_segment;
+        let directory = data.join("pg_wal");
+        for entry in fs::read_dir(&directory).map_err(PgCause::file(&directory))? {
+            let path = entry.map_err(PgCause::file(&directory))?.path();
+            let name = path.file_name().and_then(OsStr::to_str);
+            let segment = name.and_then(|name| segment_of(name, bytes));
+            let is_left = segment.is_some_and(|(timeline, begin)| {
+                left.iter()
+                    .any(|(other, at)| timeline == *other && begin.byte() + bytes > at.byte())
+            });
+            if is_left {
+                fs::remove_file(&path).map_err(PgCause::file(&path))?;
+            }
+        }
+        files::sync_parent(&directory.join("any")).map_err(PgCause::file(&directory))
     }
 
     /// The identity of the database here, which must have been a primary's, and whose server must not

@@ -1,7 +1,7 @@
 //! The server process: start, find, watch, stop, fence.
 
 use super::{
-    Inner, POLL, PgCause, PgError, ServerExit, StopMode, files, guard,
+    Inner, POLL, PgCause, PgError, Refusal, ServerExit, StopMode, files, guard,
     process::{self, Process, ProcessId},
     render::{self, Files},
     session::within,
@@ -24,6 +24,8 @@ use tokio::{process::Child, sync::watch};
 /// How long an immediate stop may take before everything is killed. PostgreSQL itself would wait
 /// five seconds for a backend that does not react.
 const GRACE: Millis = Millis(1000);
+/// How often the log of a server that starts is looked at.
+const LOG_POLL: Duration = Duration::from_secs(1);
 /// A log longer than this, in bytes, is put aside at the next start.
 const LOG_LIMIT: u64 = 64 << 20;
 
@@ -320,11 +322,24 @@ impl Inner {
             tokio::select! {
                 ready = status => ready,
                 status = server.ended() => Err(self.start_failure(status, log_start)),
+                refused = self.cannot_recover(log_start) => Err(refused),
             }
         };
         // From the end of this wait on, however it ends, its end is news.
         let _starting = Starting(server);
         within(self.settings.start_timeout, "a start of the server", ready).await?
+    }
+
+    /// Waits until a standby that starts has asked twice for WAL that its upstream no longer has, for without
+    /// that it never comes to where it takes connections. In between it has looked for it here.
+    async fn cannot_recover(&self, log_start: u64) -> PgCause {
+        let mut log = files::LogReader::from(self.log_path(), log_start);
+        let mut removed = 0;
+        while removed < 2 {
+            tokio::time::sleep(LOG_POLL).await;
+            removed += log.new_lines().iter().filter(|line| Refusal::is_removed(line)).count();
+        }
+        PgCause::CannotRecover { refusal: Refusal::Removed }
     }
 
     fn start_failure(&self, status: String, log_start: u64) -> PgCause {
@@ -336,6 +351,8 @@ impl Inner {
             PgCause::PortInUse { port, log }
         } else if log.contains("No space left on device") {
             PgCause::NoSpace { log }
+        } else if let Some(refusal) = Refusal::of_start(&log) {
+            PgCause::CannotRecover { refusal }
         } else {
             PgCause::CannotStart { status, log }
         }

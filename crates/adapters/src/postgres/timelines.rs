@@ -16,6 +16,7 @@
 //!   fetching of histories, was interrupted.
 
 use super::{Inner, PgCause, files};
+use cluster::Lsn;
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -58,7 +59,8 @@ impl Inner {
         let mut newest = 0;
         for entry in fs::read_dir(&directory).map_err(PgCause::file(&directory))? {
             let name = entry.map_err(PgCause::file(&directory))?.file_name();
-            newest = newest.max(name.to_str().and_then(segment_of).unwrap_or(0));
+            let segment = name.to_str().and_then(|name| segment_of(name, 0));
+            newest = newest.max(segment.map_or(0, |(timeline, _)| timeline));
         }
         Ok(newest)
     }
@@ -91,10 +93,15 @@ pub fn drop_reservations(data: &Path) -> Result<(), PgCause> {
     Ok(())
 }
 
-/// The timeline whose WAL is in the segment of this name.
-fn segment_of(name: &str) -> Option<u32> {
-    let digits = name.len() == 24 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
-    digits.then(|| u32::from_str_radix(&name[..8], 16).ok()).flatten()
+/// The timeline whose WAL is in the segment of this name, and the position that it begins with, where segments
+/// are of so many bytes. `None` for the name of something else.
+pub fn segment_of(name: &str, bytes: u64) -> Option<(u32, Lsn)> {
+    if name.len() != 24 || !name.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return None;
+    }
+    let part = |from: usize| u32::from_str_radix(&name[from..from + 8], 16).ok();
+    let begin = (u64::from(part(8)?) << 32) + u64::from(part(16)?) * bytes;
+    Some((part(0)?, Lsn::new(begin)))
 }
 
 /// The timeline whose history this file is.
@@ -123,15 +130,17 @@ mod tests {
 
     #[test]
     fn only_segments_are_taken_for_such() {
-        for (name, timeline) in [
-            ("0000001F0000000000000001", Some(31)),
-            ("0000001F0000000000000001.partial", None),
-            ("0000001F0000000000000001.00000028.backup", None),
-            ("0000001F.history", None),
-            ("xlogtemp.1234", None),
-            ("0000001F000000000000000X", None),
+        for (name, bytes, expected) in [
+            ("0000001F0000000000000001", 16 << 20, Some((31, 16 << 20))),
+            ("00000001000000070000000A", 1 << 20, Some((1, (7 << 32) + (10 << 20)))),
+            ("0000001F0000000000000001.partial", 16 << 20, None),
+            ("0000001F0000000000000001.00000028.backup", 16 << 20, None),
+            ("0000001F.history", 16 << 20, None),
+            ("xlogtemp.1234", 16 << 20, None),
+            ("0000001F000000000000000X", 16 << 20, None),
         ] {
-            assert_eq!(segment_of(name), timeline, "{name}");
+            let expected = expected.map(|(timeline, begin)| (timeline, Lsn::new(begin)));
+            assert_eq!(segment_of(name, bytes), expected, "{name}");
         }
     }
 }

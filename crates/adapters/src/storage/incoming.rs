@@ -28,6 +28,8 @@ pub struct DatabaseFacts {
     pub timeline: u32,
     /// Where recovery would begin.
     pub checkpoint: Lsn,
+    /// The timeline and position that recovery must come to at least, before it is whole.
+    pub recovered_at_least: (u32, Lsn),
     /// The major version of PostgreSQL that it belongs to.
     pub version: String,
     /// In which state it was left, in PostgreSQL's words.
@@ -52,10 +54,17 @@ impl DatabaseFacts {
             let mut lines = text.lines().filter_map(|line| line.split_once(':'));
             lines.find(|(found, _)| *found == name).map(|(_, value)| value.trim())
         };
+        let timeline = field("Latest checkpoint's TimeLineID")?.parse().ok()?;
+        let checkpoint = (timeline, field("Latest checkpoint location")?.parse().ok()?);
+        // Zero outside of recovery.
+        let recovery_timeline = field("Min recovery ending loc's timeline")?.parse().ok()?;
+        let recovery =
+            (recovery_timeline, field("Minimum recovery ending location")?.parse().ok()?);
         Some(DatabaseFacts {
             system_identifier: field("Database system identifier")?.parse().ok()?,
-            timeline: field("Latest checkpoint's TimeLineID")?.parse().ok()?,
+            timeline,
             checkpoint: field("Latest checkpoint's REDO location")?.parse().ok()?,
+            recovered_at_least: checkpoint.max(recovery),
             version: version.to_owned(),
             state: field("Database cluster state")?.to_owned(),
             wal_segment: field("Bytes per WAL segment")?.parse().ok()?,

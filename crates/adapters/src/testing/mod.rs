@@ -5,11 +5,13 @@
 //! long as a service takes to start, with a limit, and may be used with or without a runtime.
 
 mod etcd;
+mod postmasters;
 mod proxy;
 mod servers;
 mod zookeeper;
 
 pub use etcd::{Etcd, EtcdOptions};
+pub use postmasters::quit_servers;
 pub use proxy::{Proxy, Way};
 pub use servers::StartError;
 pub use zookeeper::{Ensemble, EnsembleOptions, Mode};

@@ -2,9 +2,9 @@
 
 use super::{
     in_time,
-    support::{self, Peer, commit, primary, signal, standby},
+    support::{self, Peer, chain, commit, primary, signal, standby},
 };
-use adapters::postgres::{Divergence, StopMode};
+use adapters::postgres::{Divergence, PgCause, Settings, StopMode};
 use cluster::{Counts, Gate, Generation, PgConfig};
 use rustix::process::Signal;
 use std::{fs, time::Duration};
@@ -50,6 +50,18 @@ async fn a_standby_ahead_of_its_new_upstream_has_diverged() {
     probe.system_identifier ^= 1;
     let judged = b.postgres.divergence(&probe, "127.0.0.1", port, 0).await.expect("an answer");
     assert!(matches!(&judged, Divergence::Foreign(why) if why.contains("another database")));
+
+    // Started again, it does not even come up, as it knows of the new timeline by now.
+    b.postgres.stop(StopMode::Fast).await.expect("a stop");
+    let refused = b.postgres.apply(&standby(Some(&c), &[])).await.expect_err("it has diverged");
+    let PgCause::CannotRecover { refusal } = refused.cause else { panic!("{}", chain(&refused)) };
+    let judged = b.postgres.divergence_at_rest(refusal, "127.0.0.1", port).await;
+    let judged = judged.expect("an answer");
+    assert!(matches!(&judged, Divergence::CannotFollow(why) if why.contains("left timeline 1")));
+    // It could follow one that is still on the old timeline.
+    a.apply(&primary(Counts::Alone, &[&b])).await;
+    let judged = b.postgres.divergence_at_rest(refusal, "127.0.0.1", a.settings.port).await;
+    assert_eq!(judged.expect("an answer"), Divergence::None);
 }
 
 /// After a crash a standby still knows the timeline that it has received WAL of, though its control
@@ -155,4 +167,57 @@ async fn a_promotion_takes_a_number_of_its_own() {
     assert!(why.contains("no longer"), "{why}");
     f.apply(&standby(Some(&b), &[])).await;
     f.wait("(select count(*) = 1 from t)").await;
+}
+
+/// A slot may hold back only so much: a standby that was away for longer is told so, and one that is
+/// copied anew follows again, by a slot that holds WAL back.
+#[tokio::test]
+async fn a_slot_that_has_lost_its_wal() {
+    let b = Peer::new("b");
+    let little =
+        |settings: &mut Settings| (settings.slot_keep_size, settings.wal_keep_size) = (1, 0);
+    let a = Peer::with("a", little).primary(Counts::Alone, &[&b]).await;
+    let b = b.standby_of(&a).await;
+    b.postgres.stop(StopMode::Fast).await.expect("a stop");
+    for _ in 0..3 {
+        let session = a.session().await;
+        for sql in ["create table if not exists t (i int)", "select pg_switch_wal()", "checkpoint"]
+        {
+            session.batch_execute(sql).await.expect(sql);
+        }
+    }
+    a.wait("exists (select from pg_replication_slots where wal_status = 'lost')").await;
+    let renew = async || {
+        let lost = a.postgres.probe().await.expect("a probe").lost_slots;
+        if lost.is_some() {
+            a.apply(&primary(Counts::Alone, &[&b])).await;
+            assert_eq!(a.postgres.probe().await.expect("a probe").lost_slots, None);
+        }
+        lost
+    };
+    let lost = renew().await.expect("a slot");
+    assert!(lost.starts_with("manatee_"), "{lost}");
+    let mark = b.postgres.log_length();
+    b.apply(&standby(Some(&a), &[])).await;
+    let why = in_time("b to be refused", async {
+        loop {
+            let probe = b.postgres.probe().await.expect("a probe");
+            let asked = b.postgres.divergence(&probe, "127.0.0.1", a.settings.port, mark).await;
+            if let Divergence::CannotFollow(why) = asked.expect("an answer") {
+                return why;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await;
+    assert!(why.contains("no longer"), "{why}");
+    b.postgres.stop(StopMode::Fast).await.expect("a stop");
+    fs::remove_dir_all(b.postgres.data()).expect("nothing is there");
+    b.seed(&a).await;
+    // The copy itself may have taken more WAL than is kept.
+    renew().await;
+    b.apply(&standby(Some(&a), &[])).await;
+    a.wait("exists (select from pg_stat_replication where state = 'streaming')").await;
+    let status = "select wal_status from pg_replication_slots";
+    assert_ne!(a.value(status).await, "lost");
 }

@@ -5,7 +5,7 @@
 use adapters::{
     postgres::{Found, Postgres, Settings},
     storage::{Dir, SeedProgress, SeedSource, Storage},
-    testing::free_ports,
+    testing::{free_ports, quit_servers},
 };
 use cluster::{Counts, Gate, Generation, Millis, PeerId, PeerIdent, PgConfig, StandbyRole};
 use rustix::process::{Pid, Signal, kill_process};
@@ -31,8 +31,10 @@ impl Drop for Peer {
     }
 }
 
-/// Kills every server that runs below this directory, and waits for the end of each.
+/// Ends every server that runs below this directory, and waits for the end of each.
 pub fn kill_servers(directory: &Path) {
+    // What is left is killed.
+    quit_servers(directory).ok();
     let deadline = adapters::clock::now() + Millis(20_000);
     while adapters::clock::now() < deadline {
         let pids = servers_below(directory);

@@ -204,7 +204,8 @@ pub enum Event {
     },
     /// PostgreSQL was asked and did not answer, for this reason.
     ProbeFailed(String),
-    /// Somebody has overridden what PostgreSQL was brought to.
+    /// What PostgreSQL was brought to holds no more: somebody has overridden it, or a replication slot has
+    /// lost its WAL.
     Overridden,
     /// This standby cannot stream from there, ever: the history of that server has not, or left
     /// before it, what this database holds.

@@ -49,7 +49,7 @@ pub(super) fn run(args: &TransplantArgs) -> Result<ExitCode> {
     let story = Story { stage: &stage, options: &options };
     let result = story.tell();
     say("stopping everything")?;
-    stage.kill_all().context("not everything could be stopped")?;
+    stage.end_all().context("not everything could be stopped")?;
     say(&format!(
         "no process is left; what it wrote is in {}, to be removed by you",
         options.directory.display()

@@ -4,7 +4,7 @@
 //! them all. A peer's are those whose arguments name its directory (the sitter, the postmaster, a
 //! copy that runs), and everything that descends from these.
 
-use adapters::clock;
+use adapters::{clock, testing::quit_servers};
 use anyhow::{Context, Result, bail};
 use cluster::{Millis, Monotonic};
 use rustix::{
@@ -178,6 +178,23 @@ pub(super) fn kill(directory: &Path, binary: &Path) -> Result<usize> {
         Ok(victims.is_disjoint(&pids()?) && of(directory, binary)?.is_empty())
     })?;
     Ok(victims.len())
+}
+
+/// Ends everything of a directory so that nothing of it stays, the servers' shared memory included: whoever
+/// would start a server first.
+pub(super) fn end(directory: &Path, binary: &Path) -> Result<()> {
+    let table = table()?;
+    let is_server = |pid: &i32| {
+        let process = table.iter().find(|process| process.pid == *pid);
+        let program = process.and_then(|process| process.args.first());
+        program.is_some_and(|program| program.contains("postgres"))
+    };
+    for pid in of(directory, binary)?.iter().filter(|pid| !is_server(pid)) {
+        signal(*pid, Signal::KILL)?;
+    }
+    quit_servers(directory)?;
+    kill(directory, binary)?;
+    Ok(())
 }
 
 /// All that live.

@@ -289,13 +289,12 @@ impl<D: Donor> Stage<D> {
         Ok(ledger.compare(&numbers.context("the donor's ledger is none")?))
     }
 
-    /// Kills everything that runs in the directory.
+    /// Ends everything that runs in the directory.
     ///
     /// # Errors
-    /// When something cannot be killed.
-    pub fn kill_all(&self) -> Result<()> {
-        processes::kill(&self.directory, &self.binary)?;
-        Ok(())
+    /// When something cannot be ended.
+    pub fn end_all(&self) -> Result<()> {
+        processes::end(&self.directory, &self.binary)
     }
 
     /// `manatee transplant …` with the inventory; what it printed.
@@ -327,7 +326,7 @@ pub fn commands(start: String, stop: String) -> toml::Table {
 
 impl<D> Drop for Stage<D> {
     fn drop(&mut self) {
-        if let Err(error) = processes::kill(&self.directory, &self.binary) {
+        if let Err(error) = processes::end(&self.directory, &self.binary) {
             eprintln!("manatee: something of the stage may still be running: {error:#}");
         }
     }

@@ -11,7 +11,7 @@ use super::{
 };
 use adapters::{
     coord::{self, Coordination},
-    postgres::{self, Postgres, Settings, StopMode},
+    postgres::{self, PgCause, PgError, Postgres, Settings, StopMode},
     storage::Storage,
 };
 use anyhow::{Context, Result};
@@ -292,11 +292,26 @@ impl World {
             },
             _ => self.perform(&postgres, &command).await,
         };
+        if let (PgCommand::Apply(config), Err(error)) = (&command, &result) {
+            self.judge(&postgres, config, error).await;
+        }
         let event = match result {
             Ok(outcome) => Event::PgDone(outcome),
             Err(error) => Event::PgFailed(self.explain(&postgres, &command, &error).await),
         };
         send(&self.events, event).await;
+    }
+
+    /// Tells the machine if a standby that does not come up never will.
+    async fn judge(&self, postgres: &Postgres, config: &PgConfig, error: &anyhow::Error) {
+        let cause = error.downcast_ref().map(|PgError { cause, .. }| cause);
+        if let Some(PgCause::CannotRecover { refusal }) = cause
+            && let PgConfig::Standby { upstream: Some(upstream), .. } = config
+            && let Ok((host, port)) = upstream.pg_address()
+        {
+            let judged = postgres.divergence_at_rest(*refusal, &host, port).await;
+            probe::report(judged, &upstream.id, &self.events).await;
+        }
     }
 
     async fn perform(&self, postgres: &Postgres, command: &PgCommand) -> Result<PgOutcome> {

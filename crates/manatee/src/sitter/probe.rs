@@ -9,7 +9,7 @@ use super::{
 };
 use adapters::{
     clock,
-    postgres::{Divergence, Postgres, Probe, Sender},
+    postgres::{Divergence, PgError, Postgres, Probe, Sender},
 };
 use cluster::{Counts, Event, Lsn, Millis, Monotonic, PeerId, PeerIdent, PgConfig, Snapshot};
 use jiff::Timestamp;
@@ -68,6 +68,7 @@ pub(super) async fn watch(
                         }
                     }
                     let overridden = probe.names_in_force == Some(false);
+                    let lost_slots = probe.lost_slots.clone();
                     shared.publish_postgres(PgSeen { at: began, probe: Ok(probe) });
                     send(&events, event).await;
                     if overridden {
@@ -75,6 +76,14 @@ pub(super) async fn watch(
                             "somebody has overridden what decides whose flush acknowledges a commit; \
                              putting it back"
                         );
+                    }
+                    if let Some(slots) = &lost_slots {
+                        tracing::warn!(
+                            "whoever follows by these replication slots was away for more WAL than is \
+                             kept for it; making them anew: {slots}"
+                        );
+                    }
+                    if overridden || lost_slots.is_some() {
                         send(&events, Event::Overridden).await;
                     }
                 }
@@ -213,12 +222,23 @@ async fn compare(
     events: &mpsc::Sender<Event>,
 ) -> Option<Divergence> {
     let (host, port) = upstream.pg_address().ok()?;
-    match postgres.divergence(probe, &host, port, log_from).await {
+    let judged = postgres.divergence(probe, &host, port, log_from).await;
+    report(judged, &upstream.id, events).await
+}
+
+/// Tells the machine of a database that can never follow this upstream's.
+pub(super) async fn report(
+    judged: Result<Divergence, PgError>,
+    upstream: &PeerId,
+    events: &mpsc::Sender<Event>,
+) -> Option<Divergence> {
+    match judged {
         Ok(judged) => {
             if let Divergence::CannotFollow(why) = &judged {
-                let from = upstream.id.clone();
-                tracing::warn!("the database here cannot follow that of {from} any more: {why}");
-                send(events, Event::Diverged { from }).await;
+                tracing::warn!(
+                    "the database here cannot follow that of {upstream} any more: {why}"
+                );
+                send(events, Event::Diverged { from: upstream.clone() }).await;
             }
             Some(judged)
         }

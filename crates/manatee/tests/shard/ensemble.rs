@@ -27,15 +27,20 @@ pub struct Stage {
 
 impl Stage {
     fn start() -> Result<Stage> {
-        Stage::start_with(EnsembleOptions::default())
+        Stage::start_with(EnsembleOptions::default(), |_, _| Ok(()))
     }
 
-    pub fn start_with(options: EnsembleOptions) -> Result<Stage> {
+    /// With something that is done to servers and network before there are peers.
+    pub fn start_with(
+        options: EnsembleOptions,
+        before: impl FnOnce(&Ensemble, &Network) -> Result<()>,
+    ) -> Result<Stage> {
         let network = Network::make(6)?;
         let directory = tempfile::Builder::new().prefix("manatee-zk-").tempdir()?;
         let hosts = (4..=6).map(|number| network.host(number)).collect();
         let options = EnsembleOptions { hosts, ..options };
         let ensemble = Ensemble::start_with(directory.path(), 3, &options)?;
+        before(&ensemble, &network)?;
         let world = World::start_as("", |options| {
             options.hosts = (1..=3).map(|number| network.host(number)).collect();
             options.coordination = Some(ensemble.url());

@@ -70,6 +70,20 @@ fn peers_are_rebuilt_when_an_operator_asks() -> Result<()> {
     world.finish()
 }
 
+fn value(peer: &Peer, sql: &str) -> Result<String> {
+    Ok(peer.psql(sql)?[0][0].clone().unwrap_or_default())
+}
+
+/// Lets a standby come to where the primary is, and let go of the WAL before.
+fn checkpoint(world: &World, standby: &Peer, primary: &Peer) -> Result<()> {
+    let end = value(primary, "select pg_current_wal_flush_lsn()::text")?;
+    let replayed = format!("select (pg_last_wal_replay_lsn() >= '{end}')::text");
+    world.wait("the standby to replay it", |_| {
+        value(standby, &replayed).is_ok_and(|replayed| replayed == "true")
+    })?;
+    standby.psql("checkpoint").map(drop)
+}
+
 /// An async was away while its upstream let go of the WAL that comes next for it: it never can stream
 /// again. It is a standby's database, which is not rewound, and so it is kept and copied.
 #[test]
@@ -77,9 +91,6 @@ fn a_standby_that_was_away_for_too_long_is_copied() -> Result<()> {
     let world = World::start_with("[postgres]\nwal_keep_mib = 16")?;
     let (primary, upstream) = (world.in_role(Role::Primary)?, world.in_role(Role::Sync)?);
     let away = world.in_role(Role::Async)?;
-    let value = |peer: &Peer, sql: &str| -> Result<String> {
-        Ok(peer.psql(sql)?[0][0].clone().unwrap_or_default())
-    };
     away.kill_host()?;
     world.wait("its slot to be given up", |_| {
         let slots = value(upstream, "select count(*)::text from pg_replication_slots");
@@ -90,12 +101,7 @@ fn a_standby_that_was_away_for_too_long_is_copied() -> Result<()> {
         primary.psql("select pg_switch_wal()")?;
     }
     primary.psql("checkpoint")?;
-    let end = value(primary, "select pg_current_wal_flush_lsn()::text")?;
-    let replayed = format!("select (pg_last_wal_replay_lsn() >= '{end}')::text");
-    world.wait("the sync to replay it", |_| {
-        value(upstream, &replayed).is_ok_and(|replayed| replayed == "true")
-    })?;
-    upstream.psql("checkpoint")?;
+    checkpoint(&world, upstream, primary)?;
     away.start_sitter()?;
     world.shard.wait_whole(limit())?;
     let log = fs::read_to_string(away.log_file())?;
@@ -103,5 +109,46 @@ fn a_standby_that_was_away_for_too_long_is_copied() -> Result<()> {
     let kept = log.find("the old database is kept in");
     ensure!(refusal.is_some() && refusal < kept, "it was copied otherwise: {log}");
     ensure!(!log.contains("the database was rewound"), "it was rewound: {log}");
+    world.finish()
+}
+
+/// A primary comes back to a successor that has let go of all WAL since before the two parted.
+fn comes_back_late(world: &World, upstream_keeps_it: bool) -> Result<String> {
+    let old = world.lose_primary()?;
+    let new = world.in_role(Role::Primary)?;
+    for _ in 0..4 {
+        world.wait_for_writes()?;
+        for sql in ["select pg_switch_wal()", "checkpoint"] {
+            new.psql(sql)?;
+        }
+    }
+    if !upstream_keeps_it {
+        checkpoint(world, world.in_role(Role::Sync)?, new)?;
+    }
+    old.start_sitter()?;
+    world.shard.wait_whole(limit())?;
+    Ok(fs::read_to_string(old.log_file())?)
+}
+
+/// What is rewound then has no WAL of the new timeline to begin with, and must not go on along the old one,
+/// with what nobody else has. Here the peer that it follows has what it lacks.
+#[test]
+fn a_primary_gets_the_wal_that_its_successor_has_not() -> Result<()> {
+    let world = World::start_with("[postgres]\nwal_keep_mib = 16")?;
+    let log = comes_back_late(&world, true)?;
+    ensure!(log.contains("the database was rewound"), "it was copied: {log}");
+    ensure!(!log.contains("the database is copied"), "it was copied: {log}");
+    world.finish()
+}
+
+/// And here nobody has it: what is rewound never becomes whole. That is noticed, and it is copied.
+#[test]
+fn a_primary_that_was_away_for_too_long_is_copied() -> Result<()> {
+    let world = World::start_with("[postgres]\nwal_keep_mib = 16")?;
+    let log = comes_back_late(&world, false)?;
+    let rewound = log.find("the database was rewound");
+    let given_up = log.find("any more: the WAL that is needed next is no longer kept");
+    let copied = log.find("the database is copied");
+    ensure!(rewound.is_some() && rewound < given_up && given_up < copied, "another way: {log}");
     world.finish()
 }

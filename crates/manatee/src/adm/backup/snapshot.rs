@@ -7,14 +7,13 @@ use super::{Output, Watch, copy as copy_output};
 use crate::sitter::config::Config;
 use adapters::{
     exec::Exec,
-    postgres::Postgres,
+    postgres::{Postgres, segment_of},
     storage::{
         DatabaseFacts, DatasetName, Expected, Purpose, SnapshotName, Snapshots, Storage, Volume,
         examine,
     },
 };
 use anyhow::{Context, Result, anyhow, bail};
-use cluster::Lsn;
 use rustix::fs::{FlockOperation, flock};
 use std::{
     fs::{self, File},
@@ -185,18 +184,14 @@ fn names(directory: &Path) -> Result<Vec<String>> {
 
 /// Whether this is a segment of WAL before the one that recovery begins in, on whatever timeline.
 fn is_before(name: &str, facts: &DatabaseFacts) -> bool {
-    if name.len() != 24 || !name.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return false;
-    }
-    let part = |from| u64::from_str_radix(&name[from..from + 8], 16);
-    let (Ok(high), Ok(low)) = (part(8), part(16)) else { return false };
-    let end = (high << 32) + (low + 1) * facts.wal_segment;
-    Lsn::new(end) <= facts.checkpoint
+    segment_of(name, facts.wal_segment)
+        .is_some_and(|(_, begin)| begin.byte() + facts.wal_segment <= facts.checkpoint.byte())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use cluster::Lsn;
 
     #[test]
     fn only_wal_before_the_checkpoint_is_left_out() {
@@ -205,6 +200,7 @@ mod tests {
                 system_identifier: 1,
                 timeline: 2,
                 checkpoint: Lsn::new(checkpoint),
+                recovered_at_least: (2, Lsn::new(checkpoint)),
                 version: "15".to_owned(),
                 state: "in production".to_owned(),
                 wal_segment: segment,
