@@ -212,6 +212,8 @@ mod tests {
         Latest checkpoint location:           0/3000060\n\
         Latest checkpoint's REDO location:    0/3000028\n\
         Latest checkpoint's TimeLineID:       3\n\
+        Minimum recovery ending location:     0/0\n\
+        Min recovery ending loc's timeline:   0\n\
         Bytes per WAL segment:                16777216\n";
 
     #[test]
@@ -220,6 +222,11 @@ mod tests {
         assert_eq!(facts.system_identifier, 7_445_212_345_678_901_234);
         assert_eq!((facts.timeline, facts.version.as_str()), (3, "15"));
         assert_eq!(facts.checkpoint, "0/3000028".parse().expect("a position"));
+        assert_eq!(facts.recovered_at_least, (3, "0/3000060".parse().expect("a position")));
+        let following = TEXT.replace("location:     0/0", "location: 0/4000000");
+        let following = following.replace("timeline:   0", "timeline: 4");
+        let facts_then = DatabaseFacts::parse(&following, "15").expect("understood");
+        assert_eq!(facts_then.recovered_at_least, (4, "0/4000000".parse().expect("a position")));
         assert_eq!((facts.state.as_str(), facts.wal_segment), ("in production", 16 << 20));
         assert_eq!(DatabaseFacts::parse("nothing", "15"), None);
         let check = |system_identifier, newest_timeline, fits: bool| {
