@@ -346,13 +346,6 @@ impl Inventory {
         if self.donor.method == Method::Snapshots && self.donor.dataset.is_none() {
             bail!("donor.method is snapshots: give the dataset that they are of, [donor.dataset]");
         }
-        if self.donor.method == Method::Snapshots && (self.verify.amcheck || self.verify.compares())
-        {
-            bail!(
-                "verify: a copy that comes by snapshots is not started before the shard opens; leave it out, or \
-                 ask what is restored from a backup ([backup] verify_sql)"
-            );
-        }
         if self.limits.rate_mib == Some(0) {
             bail!("limits.rate_mib: give at least 1, or leave it out");
         }

@@ -127,15 +127,6 @@ fn what_will_not_do_is_refused() {
         &with("address", "method = \"snapshots\"\naddress"),
         &["give the dataset that they are of, [donor.dataset]"],
     );
-    for asked in ["amcheck = true", "row_counts = true", "sql = [\"select 1\"]"] {
-        let streamed = format!("{LEAST}[verify]\n{asked}\n");
-        load(&streamed).expect("asked of what comes by streaming");
-        let table = "[donor.dataset]\nkind = \"zfs\"\nname = \"a/b\"\n[[recipient]]";
-        let by_snapshots = streamed
-            .replace("address", "method = \"snapshots\"\naddress")
-            .replace("[[recipient]]", table);
-        check_refused(&by_snapshots, &["verify: a copy that comes by snapshots is not started"]);
-    }
     check_refused(&format!("{LEAST}[verify]\nsum = true\n"), &["line 11", "row_counts"]);
     check_refused(&format!("{LEAST}[limits]\nrate_mib = 0\n"), &["rate_mib", "at least 1"]);
     let backup = format!("{LEAST}[backup]\ndir = \"backups\"\n");

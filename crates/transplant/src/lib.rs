@@ -34,6 +34,6 @@ pub use preflight::{LIBRARY_SETTINGS, Problem, Seen, look, notes, problems};
 pub use recipient::{BackupPlace, Hindrance, PeerFacts, Progress, REPLICATED};
 pub use runbook::runbook;
 pub use snapshots::{Arrived, DatasetFacts, Rest, SnapshotFacts};
-pub use steps::{FENCE_FILES, Proof};
+pub use steps::{FENCE_FILES, PORT_BESIDE, Proof};
 pub use without::Without;
 pub use world::{Screen, World, guard, written_since};

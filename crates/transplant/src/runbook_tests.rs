@@ -39,11 +39,7 @@ fn facts(kind: &str, snapshots: bool, host: &str, place: &Path) -> Facts {
         true => ("snapshots", format!("[donor.dataset]\nkind = \"zfs\"\nname = {quoted}\n")),
         false => ("streaming", String::new()),
     };
-    let verify = if snapshots {
-        String::new()
-    } else {
-        format!("[verify]\namcheck = true\nrow_counts = true\nsql = [{quoted}]\n")
-    };
+    let verify = format!("[verify]\namcheck = true\nrow_counts = true\nsql = [{quoted}]\n");
     let peer = |n: u8| {
         format!(
             "[[recipient]]\nhost = {host:?}\nconfig = \"{data}/{n}\"\nmanatee = {quoted}\nservice = {{ kind = \"systemd\", unit = {quoted} }}\n",

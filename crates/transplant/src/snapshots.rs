@@ -1,7 +1,7 @@
 //! How a donor's dataset reaches the recipient: a snapshot, then what has changed, again and again, through
 //! the runner. What comes in has a name of its own; nobody starts a server on it.
 
-use crate::{DonorConfig, recipient::Progress, steps::Scene};
+use crate::{DonorConfig, Facts, recipient::Progress, steps::Scene};
 use adapters::{
     clock,
     exec::Exec,
@@ -94,6 +94,12 @@ async fn ask<T: DeserializeOwned>(donor: &DonorConfig, name: &str, args: &[&str]
 /// What the dataset of a donor is.
 pub(crate) async fn look(donor: &DonorConfig) -> Result<DatasetFacts> {
     ask(donor, "look", &["--data-dir", &donor.data_dir]).await
+}
+
+/// Where in the donor's dataset its data directory is.
+pub(crate) fn inside(facts: &Facts) -> Result<&str> {
+    let dataset = facts.donor.dataset.as_ref().context("no dataset was looked at")?;
+    Ok(&dataset.inside)
 }
 
 /// Destroys the donor's snapshots of this transplant.

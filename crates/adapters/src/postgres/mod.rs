@@ -33,7 +33,7 @@ pub use guard::{RefusedSetting, check_names};
 pub use history::{Divergence, Refusal};
 pub use probe::{Probe, Receiver, Sender};
 pub use rewound::Rewound;
-pub use server::fence_dataset;
+pub use server::{fence_data, fence_dataset};
 pub use settings::Settings;
 pub use timelines::{drop_reservations, segment_of};
 
@@ -365,6 +365,15 @@ impl Postgres {
         let inner = &self.inner;
         let work = Box::pin(inner.rewind(source, &mut progress));
         inner.guarded("rewind it to the present primary's", inner.epoch(), work).await
+    }
+
+    /// Makes the directory of the socket, where there is none.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn make_socket_dir(&self) -> Result<(), PgError> {
+        let inner = &self.inner;
+        inner.socket_dir().map_err(|cause| inner.error("make the directory of its socket", cause))
     }
 
     /// What a storage backend needs to fill this dataset from these.

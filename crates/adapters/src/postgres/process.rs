@@ -106,14 +106,18 @@ pub(crate) fn of_server(data: &Path) -> io::Result<Vec<u32>> {
 /// Whether this living process is one of the server of this data directory.
 pub(super) fn is_of_server(pid: u32, data: &Path) -> bool {
     // A process that has ended, or that is not ours, has no readable links.
-    let link = |name: &str| fs::read_link(format!("/proc/{pid}/{name}")).ok();
+    let link = |name: &str| fs::read_link(format!("/proc/{pid}/{name}"));
     let data = fs::canonicalize(data).unwrap_or_else(|_| data.to_owned());
-    link("cwd").is_some_and(|cwd| cwd == data)
-        && link("exe").is_some_and(|exe| {
-            let name = exe.file_name().unwrap_or_default().to_string_lossy();
-            // " (deleted)" follows after the package was upgraded.
-            name.starts_with("postgres") || name.starts_with("postmaster")
-        })
+    link("cwd").is_ok_and(|cwd| cwd == data)
+        && match link("exe") {
+            Ok(exe) => {
+                let name = exe.file_name().unwrap_or_default().to_string_lossy();
+                // " (deleted)" follows after the package was upgraded.
+                name.starts_with("postgres") || name.starts_with("postmaster")
+            }
+            // It is ending: its program is gone, and it has the directory, which is in use for as long.
+            Err(error) => gone(&error),
+        }
 }
 
 /// Kills what is left of the server of this data directory and waits until nothing is.

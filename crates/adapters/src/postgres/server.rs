@@ -108,7 +108,15 @@ fn postmaster(data: &Path) -> Result<Option<Process>, PgCause> {
 /// When the operating system refuses to signal or list processes.
 #[must_use = "the server may be running until the future has resolved"]
 pub fn fence_dataset(dataset: &Path) -> impl Future<Output = Result<bool, PgError>> + Send + use<> {
-    let data = dataset.join("data");
+    fence_data(dataset.join("data"))
+}
+
+/// The same for the server of this data directory.
+///
+/// # Errors
+/// When the operating system refuses to signal or list processes.
+#[must_use = "the server may be running until the future has resolved"]
+pub fn fence_data(data: PathBuf) -> impl Future<Output = Result<bool, PgError>> + Send + use<> {
     // Also what outlived its postmaster. Looked for before anything can have ended.
     let runs = process::of_server(&data).map(|all| !all.is_empty()).map_err(problem(0));
     let told = postmaster(&data).and_then(|found| {
@@ -234,6 +242,10 @@ impl Inner {
             tracing::warn!(settings = ?names, "taken out of postgresql.auto.conf: Manatee sets them");
             files::write(&auto_conf, &text, self.user.as_ref())?;
         }
+        self.socket_dir()
+    }
+
+    pub fn socket_dir(&self) -> Result<(), PgCause> {
         files::directory(&self.settings.socket_dir, 0o755, self.user.as_ref())
     }
 

@@ -80,7 +80,7 @@ async fn a_fence_waits_for_nobody() {
     fenced.expect("a fence");
     let error = applied.expect_err("overtaken");
     assert!(matches!(error.cause, PgCause::Fenced), "{error:?}");
-    none_left(&a).await;
+    none_left(&a);
     assert!(took.0 < 2500, "{took:?}");
     assert!(a.postgres.exits().borrow().is_none(), "asked for");
 
@@ -95,7 +95,7 @@ async fn a_fence_waits_for_nobody() {
         if let Err(error) = applied {
             assert!(matches!(error.cause, PgCause::Fenced), "{error:?}");
         }
-        none_left(&a).await;
+        none_left(&a);
     }
     a.postgres.fence().await.expect("nothing to fence");
     a.apply(&config).await;
@@ -116,12 +116,12 @@ async fn a_stop_always_ends_the_server() {
     in_time("a stop", a.postgres.stop(StopMode::Fast)).await.expect("a stop");
     let took = adapters::clock::now() - start;
     assert!((1300..4000).contains(&took.0), "{took:?}");
-    none_left(&a).await;
+    none_left(&a);
     assert!(!a.found().await.running);
     assert!(a.postgres.exits().borrow().is_none(), "asked for");
     a.apply(&primary(Counts::Alone, &[])).await;
     in_time("a stop", a.postgres.stop(StopMode::Immediate)).await.expect("a stop");
-    none_left(&a).await;
+    none_left(&a);
 }
 
 /// A server can be ended by one who knows no more of it than its dataset; a frozen one as well.
@@ -143,7 +143,7 @@ async fn a_dataset_is_fenced_without_a_postgres() {
         assert!(in_time("a fence", fence).await.expect("a fence"), "{pid} ran");
         let took = adapters::clock::now() - start;
         assert!(took.0 < if frozen { 2500 } else { 900 }, "frozen {frozen}: {took:?}");
-        none_left(&a).await;
+        none_left(&a);
         let again = adapters::postgres::fence_dataset(&a.settings.dataset).await;
         assert!(!again.expect("nothing to fence"), "nothing ran");
         // Backends that outlive their postmaster are found as well.
@@ -154,20 +154,14 @@ async fn a_dataset_is_fenced_without_a_postgres() {
         signal(a.pid(), Signal::KILL);
         let fence = adapters::postgres::fence_dataset(&a.settings.dataset);
         assert!(in_time("a fence", fence).await.expect("a fence"));
-        none_left(&a).await;
+        none_left(&a);
         a.apply(&config).await;
     }
     let nowhere = adapters::postgres::fence_dataset(std::path::Path::new("/nowhere")).await;
     assert!(!nowhere.expect("nothing to fence"));
 }
 
-/// A process that has ended has no program any more, and goes on having a directory for a moment.
-async fn none_left(peer: &Peer) {
-    let gone = async {
-        while !support::servers_below(peer.directory.path()).is_empty() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    };
-    let gone = tokio::time::timeout(Duration::from_secs(1), gone).await;
-    gone.expect("no process of the server is left");
+fn none_left(peer: &Peer) {
+    let left = support::servers_below(peer.directory.path());
+    assert!(left.is_empty(), "processes {left:?} are left");
 }

@@ -100,11 +100,14 @@ pub async fn restore(options: &Restore) -> Result<String> {
     ))
 }
 
-/// The directory that is filled.
-struct Place<'a> {
-    at: &'a Path,
-    bin: &'a Path,
-    user: Option<&'a OsUser>,
+/// A data directory of its own: one that is filled, or one that is looked at.
+pub(crate) struct Place<'a> {
+    /// Where it is.
+    pub at: &'a Path,
+    /// Where the programs are.
+    pub bin: &'a Path,
+    /// Who is to own it when we are root.
+    pub user: Option<&'a OsUser>,
 }
 
 impl Place<'_> {
@@ -127,7 +130,7 @@ impl Place<'_> {
         {
             bail!("what was restored is another database: {problem}");
         }
-        self.make_its_own(port)?;
+        self.make_its_own(port, self.at)?;
         match manifest.taken {
             Taken::BaseBackup => Ok(()),
             Taken::Snapshot => self.recover().await,
@@ -152,9 +155,9 @@ impl Place<'_> {
         tar.shutdown().await.context("unpacking")
     }
 
-    /// Takes from it what made it a member of the shard: what it follows, who may connect, and the
-    /// sitter's settings, which stay beside for whoever wants to read them.
-    fn make_its_own(&self, port: u16) -> Result<()> {
+    /// Takes from it what made it a member of the shard: what it follows, who may connect, and its
+    /// settings, which stay beside for whoever wants to read them. Its own user alone can reach its server.
+    pub fn make_its_own(&self, port: u16, socket_dir: &Path) -> Result<()> {
         for name in ["standby.signal", "recovery.signal", "postmaster.pid", "postmaster.opts"] {
             match fs::remove_file(self.at.join(name)) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -169,14 +172,13 @@ impl Place<'_> {
                 fs::rename(&path, self.at.join(format!("{name}.of-the-peer")))?;
             }
         }
-        let at = self.at.to_str().context("the path of the directory is not UTF-8")?;
-        let at = at.replace('\'', "''");
+        let socket_dir = socket_dir.to_str().context("the path of the socket is not UTF-8")?;
+        let socket_dir = socket_dir.replace('\'', "''");
         let conf = format!(
-            "# A restored backup, to look inside: it follows nobody, and nobody follows it.\n\
-             port = {port}\nlisten_addresses = ''\nunix_socket_directories = '{at}'\n\
-             archive_mode = off\nmax_wal_senders = 0\nmax_prepared_transactions = 1000\n"
+            "# A copy, to look inside: it follows nobody, and nobody follows it.\n\
+             port = {port}\nlisten_addresses = ''\nunix_socket_directories = '{socket_dir}'\n\
+             unix_socket_permissions = 0700\narchive_mode = off\nmax_wal_senders = 0\nmax_prepared_transactions = 1000\n"
         );
-        // Its directory lets in nobody but its owner, so the socket does neither.
         let hba = "local all all trust\n";
         for (name, text) in
             [("postgresql.conf", conf.as_str()), ("postgresql.auto.conf", ""), ("pg_hba.conf", hba)]

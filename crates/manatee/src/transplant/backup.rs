@@ -5,6 +5,7 @@
 //! to a runner that ended, and goes.
 
 use super::{
+    beside::Beside,
     incoming,
     peer::{Which, lock, progress, say},
 };
@@ -31,14 +32,10 @@ use std::{
     io::ErrorKind,
     path::{Path, PathBuf},
 };
-use transplant::{BackupPlace, Proof};
+use transplant::{BackupPlace, PORT_BESIDE, Proof};
 
 /// Between two lines of progress.
 const PERIOD: Millis = Millis(1_000);
-/// The restored server listens on no address: this is a part of the name of its socket and nothing more.
-const PORT: u16 = 65432;
-/// How long a question may take: a count over a large table reads all of it.
-const QUERY_LIMIT: Millis = Millis(3_600_000);
 
 /// What is done for the backup.
 #[derive(Debug, Subcommand)]
@@ -211,18 +208,18 @@ impl Place {
         let options = Restore {
             from: self.made.clone(),
             at: data.clone(),
-            port: PORT,
+            port: PORT_BESIDE,
             bin_dir: Some(postgres.bin_dir().to_owned()),
             os_user: self.config.postgres.os_user.clone(),
             json: Json { json: true },
         };
         restore(&options).await.context("the backup cannot be restored")?;
         say("starting and asking what was restored");
-        let restored = Restored { postgres: &postgres, data: &data };
-        restored.tell("start").await?;
+        let restored = Restored(Beside { postgres: &postgres, data: &data, socket_dir: &data });
+        restored.0.tell("start").await?;
         let asked = restored.ask(sql).await;
         // Whatever it answered.
-        restored.tell("stop").await?;
+        restored.0.tell("stop").await?;
         let mut proof = asked?;
         fs::remove_dir_all(&self.restored)?;
         proof.manifest = serde_json::to_value(manifest)?;
@@ -253,59 +250,27 @@ impl Place {
     }
 }
 
-/// A server on what was restored.
-struct Restored<'a> {
-    postgres: &'a Postgres,
-    data: &'a Path,
-}
+/// What was restored.
+struct Restored<'a>(Beside<'a>);
 
 impl Restored<'_> {
-    fn exec(&self, program: &str) -> Exec {
-        Exec::new(self.postgres.bin_dir().join(program)).as_user(self.postgres.os_user())
-    }
-
-    async fn tell(&self, verb: &str) -> Result<()> {
-        let limit = self.postgres.settings().start_timeout.0 / 1000;
-        let command = self.exec("pg_ctl").args([verb, "-w", "-t", &limit.to_string(), "-D"]);
-        let command = command.arg(self.data).arg("-l").arg(self.data.join("log"));
-        if let Err(error) = command.run().await {
-            let log = fs::read_to_string(self.data.join("log")).unwrap_or_default();
-            let last: Vec<&str> = log.lines().rev().take(5).collect();
-            let last = last.into_iter().rev().collect::<Vec<_>>().join("; ");
-            return Err(error).with_context(|| format!("{verb} what was restored: {last}"));
-        }
-        Ok(())
-    }
-
-    async fn sql(&self, database: &str, sql: &str) -> Result<String> {
-        let command = self
-            .exec("psql")
-            .env("PGDATABASE", database)
-            .args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-h"])
-            .arg(self.data)
-            .args(["-p", &PORT.to_string(), "-U", &self.postgres.settings().superuser, "-f", "-"]);
-        let output = command.stdin(sql).limit(QUERY_LIMIT).run().await;
-        let output = output.with_context(|| format!("database {database:?} as it was restored"))?;
-        Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
-    }
-
     async fn ask(&self, sql: &[String]) -> Result<Proof> {
         let control = "select system_identifier from pg_control_system()";
         let timeline = "select timeline_id from pg_control_checkpoint()";
-        let timeline = self.sql("postgres", timeline).await?.parse().context("a timeline")?;
-        let position = self.sql("postgres", "select pg_current_wal_lsn()").await?;
+        let timeline = self.0.sql("postgres", timeline).await?.parse().context("a timeline")?;
+        let position = self.0.sql("postgres", "select pg_current_wal_lsn()").await?;
         let mut databases = BTreeMap::new();
         let names = "select datname from pg_database where datallowconn";
-        for name in self.sql("postgres", names).await?.lines() {
-            let count = self.sql(name, "select count(*) from pg_class").await?;
+        for name in self.0.sql("postgres", names).await?.lines() {
+            let count = self.0.sql(name, "select count(*) from pg_class").await?;
             databases.insert(name.to_owned(), count.parse().context("a number")?);
         }
         let mut answers = Vec::new();
         for statement in sql {
-            answers.push(self.sql("postgres", statement).await?);
+            answers.push(self.0.sql("postgres", statement).await?);
         }
         Ok(Proof {
-            system_identifier: self.sql("postgres", control).await?,
+            system_identifier: self.0.sql("postgres", control).await?,
             timeline,
             position: position.parse().map_err(|_| anyhow::anyhow!("no position: {position}"))?,
             branched_from: self.branched_from(timeline)?,
@@ -317,7 +282,7 @@ impl Restored<'_> {
 
     /// The timeline before this one.
     fn branched_from(&self, timeline: u32) -> Result<Option<u32>> {
-        let path = self.data.join(format!("pg_wal/{timeline:08X}.history"));
+        let path = self.0.data.join(format!("pg_wal/{timeline:08X}.history"));
         match fs::read_to_string(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).with_context(|| path.display().to_string()),

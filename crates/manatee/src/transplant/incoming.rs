@@ -1,8 +1,9 @@
 //! `manatee transplant peer incoming …`: the donor's dataset as it comes in, snapshot by snapshot. It has a
 //! name of its own and is not mounted until the last one is there; then it is looked at, and put in place.
-//! No server is started on it before.
+//! No server is started on it before; to look inside, one is started on a clone.
 
 use super::{
+    beside::Clone,
     donor::{facts, purpose},
     frames,
     peer::{Which, lock},
@@ -38,6 +39,10 @@ pub enum IncomingCommand {
         #[command(flatten)]
         donor: Ended,
     },
+    /// Start a server on a clone of what has come, to look at it.
+    Open(Inside),
+    /// End that server, and remove the clone.
+    Shut(Inside),
     /// Let go of what broke off.
     Abandon(Which),
     /// Destroy what has come and is not in place.
@@ -50,6 +55,16 @@ pub enum IncomingCommand {
         #[arg(long)]
         id: String,
     },
+}
+
+/// What has come.
+#[derive(Debug, Args)]
+pub struct Inside {
+    #[command(flatten)]
+    which: Which,
+    /// Where in its dataset the donor's data directory is.
+    #[arg(long)]
+    inside: PathBuf,
 }
 
 /// What the donor ended as.
@@ -73,6 +88,8 @@ pub struct Ended {
 pub(super) async fn run(command: IncomingCommand) -> Result<Value> {
     let (IncomingCommand::Look(which)
     | IncomingCommand::Take(which)
+    | IncomingCommand::Open(Inside { which, .. })
+    | IncomingCommand::Shut(Inside { which, .. })
     | IncomingCommand::Abandon(which)
     | IncomingCommand::Clear(which)
     | IncomingCommand::Place { which, .. }
@@ -92,6 +109,15 @@ pub(super) async fn run(command: IncomingCommand) -> Result<Value> {
         IncomingCommand::Look(_) => Ok(serde_json::to_value(place.look().await?)?),
         IncomingCommand::Take(_) => place.take().await,
         IncomingCommand::Place { donor, .. } => place.put(&donor).await,
+        IncomingCommand::Open(Inside { inside, .. }) => {
+            // The peer's own dataset, empty: what asks for a server's programs wants it to be there.
+            volume.prepare().await?;
+            let postgres = Postgres::open(executor::settings(&config, &config.ident()?)?)?;
+            Clone::of(volume).await?.open(&place.into, &inside, &postgres).await
+        }
+        IncomingCommand::Shut(Inside { inside, .. }) => {
+            Clone::of(volume).await?.shut(&inside).await
+        }
         IncomingCommand::Abandon(_) => {
             place.snapshots.abandon(&place.into).await?;
             Ok(json!({}))

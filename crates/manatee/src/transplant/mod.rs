@@ -5,6 +5,7 @@
 
 mod ask;
 mod backup;
+mod beside;
 mod discover;
 mod donor;
 mod frames;

@@ -97,6 +97,10 @@ pub enum PeerCommand {
         #[arg(long)]
         rate_mib: Option<u64>,
     },
+    /// Start the server as a standby of nobody, to be asked.
+    Stand(Which),
+    /// Stop it again.
+    Rest(Which),
     /// Say what the control file says.
     Control(Which),
     /// Stop the server and keep its database aside.
@@ -145,6 +149,16 @@ pub(super) async fn run(command: PeerCommand) -> Result<Value> {
         PeerCommand::Receive { which, host, port, system_identifier, slot, rate_mib } => {
             receive(&which.config, &host, port, system_identifier, slot, rate_mib).await
         }
+        PeerCommand::Stand(which) => {
+            let peer = Peer::open(&Config::load(&which.config)?, None).await?;
+            peer.follow(None).await
+        }
+        PeerCommand::Rest(which) => {
+            let peer = Peer::open(&Config::load(&which.config)?, None).await?;
+            peer.postgres.inspect().await?;
+            peer.postgres.stop(StopMode::Fast).await?;
+            Ok(json!({}))
+        }
         PeerCommand::Control(which) => {
             let config = Config::load(&which.config)?;
             let postgres = Postgres::open(executor::settings(&config, &config.ident()?)?)?;
@@ -182,6 +196,12 @@ impl Peer {
         let settings = executor::settings(config, &config.ident()?)?;
         let postgres = Postgres::open(Settings { upstream_slot, ..settings })?;
         Ok(Peer { storage, postgres, _lock: lock })
+    }
+
+    async fn follow(&self, upstream: Option<PeerIdent>) -> Result<Value> {
+        let (place, downstream) = (StandbyRole::Async, Vec::new());
+        self.postgres.apply(&PgConfig::Standby { place, upstream, downstream }).await?;
+        Ok(json!({}))
     }
 }
 
@@ -306,13 +326,7 @@ async fn receive(
     if settings.exists() && !fs::read_to_string(&settings)?.contains("include 'manatee.conf'") {
         fs::rename(&settings, data.join("postgresql.conf.donor"))?;
     }
-    let config = PgConfig::Standby {
-        place: StandbyRole::Async,
-        upstream: Some(donor),
-        downstream: Vec::new(),
-    };
-    peer.postgres.apply(&config).await?;
-    Ok(json!({}))
+    peer.follow(Some(donor)).await
 }
 
 /// Prints how far a copy is.

@@ -27,7 +27,7 @@ fn slowness() -> u32 {
 /// How long anything that the shard does by itself may take. Generous: what takes longer than this
 /// does not happen at all.
 pub fn limit() -> Millis {
-    Millis(60_000 * u64::from(slowness()))
+    Millis(180_000 * u64::from(slowness()))
 }
 
 fn start_service(directory: &TempDir, ip: impl Into<IpAddr>) -> Result<Service> {

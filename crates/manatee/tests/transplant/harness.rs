@@ -15,7 +15,7 @@ use std::{
 use tempfile::TempDir;
 
 /// How long anything may take that happens by itself.
-pub const LIMIT: Millis = Millis(60_000);
+pub const LIMIT: Millis = Millis(180_000);
 
 /// A donor under a writer, and the peers it can be moved to. Fields are dropped in this order.
 pub struct Move<D = Standalone> {

@@ -5,6 +5,7 @@ use super::{
     ground::Ground,
     harness::{Move, wait},
     ssh::Sshd,
+    verify::find_damage,
 };
 use adapters::exec::Exec;
 use anyhow::{Context, Result, ensure};
@@ -66,6 +67,7 @@ fn for_good(ground: &Ground) -> Result<()> {
 fn through_kills(ground: &Ground) -> Result<()> {
     let moved = prepare(ground)?;
     let backups = moved.ask_for_backup(&["select count(*) from pg_roles"])?;
+    moved.ask_to_verify()?;
     let kills = moved.run_through_kills(&["run", "--yes"])?;
     moved.wait_for_writes_to("amber")?;
     moved.check_peer(moved.primary())?;
@@ -82,7 +84,10 @@ fn through_kills(ground: &Ground) -> Result<()> {
 /// Undone, nothing is left of it on the donor's side, and it can be begun again.
 fn back_and_again(ground: &Ground) -> Result<()> {
     let moved = prepare(ground)?;
-    for until in ["receive", "catch-up", "fence-donor", "receive-last", "open-recipient"] {
+    moved.ask_to_verify()?;
+    for until in
+        ["receive", "amcheck", "fence-donor", "receive-last", "compare-answers", "open-recipient"]
+    {
         moved.stage.transplant(&["run", "--yes", "--until", until])?;
         if until == "open-recipient" {
             moved.wait_for_writes_to("amber")?;
@@ -120,6 +125,24 @@ fn a_runner_on_btrfs_ends_anywhere() {
 fn a_runner_on_zfs_ends_anywhere() {
     alone("snapshots::a_runner_on_zfs_ends_anywhere", |place| {
         through_kills(&Ground::zfs(place, SIZE)?)
+    });
+}
+
+/// What has come is looked at in a clone, and of that nothing stays.
+#[test]
+fn damage_in_a_snapshot_is_found() {
+    alone("snapshots::damage_in_a_snapshot_is_found", |place| {
+        let ground = Ground::btrfs(place, SIZE)?;
+        let moved = prepare(&ground)?;
+        find_damage(&moved, || {
+            let dataset = moved.primary().data().with_file_name("");
+            let beside = dataset.parent().context("a directory above it")?;
+            for entry in fs::read_dir(beside)? {
+                let name = entry?.file_name();
+                ensure!(!name.to_string_lossy().contains("looked-at"), "{name:?} is left");
+            }
+            Ok(())
+        })
     });
 }
 
@@ -192,6 +215,7 @@ fn on_btrfs_it_is_undone_and_begun_again() {
 /// As a person does it who types what the runbook says.
 fn by_hand(moved: &Move, ground: &Ground) -> Result<()> {
     let backups = moved.ask_for_backup(&["select count(*) from pg_roles"])?;
+    moved.ask_to_verify()?;
     for until in ["receive-last", "end"] {
         moved.type_there_and_back(until)?;
         ensure!(left(moved, ground)?.is_empty(), "{until}: {:?}", left(moved, ground)?);

@@ -38,10 +38,20 @@ fn the_copy_is_looked_through_and_compared() -> Result<()> {
     moved.check_donor()
 }
 
-/// An index that lacks rows is found before the donor is stopped, and all is as it was.
 #[test]
 fn damage_is_found_while_the_donor_serves() -> Result<()> {
     let moved = Move::prepare()?;
+    find_damage(&moved, || {
+        let replays = moved.stage.donor_sql(
+            "select count(*) from pg_stat_replication where state = 'streaming' and replay_lsn is not null",
+        )?;
+        ensure!(replays == "1", "the copy goes on: {replays}");
+        Ok(())
+    })
+}
+
+/// An index that lacks rows is found before the donor is stopped, and all is as it was.
+pub fn find_damage(moved: &Move, goes_on: impl FnOnce() -> Result<()>) -> Result<()> {
     moved.ask_to_verify()?;
     let file = moved.stage.donor_sql(
         "create table broken as select generate_series(1, 5000) n; \
@@ -77,10 +87,7 @@ fn damage_is_found_while_the_donor_serves() -> Result<()> {
     );
     ensure!(moved.read_journal()?.outcome(&"stop-donor".into()).is_none(), "it serves");
     moved.wait_for_writes_to("donor")?;
-    let replays = moved.stage.donor_sql(
-        "select count(*) from pg_stat_replication where state = 'streaming' and replay_lsn is not null",
-    )?;
-    ensure!(replays == "1", "the copy goes on: {replays}");
+    goes_on()?;
     // Mended, it goes on where it was.
     moved.stage.donor_sql("reindex index broken_n")?;
     moved.stage.transplant(&["run", "--yes", "--until", "keep-way-back"])?;

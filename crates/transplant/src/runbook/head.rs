@@ -41,7 +41,7 @@ const CONTROL: &str = "sed -n -e 's/^Database system identifier: *//p' -e \"s/^L
      -e 's/^Latest checkpoint location: *//p' -e 's/^Database cluster state: *//p' | sort | tr '\\n' ' '";
 
 /// How psql asks the database that the first line names what the others say.
-fn psql(bin: &str, socket: &str, port: u16, superuser: &str) -> String {
+pub(super) fn psql(bin: &str, socket: &str, port: u16, superuser: &str) -> String {
     format!(
         "IFS= read -r db; exec {} -XAtq -v ON_ERROR_STOP=1 -h {} -p {port} -U {} -d \"$db\" -f -",
         quote(&format!("{bin}/psql")),

@@ -1,7 +1,7 @@
 //! What is looked at, of the copy, a backup and the clients.
 
-use super::{Book, ask, fed, on, plain};
-use crate::steps::{ALONE, DATABASES, NAMES, all_counts};
+use super::{Book, ask, fed, head::psql, on, plain};
+use crate::steps::{ALONE, DATABASES, NAMES, PORT_BESIDE, all_counts};
 use adapters::service::quote;
 
 /// How a database is named to psql, one a line.
@@ -10,38 +10,62 @@ const CONNECTIONS: &str = r"select 'dbname=''' || replace(replace(datname, '\', 
 impl Book<'_> {
     pub(super) fn amcheck(&mut self) {
         let (first, facts) = self.first();
-        self.note("The copy stands still meanwhile, and goes on receiving.");
-        self.line(&ask("peer1", "select pg_wal_replay_pause()"));
-        self.soon(
-            "the copy stands still",
-            "paused",
-            &ask("peer1", "select pg_get_wal_replay_pause_state()"),
-        );
+        let (whom, port) = if self.by_snapshots() {
+            self.note("A server is started on a clone of what has come, and asked.");
+            self.line("send");
+            self.line(&self.clone_verb("open"));
+            let psql = psql(&facts.bin_dir, &facts.socket_dir, PORT_BESIDE, &facts.superuser);
+            let psql = fed(&first.host, facts.os_user.as_deref(), &psql);
+            self.line(&format!("clone() {{ printf '%s\\n' postgres \"$1\" | {psql}; }}"));
+            ("clone", PORT_BESIDE)
+        } else {
+            self.note("The copy stands still meanwhile, and goes on receiving.");
+            self.line(&ask("peer1", "select pg_wal_replay_pause()"));
+            self.soon(
+                "the copy stands still",
+                "paused",
+                &ask("peer1", "select pg_get_wal_replay_pause_state()"),
+            );
+            ("peer1", facts.port)
+        };
         let look = format!(
             "IFS= read -r db; exec {} --heapallindexed -h {} -p {} -U {} --maintenance-db=postgres -d \"$db\"",
             quote(&format!("{}/pg_amcheck", facts.bin_dir)),
             quote(&facts.socket_dir),
-            facts.port,
+            port,
             quote(&facts.superuser)
         );
         let look = fed(&first.host, facts.os_user.as_deref(), &look);
         self.line(&format!("look() {{ printf '%s\\n' \"$1\" | {look} 2>&1; }}"));
         // A name as a pattern, which means it alone.
         let names = format!("select '\"' || replace(datname, '\"', '\"\"') || '\"' {NAMES}");
-        self.line(&format!("names=$({}) damage=", ask("peer1", &names)));
+        self.line(&format!("names=$({}) damage=", ask(whom, &names)));
         self.line("while IFS= read -r name; do");
         self.line("    echo \"looking at $name\"");
         self.line("    said=$(look \"$name\") || damage=\"$damage $name: $said\"");
         self.line("    case $said in *'skipping database'*) damage=\"$damage $said\" ;; esac");
         self.line("done <<END\n$names\nEND");
         self.note("Whatever was found.");
-        self.line(&ask("peer1", "select pg_wal_replay_resume()"));
+        if self.by_snapshots() {
+            self.line(&self.clone_verb("shut"));
+        } else {
+            self.line(&ask("peer1", "select pg_wal_replay_resume()"));
+        }
         self.check(
             "pg_amcheck has looked at all, and finds no damage",
             "",
             "printf %s \"$damage\"",
         );
-        self.catch_up();
+        if !self.by_snapshots() {
+            self.catch_up();
+        }
+    }
+
+    /// Opens or shuts the clone that is looked at.
+    pub(super) fn clone_verb(&self, verb: &str) -> String {
+        let inside = self.facts.donor.dataset.as_ref().map_or(".", |dataset| &dataset.inside);
+        let inside = format!(" --inside {}", quote(inside));
+        Book::verb(self.first().0, &format!("incoming {verb}"), &inside)
     }
 
     pub(super) fn backup(&mut self) {
@@ -141,6 +165,10 @@ impl Book<'_> {
         self.close(donor, &plain(ALONE));
         self.start_closed();
         self.line("fi");
+        if self.by_snapshots() {
+            self.note("The copy, too, as a standby of nobody.");
+            self.line(&Book::verb(self.first().0, "stand", ""));
+        }
         self.line("both() { # DATABASE STATEMENTS");
         self.line("    donors=$(donor_in \"$1\" \"set statement_timeout = 0; $2\")");
         self.line("    copys=$(peer1_in \"$1\" \"set statement_timeout = 0; $2\")");
@@ -160,6 +188,9 @@ impl Book<'_> {
             self.line(&ask("both postgres", statement));
         }
         self.note("Whatever they said.");
+        if self.by_snapshots() {
+            self.line(&Book::verb(self.first().0, "rest", ""));
+        }
         self.halt(donor);
         self.close(donor, "");
         self.check("both say the same", "", "printf %s \"$differ\"");

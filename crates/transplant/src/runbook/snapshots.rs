@@ -126,6 +126,9 @@ impl Book<'_> {
     }
 
     pub(super) fn clear_snapshots(&mut self) {
+        if self.facts.inventory.verify.amcheck {
+            self.line(&self.clone_verb("shut"));
+        }
         self.line("incoming_clear");
         let drop = self.snapshot("drop", "");
         self.line(&drop);

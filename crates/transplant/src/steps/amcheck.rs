@@ -1,19 +1,24 @@
 //! Looks all of the copy through for damage, while the donor serves and the copy does not: every table, and
 //! of every B-tree whether it is in order and has all rows. The copy stands still meanwhile, because a
-//! server that replays ends whoever reads what it is to clear away; it goes on receiving.
+//! server that replays ends whoever reads what it is to clear away; it goes on receiving. What comes by
+//! snapshots is looked at in a clone of the last one: nothing may run on what the next one is a difference to.
 
 use super::{Scene, catch_up::level, until};
+use crate::{recipient::Recipient, snapshots};
 use adapters::exec::{ExecCause, ExecError};
 use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
 use saga::{Check, Outcome, Step, StepError, Tell, Undo};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::sync::Arc;
 
 /// How pg_amcheck ends where it has looked and found damage.
 const FOUND: i32 = 2;
 /// How it begins to say that it does not look at a database.
 const SKIPPING: &str = "skipping database";
+
+/// The port, which is a part of a socket's name and nothing more, of a server that listens on no address.
+pub const PORT_BESIDE: u16 = 65432;
 
 /// Which databases are looked at.
 pub(crate) const NAMES: &str =
@@ -27,8 +32,7 @@ fn pattern(name: &str) -> String {
 }
 
 impl Amcheck {
-    async fn look(&self, tell: &dyn Tell) -> Result<()> {
-        let first = self.0.first();
+    async fn look(&self, first: &Recipient, tell: &dyn Tell) -> Result<()> {
         let facts = &first.facts;
         let names = first.sql(&format!("select datname {NAMES}")).await?;
         let (program, port) = (format!("{}/pg_amcheck", facts.bin_dir), facts.port.to_string());
@@ -63,6 +67,20 @@ impl Amcheck {
             Err(error) => Err(error).context("pg_amcheck cannot look"),
         }
     }
+
+    async fn look_at_clone(&self, tell: &dyn Tell) -> Result<()> {
+        let mut first = self.0.first().clone();
+        first.facts.port = PORT_BESIDE;
+        // Whatever was found before may have been mended.
+        snapshots::sync(&self.0, tell).await?;
+        tell.tell("starting a server on a clone of what has come");
+        let inside = ["--inside", snapshots::inside(&self.0.facts)?];
+        let _: Value = first.verb("incoming open", &inside).await?;
+        let looked = self.look(&first, tell).await;
+        // Whatever was found.
+        let _: Value = first.verb("incoming shut", &inside).await?;
+        looked
+    }
 }
 
 #[async_trait(?Send)]
@@ -72,6 +90,9 @@ impl Step for Amcheck {
     }
 
     async fn apply(&self, tell: &dyn Tell) -> Result<(), StepError> {
+        if self.0.by_snapshots() {
+            return Ok(self.look_at_clone(tell).await?);
+        }
         let first = self.0.first();
         first.sql("select pg_wal_replay_pause()").await?;
         until(self.0.facts.inventory.limits.service_seconds, tell, async || {
@@ -83,7 +104,7 @@ impl Step for Amcheck {
             })
         })
         .await?;
-        let looked = self.look(tell).await;
+        let looked = self.look(first, tell).await;
         // Whatever was found.
         first.sql("select pg_wal_replay_resume()").await?;
         looked?;
@@ -91,6 +112,9 @@ impl Step for Amcheck {
     }
 
     async fn verify(&self) -> Result<Outcome, StepError> {
+        if self.0.by_snapshots() {
+            return Ok(snapshots::newest(&self.0).await?);
+        }
         let first = self.0.first();
         if first.sql("select pg_is_wal_replay_paused()").await? != "f" {
             return Err(format!("{} does not replay", first.zone()).into());
@@ -99,6 +123,10 @@ impl Step for Amcheck {
     }
 
     async fn undo(&self, _: Undo, _: &dyn Tell) -> Result<(), StepError> {
+        if self.0.by_snapshots() && !self.0.is_gone(self.0.first()) {
+            let inside = ["--inside", snapshots::inside(&self.0.facts)?];
+            let _: Value = self.0.first().verb("incoming shut", &inside).await?;
+        }
         Ok(())
     }
 }

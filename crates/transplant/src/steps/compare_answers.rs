@@ -1,6 +1,7 @@
 //! Asks the donor, as it ended, and the copy the same, while nobody is let in to either: how many rows each
 //! table has, and whatever the inventory asks. The donor is started for that closed as it is, so that it
-//! takes no write and lets nobody else in, and is stopped again.
+//! takes no write and lets nobody else in, and is stopped again; so is a copy that came by snapshots, as a standby,
+//! which writes no WAL.
 
 use super::{STOP_DONOR, Scene, fence_donor};
 use crate::donor::Control;
@@ -8,7 +9,7 @@ use anyhow::{Result, bail};
 use async_trait::async_trait;
 use cluster::Millis;
 use saga::{Check, Outcome, Step, StepError, Tell, Undo};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::sync::Arc;
 
 /// How long an answer may take: a count over a large table reads all of it.
@@ -109,8 +110,16 @@ impl Step for CompareAnswers {
             tell.tell("starting the donor, closed");
             donor.start().await?;
         }
+        let first = self.0.first();
+        if self.0.by_snapshots() {
+            tell.tell("starting the copy, which follows nobody");
+            let _: Value = first.verb("stand", &[]).await?;
+        }
         let asked = self.ask(tell).await;
         // Whatever they said.
+        if self.0.by_snapshots() {
+            let _: Value = first.verb("rest", &[]).await?;
+        }
         donor.halt().await?;
         fence_donor::close(donor, "").await?;
         tell.note(&format!("{} answers are the same", asked?));

@@ -20,6 +20,7 @@ mod stop_donor;
 mod stop_peers;
 mod stop_standbys;
 
+pub use amcheck::PORT_BESIDE;
 pub use backup::Proof;
 pub use fence_donor::FENCE_FILES;
 pub(crate) use fence_donor::{HBA, IDENT};

@@ -4,7 +4,6 @@
 
 use super::{STOP_DONOR, Scene};
 use crate::{donor::Control, snapshots};
-use anyhow::Context;
 use async_trait::async_trait;
 use saga::{Check, Outcome, Step, StepError, Tell, Undo};
 use serde_json::Value;
@@ -28,8 +27,7 @@ impl Step for ReceiveLast {
             snapshots::sync(scene, tell).await?;
         }
         let ended: Control = scene.outcome(STOP_DONOR)?;
-        let inside =
-            &scene.facts.donor.dataset.as_ref().context("no dataset was looked at")?.inside;
+        let inside = snapshots::inside(&scene.facts)?;
         let (timeline, checkpoint) = (ended.timeline.to_string(), ended.checkpoint.to_string());
         let args = ["--inside", inside, "--system-identifier", &ended.system_identifier];
         let more = ["--timeline", &timeline, "--checkpoint", &checkpoint];
