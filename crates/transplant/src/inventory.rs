@@ -59,6 +59,10 @@ pub struct DonorShard {
     pub shard: String,
     /// The file of its primary's sitter, on the primary's host.
     pub sitter: String,
+    /// A file on the host where the transplant runs, with the table `[zookeeper]` or `[etcd]` of a sitter's file:
+    /// who we are to its coordination. Nothing else of it is read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access: Option<String>,
 }
 
 /// How the database comes to the first peer.
@@ -297,9 +301,12 @@ impl DonorConfig {
                 "donor.manatee: give it for a donor of kind manatee-v1 or manatee-v2, and only then"
             );
         }
-        let primary =
-            self.manatee.iter().map(|shard| ("donor.manatee.sitter".to_owned(), &shard.sitter));
-        let mut files: Vec<(String, &String)> = primary.collect();
+        let mut files = Vec::new();
+        if let Some(shard) = &self.manatee {
+            files.push(("donor.manatee.sitter".to_owned(), &shard.sitter));
+            let access = shard.access.iter();
+            files.extend(access.map(|file| ("donor.manatee.access".to_owned(), file)));
+        }
         for (n, standby) in self.standbys.iter().enumerate() {
             let field = format!("donor.standbys[{n}].sitter");
             match &standby.sitter {

@@ -152,6 +152,8 @@ fn a_shard_has_sitters_and_others_have_none() {
     let relative = format!("{two}sitter = \"x.toml\"\n");
     check_refused(&relative, &["donor.standbys[0].sitter", "\"x.toml\" is no absolute path"]);
     load(&format!("{two}sitter = \"/x.toml\"\n")).expect("a shard of two");
+    let access = format!("{shard}{table}access = \"a.toml\"\n");
+    check_refused(&access, &["donor.manatee.access", "\"a.toml\" is no absolute path"]);
 }
 
 #[test]

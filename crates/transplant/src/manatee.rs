@@ -4,7 +4,7 @@ pub(crate) mod preflight;
 
 use crate::{DonorConfig, DonorKind, DonorShard, Facts, Inventory, inventory::DonorStandby};
 use adapters::{
-    coord::{self, Coordination, Registration},
+    coord::{self, AccessTables, Coordination, Registration},
     service::Host,
 };
 use anyhow::{Context, Result, bail};
@@ -105,7 +105,12 @@ fn meet(shard: &DonorShard) -> Result<Arc<dyn Coordination>> {
             bail!("coordination {}: there is no such file", shard.coordination);
         }
     }
-    Ok(coord::open(&shard.coordination, &shard.shard, &coord::Options::new(CALL_LIMIT))?)
+    let mut options = coord::Options::new(CALL_LIMIT);
+    if let Some(file) = &shard.access {
+        let tables = AccessTables::load(Path::new(file)).context("donor.manatee.access")?;
+        options.access = tables.access(&shard.coordination)?;
+    }
+    Ok(coord::open(&shard.coordination, &shard.shard, &options)?)
 }
 
 /// Looks at a donor by its coordination.

@@ -3,6 +3,7 @@
 //! Every backend passes the same conformance suite (`tests/coord_conformance.rs`).
 
 mod access;
+mod access_file;
 pub mod etcd;
 mod follow;
 mod mailbox;
@@ -12,6 +13,7 @@ mod url;
 pub mod zookeeper;
 
 pub use access::{Access, Credentials, TlsAccess};
+pub use access_file::{AccessConfig, AccessError, AccessTables};
 pub use url::{Options, open};
 
 use async_trait::async_trait;

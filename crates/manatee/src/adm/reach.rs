@@ -186,7 +186,10 @@ impl Target {
     }
 
     fn access(&self) -> Result<Access> {
-        self.access.as_ref().map_or_else(|| Ok(Access::default()), |one| one.access(&self.url))
+        Ok(match &self.access {
+            Some(tables) => tables.access(&self.url)?,
+            None => Access::default(),
+        })
     }
 }
 

@@ -374,7 +374,8 @@ impl Config {
     /// As [`AccessTables::access`].
     pub fn access(&self, file: &Path) -> Result<adapters::coord::Access> {
         let (zookeeper, etcd) = (self.zookeeper.clone(), self.etcd.clone());
-        AccessTables { zookeeper, etcd, file: file.to_owned() }.access(&self.coordination)
+        let tables = AccessTables { zookeeper, etcd, file: file.to_owned() };
+        Ok(tables.access(&self.coordination)?)
     }
 
     /// How the deposed come back, as the machine has it.
@@ -414,8 +415,7 @@ impl Config {
     }
 }
 
-mod access;
-pub use access::{AccessConfig, AccessTables};
+pub use adapters::coord::{AccessConfig, AccessTables};
 mod backup;
 pub use backup::{BackupConfig, SnapshotsConfig, TlsConfig};
 mod storage;

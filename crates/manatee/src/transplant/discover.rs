@@ -41,6 +41,10 @@ pub struct Discover {
     /// Where the peers of that shard meet, as in a sitter's file: zk://…, etcd://… or sqlite:….
     #[arg(long, value_name = "URL", requires = "shard")]
     coordination: Option<String>,
+    /// The file with the table [zookeeper] or [etcd] of a sitter's file, where it asks who we are; a sitter's file
+    /// will do.
+    #[arg(long, value_name = "FILE", requires = "shard")]
+    access: Option<PathBuf>,
     /// The donor is the leader of the Patroni cluster that has this member: the URL of its REST API.
     #[arg(long, value_name = "URL", conflicts_with_all = ["dsn", "port"])]
     patroni: Option<String>,
@@ -93,8 +97,9 @@ impl Discover {
     fn sort(self) -> Result<(Source, Asking)> {
         let Discover { host, socket_dir, os_user, superuser, .. } = self;
         let asking = Asking { host, socket_dir, os_user, superuser };
+        let access = self.access.as_deref().map(absolute).transpose()?;
         let source = match (self.shard, self.coordination, self.patroni) {
-            (Some(shard), Some(coordination), _) => Source::Shard { coordination, shard },
+            (Some(shard), Some(coordination), _) => Source::Shard { coordination, shard, access },
             (_, _, Some(url)) => Source::Patroni(PatroniConfig {
                 url,
                 user: self.patroni_user,

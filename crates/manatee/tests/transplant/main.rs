@@ -3,6 +3,8 @@
 
 mod backup;
 mod bench;
+#[path = "../../../adapters/tests/coord_access/certificates.rs"]
+mod certificates;
 mod cluster;
 mod copied;
 #[path = "../common/diary.rs"]
@@ -13,6 +15,8 @@ mod filesystems;
 mod first_version;
 mod gone;
 mod ground;
+#[path = "../../../adapters/tests/coord_access/guarded.rs"]
+mod guarded;
 mod harness;
 mod manatee;
 mod ours;

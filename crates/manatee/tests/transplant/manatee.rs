@@ -1,6 +1,9 @@
 //! Donors that are shards of Manatee.
 
-use super::harness::{LIMIT, Move};
+use super::{
+    guarded::{Guarded, ROOT},
+    harness::{LIMIT, Move},
+};
 use adapters::testing::Ensemble;
 use anyhow::{Context, Result, ensure};
 use manatee::shard::{DONOR, Donor};
@@ -104,6 +107,45 @@ fn a_shard_in_zookeeper_comes_back_before_the_other_opened() -> Result<()> {
     moved.wait_for_writes_to(DONOR)?;
     moved.check_ours()?;
     ensure!(moved.stage.donor().state()?.is_frozen(), "it was frozen before");
+    Ok(())
+}
+
+/// Its coordination talks TLS and asks who one is: whoever does not say so is told, and changes nothing.
+#[test]
+fn a_shard_that_asks_who_one_is_moves_and_comes_back() -> Result<()> {
+    let guarded = tokio::runtime::Runtime::new()?
+        .block_on(Guarded::closed(true, &["--auth-token", "simple"]));
+    let file = |name: &str| guarded.certificates.path(name).display().to_string();
+    fs::write(file("password"), "manatee secret\n")?;
+    let [password, ca, certificate, key] =
+        ["password", "ca.pem", "client.pem", "client.key"].map(file);
+    let table = toml::toml! {
+        [etcd]
+        user = "manatee"
+        password_file = password
+        ca_file = ca
+        certificate_file = certificate
+        key_file = key
+    };
+    let access = file("access.toml");
+    fs::write(&access, table.to_string())?;
+    let moved = Move::of_ours_for(Some(guarded.etcd.url() + ROOT), Some(access))?;
+
+    let inventory = fs::read_to_string(moved.stage.inventory())?;
+    let line = inventory.lines().find(|line| line.starts_with("access")).context("the file")?;
+    fs::write(moved.stage.inventory(), inventory.replace(line, ""))?;
+    let told = moved.stage.transplant(&["preflight"]).unwrap_err().to_string();
+    ensure!(told.contains("if it talks TLS: give ca_file"), "{told}");
+    fs::write(moved.stage.inventory(), inventory)?;
+
+    moved.stage.transplant(&["run", "--yes", "--until", "compare"])?;
+    ensure!(moved.stage.donor().state()?.is_frozen(), "it is held");
+    let told = moved.stage.transplant(&["rollback"])?;
+    ensure!(told.contains("everything is undone"), "{told}");
+    moved.wait_for_writes_to(DONOR)?;
+    moved.check_ours()?;
+    moved.type_there_and_back("catch-up")?;
+    ensure!(!moved.stage.donor().state()?.is_frozen(), "it is as it was");
     Ok(())
 }
 

@@ -15,6 +15,8 @@ pub struct Ours {
     shard: Shard,
     /// Which of its peers was primary at first.
     primary: usize,
+    /// The file that says who we are to its coordination.
+    access: Option<String>,
 }
 
 /// Who runs PostgreSQL.
@@ -33,9 +35,23 @@ fn replication(options: &mut ShardOptions) {
 impl Move<Ours> {
     /// Of a shard that meets in this ZooKeeper, or etcd, or in a file of its own.
     pub fn of_ours(coordination: Option<String>) -> Result<Move<Ours>> {
-        let change = |options: &mut ShardOptions| options.coordination = coordination;
-        let moved =
-            Move::with(replication, |directory, setup| Ours::make(directory, setup, change))?;
+        Move::of_ours_for(coordination, None)
+    }
+
+    /// Of one that meets where one has to say who one is, as this file does.
+    pub fn of_ours_for(coordination: Option<String>, access: Option<String>) -> Result<Move<Ours>> {
+        let tables = match &access {
+            Some(file) => toml::from_str(&fs::read_to_string(file)?)?,
+            None => toml::Table::new(),
+        };
+        let change = |options: &mut ShardOptions| {
+            options.coordination = coordination;
+            options.overrides.extend(tables);
+        };
+        let make = |directory: &Path, setup: &str| {
+            Ok(Ours { access, ..Ours::make(directory, setup, change)? })
+        };
+        let moved = Move::with(replication, make)?;
         moved.wait_for_writes_to(DONOR)?;
         Ok(moved)
     }
@@ -83,7 +99,7 @@ impl Ours {
         shard.wait_whole(LIMIT)?;
         let zone = shard.primary()?.zone().to_owned();
         let primary = shard.peers().iter().position(|peer| peer.zone() == zone);
-        let donor = Ours { shard, primary: primary.context("a primary")? };
+        let donor = Ours { shard, primary: primary.context("a primary")?, access: None };
         donor.primary().psql(setup)?;
         Ok(donor)
     }
@@ -104,7 +120,8 @@ impl Ours {
     /// `manatee adm …` about it.
     pub fn adm(&self, args: &[&str]) -> Result<String> {
         let which = ["--coordination", self.shard.coordination(), "--shard", self.shard.name()];
-        adm(&[&which, args].concat())
+        let access = self.access.iter().flat_map(|file| ["--config", file]);
+        adm(&[&which, &access.collect::<Vec<_>>()[..], args].concat())
     }
 
     /// `manatee adm snapshot …` on its primary.
@@ -161,7 +178,7 @@ impl Donor for Ours {
                 toml::toml! { name = name sitter = file service = service }.into()
             })
             .collect();
-        Ok(toml::toml! {
+        let mut table = toml::toml! {
             kind = "manatee-v2"
             address = address
             port = port
@@ -176,7 +193,12 @@ impl Donor for Ours {
             coordination = coordination
             shard = shard
             sitter = file
-        })
+        };
+        if let Some(file) = &self.access {
+            let shard = table["manatee"].as_table_mut().context("a shard")?;
+            shard.insert("access".to_owned(), file.as_str().into());
+        }
+        Ok(table)
     }
 
     fn servers(&self) -> Vec<(String, (IpAddr, u16))> {

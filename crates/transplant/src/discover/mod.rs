@@ -38,6 +38,8 @@ pub enum Source {
         coordination: String,
         /// Its name.
         shard: String,
+        /// The file that says who we are to its coordination.
+        access: Option<String>,
     },
     /// A Patroni cluster.
     Patroni(PatroniConfig),
@@ -64,7 +66,9 @@ pub struct Asking {
 pub async fn discover(source: &Source, asking: &Asking) -> Result<Draft> {
     match source {
         Source::Server { port, address } => server::draft(asking, *port, address.as_deref()).await,
-        Source::Shard { coordination, shard } => shard::draft(asking, coordination, shard).await,
+        Source::Shard { coordination, shard, access } => {
+            shard::draft(asking, coordination, shard, access.as_deref()).await
+        }
         Source::Patroni(config) => patroni::draft(asking, config).await,
     }
 }

@@ -36,11 +36,17 @@ struct Sitter {
 type Sitters = Result<BTreeMap<(String, u16), Sitter>, String>;
 
 /// The draft of an inventory whose donor is a shard.
-pub(super) async fn draft(asking: &Asking, coordination: &str, shard: &str) -> Result<Draft> {
+pub(super) async fn draft(
+    asking: &Asking,
+    coordination: &str,
+    shard: &str,
+    access: Option<&str>,
+) -> Result<Draft> {
     let place = DonorShard {
         coordination: coordination.to_owned(),
         shard: shard.to_owned(),
         sitter: SITTER_FILE.to_owned(),
+        access: access.map(str::to_owned),
     };
     draft_of(asking, &place, &look_at(&place).await?).await
 }
@@ -69,6 +75,9 @@ async fn draft_of(asking: &Asking, place: &DonorShard, facts: &ShardFacts) -> Re
     draft.set("shard", shard);
     let file = draft.sitter(&sitter);
     draft.set("sitter", &file);
+    if let Some(access) = &place.access {
+        draft.set("access", access);
+    }
 
     for peer in &facts.others {
         draft.line("\n[[donor.standbys]]");
@@ -246,6 +255,7 @@ mod tests {
             coordination: "zk://192.0.2.9:2181".to_owned(),
             shard: "1.example".to_owned(),
             sitter: SITTER_FILE.to_owned(),
+            access: Some("/etc/access.toml".to_owned()),
         };
         let facts = ShardFacts {
             generation: Some(Generation(7)),

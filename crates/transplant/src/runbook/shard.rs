@@ -46,8 +46,10 @@ impl Book<'_> {
     pub(super) fn shard_head(&mut self) {
         let Some(shard) = &self.donor().manatee else { return };
         self.note("What the donor's peers have said of themselves where they meet.");
+        let access = shard.access.as_ref();
+        let access = access.map(|file| format!(" --config {}", quote(file))).unwrap_or_default();
         self.line(&format!(
-            "donor_adm() {{ {} adm --coordination {} --shard {} \"$@\"; }}",
+            "donor_adm() {{ {} adm{access} --coordination {} --shard {} \"$@\"; }}",
             quote(self.program),
             quote(&shard.coordination),
             quote(&shard.shard)

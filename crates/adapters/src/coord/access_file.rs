@@ -1,12 +1,24 @@
-//! The tables `[zookeeper]` and `[etcd]`: who we are to the coordination, and how we talk to it.
+//! The tables `[zookeeper]` and `[etcd]` of a file: who we are to the coordination, and how we talk to it.
 
-use adapters::coord::{Access, Credentials, TlsAccess};
-use anyhow::{Context, Result, bail};
+use super::{Access, Credentials, TlsAccess};
 use serde::Deserialize;
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
 };
+
+/// What is wrong with such a file.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {problem}", file.display())]
+pub struct AccessError {
+    /// The file.
+    pub file: PathBuf,
+    /// What, and where in it.
+    pub problem: String,
+    /// Why, where something could not be read.
+    #[source]
+    pub source: Option<io::Error>,
+}
 
 /// Both tables, of which the address of the coordination chooses one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,11 +32,32 @@ pub struct AccessTables {
 }
 
 impl AccessTables {
+    /// Those of a file, whatever else stands in it.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is no TOML, or a table has a field that it does not know.
+    pub fn load(file: &Path) -> Result<AccessTables, AccessError> {
+        #[derive(Deserialize)]
+        struct Tables {
+            #[serde(default)]
+            zookeeper: AccessConfig,
+            #[serde(default)]
+            etcd: AccessConfig,
+        }
+        let wrong =
+            |problem: String, source| AccessError { file: file.to_owned(), problem, source };
+        let text = fs::read_to_string(file)
+            .map_err(|error| wrong("cannot be read".to_owned(), Some(error)))?;
+        let Tables { zookeeper, etcd } =
+            toml::from_str(&text).map_err(|error| wrong(error.to_string(), None))?;
+        Ok(AccessTables { zookeeper, etcd, file: file.to_owned() })
+    }
+
     /// Who we are to the coordination at this address.
     ///
     /// # Errors
     /// When only a half of something is given, or the password cannot be read.
-    pub fn access(&self, coordination: &str) -> Result<Access> {
+    pub fn access(&self, coordination: &str) -> Result<Access, AccessError> {
         match coordination.split_once(':') {
             Some(("zk", _)) => self.zookeeper.access("zookeeper", &self.file),
             Some(("etcd", _)) => self.etcd.access("etcd", &self.file),
@@ -52,38 +85,44 @@ pub struct AccessConfig {
 
 impl AccessConfig {
     /// With the password read. `table` and `file` are where this stands.
-    fn access(&self, table: &str, file: &Path) -> Result<Access> {
-        let name = file.display();
+    fn access(&self, table: &str, file: &Path) -> Result<Access, AccessError> {
+        let wrong = |problem: String, source| AccessError {
+            file: file.to_owned(),
+            problem: format!("{table}{problem}"),
+            source,
+        };
+        let half = |problem: &str| wrong(problem.to_owned(), None);
         let credentials = match (&self.user, &self.password_file) {
             (None, None) => None,
             (Some(user), Some(path)) => {
                 if user.is_empty() || user.contains(':') {
-                    bail!("{name}: {table}.user {user:?}: not empty, without a colon");
+                    return Err(half(&format!(".user {user:?}: not empty, without a colon")));
                 }
-                let password = fs::read_to_string(path).with_context(|| {
-                    format!("{name}: {table}.password_file: cannot read {}", path.display())
+                let password = fs::read_to_string(path).map_err(|error| {
+                    let problem = format!(".password_file: cannot read {}", path.display());
+                    wrong(problem, Some(error))
                 })?;
                 let password = password.trim_end_matches('\n').to_owned();
                 if password.is_empty() {
-                    bail!("{name}: {table}.password_file: {} is empty", path.display());
+                    return Err(half(&format!(".password_file: {} is empty", path.display())));
                 }
                 Some(Credentials { user: user.clone(), password })
             }
-            _ => bail!("{name}: {table}: user and password_file belong together: give both"),
+            _ => return Err(half(": user and password_file belong together: give both")),
         };
         let identity = match (&self.certificate_file, &self.key_file) {
             (None, None) => None,
             (Some(certificate), Some(key)) => Some((certificate.clone(), key.clone())),
-            _ => {
-                bail!("{name}: {table}: certificate_file and key_file belong together: give both")
-            }
+            _ => return Err(half(": certificate_file and key_file belong together: give both")),
         };
         let tls = match (&self.ca_file, identity) {
             (Some(ca_file), identity) => Some(TlsAccess { ca_file: ca_file.clone(), identity }),
             (None, None) => None,
-            (None, Some(_)) => bail!(
-                "{name}: {table}.certificate_file is for TLS: give ca_file, which says whom we trust"
-            ),
+            (None, Some(_)) => {
+                return Err(half(
+                    ".certificate_file is for TLS: give ca_file, which says whom we trust",
+                ));
+            }
         };
         Ok(Access { credentials, tls })
     }
@@ -93,8 +132,8 @@ impl AccessConfig {
 mod tests {
     use super::*;
 
-    fn access(text: &str) -> Result<Access> {
-        let etcd = toml::from_str(text)?;
+    fn access(text: &str) -> Result<Access, AccessError> {
+        let etcd = toml::from_str(text).expect("TOML");
         let (zookeeper, file) = (AccessConfig::default(), PathBuf::from("sitter.toml"));
         AccessTables { zookeeper, etcd, file }.access("etcd://10.0.0.1")
     }
@@ -102,7 +141,7 @@ mod tests {
     #[test]
     fn halves_are_refused() {
         let check = |text: &str, part: &str| {
-            let error = format!("{:#}", access(text).expect_err("a half"));
+            let error = access(text).expect_err("a half").to_string();
             assert!(error.contains("sitter.toml: etcd") && error.contains(part), "{error}");
         };
         check("user = 'm'", "belong together");
@@ -136,5 +175,26 @@ mod tests {
         for other in ["etcd://a:1", "sqlite:/x.db"] {
             assert!(tables.access(other).expect("nothing of it is used").credentials.is_none());
         }
+    }
+
+    #[test]
+    fn a_file_may_hold_more() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("sitter.toml");
+        let check = |text: &str, part: Option<&str>| {
+            fs::write(&path, text).expect("written");
+            let told = AccessTables::load(&path).err().map(|error| error.to_string());
+            match (told, part) {
+                (None, None) => {}
+                (Some(told), Some(part)) => assert!(told.contains(part), "{told}"),
+                other => panic!("{text}: {other:?}"),
+            }
+        };
+        check("shard = '1'\n[postgres]\nport = 1\n[etcd]\nuser = 'm'\n", None);
+        check("", None);
+        check("[etcd]\nname = 'm'\n", Some("name"));
+        check("[etcd", Some("sitter.toml"));
+        let nowhere = AccessTables::load(Path::new("/nowhere")).expect_err("nothing there");
+        assert!(nowhere.to_string().contains("/nowhere: cannot be read"), "{nowhere}");
     }
 }
