@@ -2,7 +2,7 @@
 # The first program of the machine that OpenZFS is tested in, and the only one that Debian did not bring:
 # makes the machine one that tests run in, runs the program that was given, tells how it ended, and
 # turns the machine off.
-export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root PAGER=cat MANATEE_TEST_SLOWNESS=5
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root PAGER=cat MANATEE_TEST_SLOWNESS=10
 exec >/dev/ttyS0 2>&1 </dev/null
 end() {
     echo "manatee-zfs-vm: ended with $1"

@@ -11,7 +11,7 @@ here=$(realpath "$(dirname "${BASH_SOURCE[0]}")")
 
 # Nothing that is run here takes as long, in seconds, on a machine that has something else to do as well;
 # what hangs is to be told and not waited for.
-readonly limit=2400
+readonly limit=3600
 # In MiB. Three servers, their sitters, and what ZFS keeps.
 readonly memory=2048
 
