@@ -110,7 +110,7 @@ test-kills: ## Kill either end of a seeding again and again; KILLS=50
 	MANATEE_TEST_KILLS=$(KILLS) cargo test --locked --package manatee --test shard -- --exact volumes::a_seeding_outlives_both_of_its_ends --nocapture
 
 test-transplant: ## Undo moves of databases from each of their steps; a quarter of an hour
-	@tools/need.sh build postgresql zookeeper etcd patroni filesystems ssh
+	@tools/need.sh build postgresql zookeeper etcd patroni filesystems ssh systemd
 	cargo test --locked --package manatee --test transplant -- --ignored --nocapture --skip bench::
 
 # The versions of PostgreSQL that Debian has beside this one's, and what is tested of each.

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sees to it that this machine has what is named:
 #
-#   tools/need.sh [build] [lint] [coverage] [postgresql] [network] [zookeeper] [etcd] [patroni] [filesystems] [zfs-vm] [ssh] [debian-root]
+#   tools/need.sh [build] [lint] [coverage] [postgresql] [network] [zookeeper] [etcd] [patroni] [filesystems] [zfs-vm] [ssh] [systemd] [debian-root]
 #
 # What Debian packages hold is installed where we may (root, or sudo without a password); Rust is
 # never installed, because Debian's is too old and where to put it is not ours to choose. What rustup
@@ -141,6 +141,11 @@ need_debian-root() {
         missing+=("root: a root directory is made and mounted in, which only root can: run it as root")
 }
 
+# One of the tests' own starts units.
+need_systemd() {
+    [[ -x /lib/systemd/systemd ]] || packages+=(systemd)
+}
+
 # What a transplant reaches other hosts by; its server is run by the tests alone.
 need_ssh() {
     command -v ssh >/dev/null || packages+=(openssh-client)
@@ -203,9 +208,9 @@ install() {
 
 for what in "$@"; do
     case $what in
-        build | lint | coverage | network | postgresql | zookeeper | etcd | patroni | filesystems | zfs-vm | ssh | debian-root) "need_$what" ;;
+        build | lint | coverage | network | postgresql | zookeeper | etcd | patroni | filesystems | zfs-vm | ssh | systemd | debian-root) "need_$what" ;;
         *)
-            echo "tools/need.sh: $what: give any of build, lint, coverage, network, postgresql, zookeeper, etcd, patroni, filesystems, zfs-vm, ssh, debian-root" >&2
+            echo "tools/need.sh: $what: give any of build, lint, coverage, network, postgresql, zookeeper, etcd, patroni, filesystems, zfs-vm, ssh, systemd, debian-root" >&2
             exit 2
             ;;
     esac

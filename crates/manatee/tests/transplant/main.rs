@@ -26,5 +26,6 @@ mod postgres;
 mod preflight;
 mod snapshots;
 mod ssh;
+mod systemd;
 mod v1_peer;
 mod verify;
