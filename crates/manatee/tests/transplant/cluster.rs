@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use super::harness::wait;
+use super::{certificates::Certificates, harness::wait};
 
 /// Who may change things over the REST API.
 const API_USER: &str = "patroni";
@@ -31,6 +31,8 @@ pub struct Cluster {
     bin_dir: PathBuf,
     user: Option<OsUser>,
     pub nodes: Vec<Node>,
+    /// The certificate of the authority, where the REST API talks TLS.
+    ca: Option<PathBuf>,
     _etcd: Etcd,
 }
 
@@ -49,8 +51,15 @@ impl Node {
 }
 
 impl Cluster {
-    /// Makes and starts one of as many nodes below this directory, and executes the statements `setup`.
-    pub fn make(directory: &Path, setup: &str, nodes: usize, settings: Value) -> Result<Cluster> {
+    /// Makes and starts one of as many nodes below this directory, and executes the statements `setup`. Its
+    /// REST API talks TLS where certificates are given.
+    pub fn make(
+        directory: &Path,
+        setup: &str,
+        nodes: usize,
+        settings: Value,
+        certificates: Option<&Certificates>,
+    ) -> Result<Cluster> {
         let directory = directory.join("patroni");
         fs::create_dir(&directory)?;
         fs::set_permissions(&directory, fs::Permissions::from_mode(0o755))?;
@@ -69,10 +78,19 @@ impl Cluster {
             bin_dir: postgres::programs(None)?.0,
             user: root.then(|| OsUser::find("postgres")).transpose()?,
             nodes: nodes.collect(),
+            ca: certificates.map(|_| directory.join("ca.pem")),
             _etcd: Etcd::start(&etcd_directory, 1)?,
             directory,
         };
         fs::write(cluster.password_file(), format!("{API_PASSWORD}\n"))?;
+        for name in ["ca.pem", "server.pem", "server.key"] {
+            let Some(certificates) = certificates else { break };
+            let path = cluster.directory.join(name);
+            fs::copy(certificates.path(name), &path)?;
+            if let Some(user) = &cluster.user {
+                chown(&path, Some(user.uid), Some(user.gid))?;
+            }
+        }
         for node in &cluster.nodes {
             fs::create_dir(&node.home)?;
             if let Some(user) = &cluster.user {
@@ -111,7 +129,7 @@ impl Cluster {
             "host replication standby samehost scram-sha-256".to_owned(),
             "host all all samehost scram-sha-256".to_owned(),
         ];
-        let file = json!({
+        let mut file = json!({
             "scope": "moved",
             "name": node.name,
             "restapi": {
@@ -138,6 +156,12 @@ impl Cluster {
                 "basebackup": { "checkpoint": "fast" },
             },
         });
+        if let Some(ca) = &self.ca {
+            file["restapi"]["certfile"] = json!(self.directory.join("server.pem"));
+            file["restapi"]["keyfile"] = json!(self.directory.join("server.key"));
+            // Its members ask each other.
+            file["ctl"] = json!({ "cacert": ca });
+        }
         Ok(serde_json::to_string_pretty(&file)?)
     }
 
@@ -190,10 +214,18 @@ impl Cluster {
         Ok(())
     }
 
+    /// The address of a member's REST API.
+    fn url(&self, node: &Node) -> String {
+        let scheme = if self.ca.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}:{}", Ipv4Addr::LOCALHOST, node.api)
+    }
+
     /// Asks or tells a member.
     pub fn api(&self, node: &Node, method: &str, path: &str, body: Value) -> Result<String> {
-        let url = format!("http://{}:{}{path}", Ipv4Addr::LOCALHOST, node.api);
+        let ca = self.ca.iter().flat_map(|ca| [Path::new("--cacert"), ca]);
+        let url = format!("{}{path}", self.url(node));
         let output = Exec::new("curl")
+            .args(ca)
             .args(["-sS", "-u", &format!("{API_USER}:{API_PASSWORD}"), "-m"])
             .args([&LIMIT.as_secs().to_string(), "-X", method])
             .args(["-H", "Content-Type: application/json", "-d", &body.to_string(), &url])
@@ -277,8 +309,8 @@ impl Donor for Cluster {
         // Any member may be asked; while the donor is stopped this one is.
         let asked = self.nodes.last().context("a node")?;
         let mut patroni = toml::Table::new();
-        let url = format!("http://{}:{}/", Ipv4Addr::LOCALHOST, asked.api);
-        patroni.insert("url".to_owned(), url.into());
+        patroni.insert("url".to_owned(), format!("{}/", self.url(asked)).into());
+        patroni.extend(self.ca.iter().map(|ca| ("ca".to_owned(), text(ca))));
         patroni.insert("user".to_owned(), API_USER.into());
         patroni.insert("password_file".to_owned(), text(&self.password_file()));
         let mut donor = toml::Table::new();

@@ -235,7 +235,7 @@ fn an_inventory_is_drafted_from_a_shard_of_the_first_version() -> Result<()> {
 
 #[test]
 fn an_inventory_is_drafted_from_a_patroni_cluster() -> Result<()> {
-    let make = |directory: &_, setup: &_| Cluster::make(directory, setup, 2, json!({}));
+    let make = |directory: &_, setup: &_| Cluster::make(directory, setup, 2, json!({}), None);
     let moved = Move::with(|_| {}, make)?;
     let told = moved.stage.donor().inventory()?;
     let [url, user, password] = ["url", "user", "password_file"]

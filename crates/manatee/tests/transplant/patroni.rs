@@ -1,6 +1,7 @@
 //! A donor that Patroni looks after.
 
 use super::{
+    certificates::Certificates,
     cluster::Cluster,
     harness::{Move, wait},
 };
@@ -10,7 +11,21 @@ use serde_json::{Value, json};
 use std::fs;
 
 fn prepare(nodes: usize, settings: Value) -> Result<Move<Cluster>> {
-    let make = |directory: &_, setup: &_| Cluster::make(directory, setup, nodes, settings);
+    prepare_with(nodes, settings, None)
+}
+
+/// One whose REST API talks TLS.
+fn prepare_over_tls(nodes: usize, settings: Value) -> Result<Move<Cluster>> {
+    prepare_with(nodes, settings, Some(&Certificates::make()))
+}
+
+fn prepare_with(
+    nodes: usize,
+    settings: Value,
+    certificates: Option<&Certificates>,
+) -> Result<Move<Cluster>> {
+    let make =
+        |directory: &_, setup: &_| Cluster::make(directory, setup, nodes, settings, certificates);
     let moved = Move::with(|_| {}, make)?;
     moved.wait_for_writes_to("one")?;
     Ok(moved)
@@ -149,7 +164,7 @@ fn what_becomes_of_a_patroni_cluster_meanwhile_is_noticed() -> Result<()> {
 /// Rules T1 and T6: back before and after the shard took writes.
 #[test]
 fn a_patroni_cluster_comes_back_with_what_the_shard_took() -> Result<()> {
-    let moved = prepare(3, json!({ "synchronous_mode": true }))?;
+    let moved = prepare_over_tls(3, json!({ "synchronous_mode": true }))?;
     let cluster = moved.stage.donor();
     moved.ask_to_verify()?;
     // Before: it is only stopped and closed, and asked. What was paused before is so afterwards.
@@ -177,7 +192,7 @@ fn a_patroni_cluster_comes_back_with_what_the_shard_took() -> Result<()> {
 /// As a person does it who types what the runbook says.
 #[test]
 fn a_runbook_moves_a_patroni_cluster() -> Result<()> {
-    let moved = prepare(2, json!({ "synchronous_mode": true }))?;
+    let moved = prepare_over_tls(2, json!({ "synchronous_mode": true }))?;
     let cluster = moved.stage.donor();
     let book = moved.runbook()?;
     book.type_until("compare")?;
