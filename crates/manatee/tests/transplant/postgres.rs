@@ -241,6 +241,22 @@ fn a_runbook_does_what_a_run_does() -> Result<()> {
     moved.check_donor()
 }
 
+/// Rule T8, for a person.
+#[test]
+fn a_runbook_gives_up_what_the_shard_wrote_when_that_is_said() -> Result<()> {
+    let moved = Move::prepare()?;
+    let book = moved.runbook()?;
+    book.type_until("end")?;
+    moved.wait_for_writes_to("amber")?;
+    let told = book.go_back_with("discard=yes")?;
+    let given_up = told.lines().find(|line| line.starts_with("given up: "));
+    ensure!(given_up.is_some_and(|line| line.ends_with(" of WAL that the shard wrote")), "{told}");
+    moved.wait_for_writes_to("donor")?;
+    let report = moved.stage.check_donor(&moved.writer.handle().ledger())?;
+    ensure!(!report.missing.is_empty() && report.duplicate.is_empty(), "{report}");
+    Ok(())
+}
+
 /// Rule T6, for a person.
 #[test]
 #[ignore = "takes minutes: make test-transplant"]

@@ -48,7 +48,13 @@ impl Book<'_> {
     fn bring_level(&mut self) {
         self.section("2", "the donor takes what the shard wrote, while that goes on");
         let (first, _) = self.first();
-        self.line("if [ \"$(shard)\" = open ]; then");
+        self.note("Where what the shard wrote and the donor lacks is to be given up: say discard=yes (or `discard=yes sh FILE back`).");
+        self.line("if [ \"$(shard)\" = open ] && [ \"${discard-}\" = yes ]; then");
+        self.line("from=$(serving) since=$(position \"$(donor_control)\") lost='all that'");
+        self.line("if [ -n \"$from\" ]; then lost=$(primary \"select pg_size_pretty(pg_wal_lsn_diff(pg_current_wal_lsn(), '$since')) || ' of WAL that'\"); fi");
+        self.line("echo \"given up: $lost the shard wrote\"");
+        self.line("from=${from:-none}");
+        self.line("elif [ \"$(shard)\" = open ]; then");
         self.note(
             "So that its primary stays the primary; and whoever of it was stopped is started.",
         );
@@ -125,6 +131,7 @@ impl Book<'_> {
                 self.line("fi");
             }
         }
+        self.line("if [ \"${discard-}\" != yes ]; then");
         self.line("ended=$(primary_control)");
         self.check("the primary was shut down in an orderly way", "yes", "orderly \"$ended\"");
         self.line("checkpoint=$(position \"$ended\")");
@@ -135,6 +142,7 @@ impl Book<'_> {
         );
         self.line(&ask("donor", "checkpoint"));
         self.line("check 'the donor is what the shard was' \"$(same \"$ended\")\" \"$(same \"$(donor_control)\")\"");
+        self.line("fi");
         self.note("From here on no sitter opens it any more.");
         let id = format!(" --id {}", self.facts.id);
         self.line(&Book::verb(self.first().0, "retract", &id));
