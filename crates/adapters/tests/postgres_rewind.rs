@@ -104,13 +104,18 @@ async fn one_that_crashed_long_after_a_checkpoint_becomes_a_standby_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_that_never_becomes_whole_is_told_so() {
     let new = Peer::with("new", |settings| settings.wal_keep_size = 0);
-    let old = Peer::new("old").primary(Counts::Alone, &[&new]).await;
-    let new = new.standby_of(&old).await;
+    let keeper = Peer::new("keeper");
+    let old = Peer::new("old").primary(Counts::Alone, &[&new, &keeper]).await;
+    let (new, keeper) = (new.standby_of(&old).await, keeper.standby_of(&old).await);
     let session = old.session().await;
     session.batch_execute("create table t (n int)").await.expect("a table");
     let end = old.value("select pg_current_wal_flush_lsn()::text").await;
-    new.wait(&format!("pg_last_wal_replay_lsn() >= '{end}'")).await;
-    new.apply(&promoted(&[])).await;
+    for peer in [&new, &keeper] {
+        peer.wait(&format!("pg_last_wal_replay_lsn() >= '{end}'")).await;
+        peer.apply(&standby(None, &[])).await;
+    }
+    new.apply(&promoted(&[&keeper])).await;
+    keeper.apply(&standby(Some(&new), &[])).await;
     session.batch_execute("insert into t values (3001)").await.expect("a row that is lost");
     let theirs = new.session().await;
     for _ in 0..3 {
@@ -118,11 +123,17 @@ async fn one_that_never_becomes_whole_is_told_so() {
             theirs.batch_execute(sql).await.expect(sql);
         }
     }
+    keeper.wait("(select count(*) from t where n = 2001) = 3").await;
+    new.wait("(select pg_current_wal_lsn() - restart_lsn < 1 << 24 from pg_replication_slots)")
+        .await;
+    theirs.batch_execute("checkpoint").await.expect("the last that the slot held is gone");
     old.postgres.stop(StopMode::Fast).await.expect("a stop");
     old.postgres.rewind(&new.source(), |_, _| {}).await.expect("a rewind");
     new.apply(&promoted(&[&old])).await;
     let refused = old.postgres.apply(&standby(Some(&new), &[])).await.expect_err("never whole");
-    let PgCause::CannotRecover { refusal } = refused.cause else { panic!("{}", chain(&refused)) };
+    let PgCause::CannotRecover { refusal, .. } = refused.cause else {
+        panic!("{}", chain(&refused))
+    };
     assert_eq!(refusal, Refusal::Removed);
     let port = new.settings.port;
     let judge = async || old.postgres.divergence_at_rest(refusal, "127.0.0.1", port).await;
@@ -131,9 +142,13 @@ async fn one_that_never_becomes_whole_is_told_so() {
     // The next try finds it running, and says the same.
     let refused = old.postgres.apply(&standby(Some(&new), &[])).await.expect_err("never whole");
     assert!(matches!(refused.cause, PgCause::CannotRecover { .. }), "{}", chain(&refused));
-    // Nothing is concluded of one that cannot be asked.
+    // Nothing is concluded of one that cannot be asked; nor of one that was not asked yet: this one has it.
     new.postgres.stop(StopMode::Fast).await.expect("a stop");
     judge().await.expect_err("nobody is there");
+    keeper.apply(&standby(None, &[&old])).await;
+    old.apply(&standby(Some(&keeper), &[])).await;
+    old.wait("(select count(*) from t where n = 2001) = 3").await;
+    assert_eq!(old.value("select count(*)::text from t").await, "3");
 }
 
 #[tokio::test(flavor = "multi_thread")]

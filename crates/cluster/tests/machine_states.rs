@@ -245,6 +245,28 @@ fn who_cannot_follow_is_copied_and_says_so() {
     assert_eq!(one.machine.reason(), &Reason::CannotFollow { upstream: upstream.id });
 }
 
+/// What could not be followed says nothing of the database once it has come to follow another (rule X4).
+#[test]
+fn who_follows_another_may_follow_again() {
+    let config = |upstream: usize| PgConfig::Standby {
+        place: cluster::StandbyRole::Async,
+        upstream: Some(peer(upstream)),
+        downstream: vec![],
+    };
+    let mut one = One::new(Database::Established, Some(config(3)));
+    one.join(seen(2, state(1, [3, 2, 1])), all());
+    // It is on its way to another upstream when it is told of the one that it leaves.
+    one.tell(Event::Diverged { from: peer(3).id });
+    one.tell(Event::PgDone(PgOutcome::Applied { position: Lsn::new(5), timeline: Some(1) }));
+    let actions = one.tell(Event::State(seen(3, state(2, [3, 1, 2]))));
+    let follows = Action::Postgres(PgCommand::Apply(PgConfig::Standby {
+        place: cluster::StandbyRole::Sync,
+        upstream: Some(peer(3)),
+        downstream: vec![peer(2).id],
+    }));
+    assert!(actions.contains(&follows), "{actions:?}");
+}
+
 /// The law of what may be stored (rule S2), where no run of whole shards comes to.
 #[test]
 fn what_breaks_the_law_is_refused_with_its_rule() {

@@ -215,6 +215,7 @@ impl Inner {
         downstream: &[PeerId],
         epoch: u64,
     ) -> Result<Lsn, PgCause> {
+        self.repoint(shape)?;
         let running = match self.running().await? {
             Some(_) if !self.first_session().await?.is("pg_is_in_recovery()").await? => {
                 self.halt(StopMode::Fast).await?;
@@ -244,6 +245,20 @@ impl Inner {
         let waits = self.record_of(&server)?.is_some_and(|record| record.waits);
         self.note(&server, Some(config), waits, &shape.names())?;
         Ok(position)
+    }
+
+    /// Tells a standby that has not come up yet whom it is to follow now: it may be waiting for what the one
+    /// before has not, or for that one itself. Nothing else of its configuration changes by this.
+    fn repoint(&self, shape: &Shape) -> Result<(), PgCause> {
+        let Some(server) = self.find()? else { return Ok(()) };
+        let found = files::read(&self.data.join(render::CONF))?.unwrap_or_default();
+        let wanted = self.render(shape, self.clients_are_in()?);
+        let same = |name| render::setting(&found, name) == render::setting(&wanted.conf, name);
+        if self.is_up(&server)? || !same(render::NAMES) || same(render::UPSTREAM) {
+            return Ok(());
+        }
+        self.write_files(&wanted)?;
+        server.reread()
     }
 
     async fn start_as_standby(&self, shape: &Shape, epoch: u64) -> Result<Arc<Server>, PgCause> {

@@ -82,10 +82,12 @@ pub enum PgCause {
         log: String,
     },
     /// A standby can never come to where its database is whole.
-    #[error("it cannot start as a standby: {refusal}")]
+    #[error("it cannot start as a standby: {refusal}; the log ends: {log}")]
     CannotRecover {
         /// By its log.
         refusal: Refusal,
+        /// The end of the server's log.
+        log: String,
     },
     /// It ended while it was needed.
     #[error("the server is not running")]

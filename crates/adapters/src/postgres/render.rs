@@ -106,6 +106,11 @@ pub(super) fn settings(settings: &BTreeMap<String, String>) -> String {
     })
 }
 
+/// The setting that names the upstream.
+pub(super) const UPSTREAM: &str = "primary_conninfo";
+/// The setting that names who counts.
+pub(super) const NAMES: &str = "synchronous_standby_names";
+
 fn line(conf: &mut String, name: &str, value: &str) {
     let value = value.replace('\\', "\\\\").replace('\'', "''");
     // Writing to a String cannot fail.
@@ -150,7 +155,7 @@ pub(super) fn ours(
     set("unix_socket_directories", settings.socket_dir.display().to_string());
     set("hba_file", format!("{data}/{HBA}"));
     set("ident_file", format!("{data}/{IDENT}"));
-    set("synchronous_standby_names", shape.names());
+    set(NAMES, shape.names());
     set("default_transaction_read_only", onoff(read_only));
     set("fsync", onoff(true));
     set("full_page_writes", onoff(true));
@@ -163,7 +168,7 @@ pub(super) fn ours(
     set("restart_after_crash", onoff(false));
     set("max_slot_wal_keep_size", format!("{}MB", settings.slot_keep_size));
     set("wal_keep_size", format!("{}MB", settings.wal_keep_size));
-    set("primary_conninfo", conninfo);
+    set(UPSTREAM, conninfo);
     set("primary_slot_name", slot);
     set("recovery_target_timeline", "latest".to_owned());
     set("restore_command", String::new());
@@ -262,6 +267,11 @@ fn fnv(texts: &[&str]) -> u64 {
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     })
+}
+
+/// What a `manatee.conf` says of a setting.
+pub(super) fn setting<'a>(conf: &'a str, name: &str) -> Option<&'a str> {
+    conf.lines().find(|line| line.split(' ').next() == Some(name))
 }
 
 /// `postgresql.conf` with `manatee.conf` included last, and only there; `None` when it is so.

@@ -50,6 +50,11 @@ impl Server {
         self.process.signal(signal).map_err(problem(self.id().pid))
     }
 
+    /// Has it read its configuration again.
+    pub fn reread(&self) -> Result<(), PgCause> {
+        self.process.signal(Signal::HUP).map_err(problem(self.id().pid))
+    }
+
     /// Waits for its end; how it ended.
     pub async fn ended(&self) -> String {
         let mut ended = self.ended.subscribe();
@@ -316,19 +321,21 @@ impl Inner {
         open().map_err(PgCause::file(&path))
     }
 
+    /// Whether it takes connections.
+    pub fn is_up(&self, server: &Server) -> Result<bool, PgCause> {
+        Ok(self.lock_file()?.is_some_and(|lock| {
+            lock.pid == server.id().pid && matches!(&*lock.status, "ready" | "standby")
+        }))
+    }
+
     /// Waits until a server that starts takes connections. When that takes too long it is left to
     /// go on: recovery after a crash needs its time.
     pub async fn ready(&self, server: &Arc<Server>, log_start: u64) -> Result<(), PgCause> {
         let status = async {
-            loop {
-                let lock = self.lock_file()?;
-                if lock.is_some_and(|lock| {
-                    lock.pid == server.id().pid && matches!(&*lock.status, "ready" | "standby")
-                }) {
-                    return Ok(());
-                }
+            while !self.is_up(server)? {
                 tokio::time::sleep(POLL).await;
             }
+            Ok(())
         };
         let ready = async {
             tokio::select! {
@@ -345,13 +352,18 @@ impl Inner {
     /// Waits until a standby that starts has asked twice for WAL that its upstream no longer has, for without
     /// that it never comes to where it takes connections. In between it has looked for it here.
     async fn cannot_recover(&self, log_start: u64) -> PgCause {
+        if log_start == u64::MAX {
+            // It may have been told just now to ask somebody else.
+            tokio::time::sleep(LOG_POLL).await;
+        }
         let mut log = files::LogReader::from(self.log_path(), log_start);
         let mut removed = 0;
         while removed < 2 {
             tokio::time::sleep(LOG_POLL).await;
             removed += log.new_lines().iter().filter(|line| Refusal::is_removed(line)).count();
         }
-        PgCause::CannotRecover { refusal: Refusal::Removed }
+        let log = files::log_tail(&self.log_path(), log_start);
+        PgCause::CannotRecover { refusal: Refusal::Removed, log }
     }
 
     fn start_failure(&self, status: String, log_start: u64) -> PgCause {
@@ -364,7 +376,7 @@ impl Inner {
         } else if log.contains("No space left on device") {
             PgCause::NoSpace { log }
         } else if let Some(refusal) = Refusal::of_start(&log) {
-            PgCause::CannotRecover { refusal }
+            PgCause::CannotRecover { refusal, log }
         } else {
             PgCause::CannotStart { status, log }
         }

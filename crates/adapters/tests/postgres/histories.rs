@@ -54,7 +54,9 @@ async fn a_standby_ahead_of_its_new_upstream_has_diverged() {
     // Started again, it does not even come up, as it knows of the new timeline by now.
     b.postgres.stop(StopMode::Fast).await.expect("a stop");
     let refused = b.postgres.apply(&standby(Some(&c), &[])).await.expect_err("it has diverged");
-    let PgCause::CannotRecover { refusal } = refused.cause else { panic!("{}", chain(&refused)) };
+    let PgCause::CannotRecover { refusal, .. } = refused.cause else {
+        panic!("{}", chain(&refused))
+    };
     let judged = b.postgres.divergence_at_rest(refusal, "127.0.0.1", port).await;
     let judged = judged.expect("an answer");
     assert!(matches!(&judged, Divergence::CannotFollow(why) if why.contains("left timeline 1")));

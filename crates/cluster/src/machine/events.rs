@@ -245,6 +245,10 @@ impl Machine {
                 if config.is_primary() {
                     self.database = Some(Database::Established);
                 }
+                if !self.has_diverged(&config) {
+                    // What could not be followed is not what is followed now.
+                    self.diverged_from = None;
+                }
                 self.exposed = needs_proof(&config);
                 self.applied = Some(Applied { config, position });
                 self.fenced = false;

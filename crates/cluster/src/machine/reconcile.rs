@@ -387,7 +387,7 @@ impl Machine {
     }
 
     /// Whether what is to be followed is known to have another history (rule X4).
-    fn has_diverged(&self, config: &PgConfig) -> bool {
+    pub(super) fn has_diverged(&self, config: &PgConfig) -> bool {
         match config {
             PgConfig::Standby { upstream: Some(upstream), .. } => {
                 self.diverged_from.as_ref() == Some(&upstream.id)

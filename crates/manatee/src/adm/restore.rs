@@ -168,7 +168,8 @@ impl Place<'_> {
         }
         for name in ["postgresql.conf", "postgresql.auto.conf", "pg_hba.conf"] {
             let path = self.at.join(name);
-            if path.exists() {
+            // A link that leads nowhere here is none to write through.
+            if path.symlink_metadata().is_ok() {
                 fs::rename(&path, self.at.join(format!("{name}.of-the-peer")))?;
             }
         }

@@ -305,7 +305,7 @@ impl World {
     /// Tells the machine if a standby that does not come up never will.
     async fn judge(&self, postgres: &Postgres, config: &PgConfig, error: &anyhow::Error) {
         let cause = error.downcast_ref().map(|PgError { cause, .. }| cause);
-        if let Some(PgCause::CannotRecover { refusal }) = cause
+        if let Some(PgCause::CannotRecover { refusal, .. }) = cause
             && let PgConfig::Standby { upstream: Some(upstream), .. } = config
             && let Ok((host, port)) = upstream.pg_address()
         {

@@ -51,6 +51,7 @@ pub(super) async fn watch(
     let mut answers = Answers::default();
     let mut silence = Silence::default();
     let mut said = None;
+    let mut lost_before = None;
     let mut settling = AFTER_A_CHANGE;
     while current.borrow().as_ref().is_some_and(|now| Arc::ptr_eq(now, &postgres)) {
         let snapshot = snapshots.borrow_and_update().clone();
@@ -69,6 +70,7 @@ pub(super) async fn watch(
                     }
                     let overridden = probe.names_in_force == Some(false);
                     let lost_slots = probe.lost_slots.clone();
+                    let newly_lost = lost_slots.is_some() && lost_slots != lost_before;
                     shared.publish_postgres(PgSeen { at: began, probe: Ok(probe) });
                     send(&events, event).await;
                     if overridden {
@@ -77,15 +79,16 @@ pub(super) async fn watch(
                              putting it back"
                         );
                     }
-                    if let Some(slots) = &lost_slots {
+                    if let Some(slots) = lost_slots.as_ref().filter(|_| newly_lost) {
                         tracing::warn!(
                             "whoever follows by these replication slots was away for more WAL than is \
                              kept for it; making them anew: {slots}"
                         );
                     }
-                    if overridden || lost_slots.is_some() {
+                    if overridden || newly_lost {
                         send(&events, Event::Overridden).await;
                     }
+                    lost_before = lost_slots;
                 }
                 Err(error) => {
                     let problem = format!("PostgreSQL does not answer: {}", whole(&error));

@@ -113,10 +113,10 @@ pub(super) async fn run(command: IncomingCommand) -> Result<Value> {
             // The peer's own dataset, empty: what asks for a server's programs wants it to be there.
             volume.prepare().await?;
             let postgres = Postgres::open(executor::settings(&config, &config.ident()?)?)?;
-            Clone::of(volume).await?.open(&place.into, &inside, &postgres).await
+            Clone::of(volume, &inside).await?.open(&place.into, &postgres).await
         }
         IncomingCommand::Shut(Inside { inside, .. }) => {
-            Clone::of(volume).await?.shut(&inside).await
+            Clone::of(volume, &inside).await?.shut().await
         }
         IncomingCommand::Abandon(_) => {
             place.snapshots.abandon(&place.into).await?;

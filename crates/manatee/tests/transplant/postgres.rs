@@ -248,7 +248,7 @@ fn a_runbook_gives_up_what_the_shard_wrote_when_that_is_said() -> Result<()> {
     let book = moved.runbook()?;
     book.type_until("end")?;
     moved.wait_for_writes_to("amber")?;
-    let told = book.go_back_with("discard=yes")?;
+    let told = book.go_back_with("discard_writes_of_shard=yes")?;
     let given_up = told.lines().find(|line| line.starts_with("given up: "));
     ensure!(given_up.is_some_and(|line| line.ends_with(" of WAL that the shard wrote")), "{told}");
     moved.wait_for_writes_to("donor")?;

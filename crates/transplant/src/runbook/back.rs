@@ -48,9 +48,13 @@ impl Book<'_> {
     fn bring_level(&mut self) {
         self.section("2", "the donor takes what the shard wrote, while that goes on");
         let (first, _) = self.first();
-        self.note("Where what the shard wrote and the donor lacks is to be given up: say discard=yes (or `discard=yes sh FILE back`).");
-        self.line("if [ \"$(shard)\" = open ] && [ \"${discard-}\" = yes ]; then");
+        self.note("Where what the shard wrote and the donor lacks is to be given up: say");
+        self.note("discard_writes_of_shard=yes (or `discard_writes_of_shard=yes sh FILE back`).");
+        self.line("if [ \"$(shard)\" = open ] && [ \"${discard_writes_of_shard-}\" = yes ]; then");
+        let freeze = Book::adm(first, "freeze --reason 'rolled back by hand'");
+        self.line(&format!("if [ \"$(frozen)\" = no ]; then {freeze}; fi"));
         self.line("from=$(serving) since=$(position \"$(donor_control)\") lost='all that'");
+        self.line("case $from in '' | [0-9]) ;; *) stop \"more than one serves: $from\" ;; esac");
         self.line("if [ -n \"$from\" ]; then lost=$(primary \"select pg_size_pretty(pg_wal_lsn_diff(pg_current_wal_lsn(), '$since')) || ' of WAL that'\"); fi");
         self.line("echo \"given up: $lost the shard wrote\"");
         self.line("from=${from:-none}");
@@ -131,7 +135,7 @@ impl Book<'_> {
                 self.line("fi");
             }
         }
-        self.line("if [ \"${discard-}\" != yes ]; then");
+        self.line("if [ \"${discard_writes_of_shard-}\" != yes ]; then");
         self.line("ended=$(primary_control)");
         self.check("the primary was shut down in an orderly way", "yes", "orderly \"$ended\"");
         self.line("checkpoint=$(position \"$ended\")");

@@ -60,6 +60,15 @@ impl CompareAnswers {
         tokio::try_join!(donor, copy)
     }
 
+    /// Stops a copy that was started to be asked. One that came by streaming follows, and goes on.
+    async fn rest(&self) -> Result<()> {
+        let first = self.0.first();
+        if self.0.by_snapshots() && !self.0.is_gone(first) {
+            let _: Value = first.verb("rest", &[]).await?;
+        }
+        Ok(())
+    }
+
     /// Compares what both say; how many answers there were.
     async fn ask(&self, tell: &dyn Tell) -> Result<u64> {
         let verify = &self.0.facts.inventory.verify;
@@ -110,19 +119,21 @@ impl Step for CompareAnswers {
             tell.tell("starting the donor, closed");
             donor.start().await?;
         }
-        let first = self.0.first();
-        if self.0.by_snapshots() {
-            tell.tell("starting the copy, which follows nobody");
-            let _: Value = first.verb("stand", &[]).await?;
-        }
-        let asked = self.ask(tell).await;
+        let asked = async {
+            if self.0.by_snapshots() {
+                tell.tell("starting the copy, which follows nobody");
+                let _: Value = self.0.first().verb("stand", &[]).await?;
+            }
+            self.ask(tell).await
+        };
+        let asked = asked.await;
         // Whatever they said.
-        if self.0.by_snapshots() {
-            let _: Value = first.verb("rest", &[]).await?;
-        }
+        let rested = self.rest().await;
         donor.halt().await?;
         fence_donor::close(donor, "").await?;
-        tell.note(&format!("{} answers are the same", asked?));
+        let asked = asked?;
+        rested?;
+        tell.note(&format!("{asked} answers are the same"));
         Ok(())
     }
 
@@ -140,7 +151,7 @@ impl Step for CompareAnswers {
     }
 
     async fn undo(&self, _: Undo, _: &dyn Tell) -> Result<(), StepError> {
-        Ok(())
+        Ok(self.rest().await?)
     }
 }
 
