@@ -122,6 +122,7 @@ fn a_runner_on_btrfs_ends_anywhere() {
 }
 
 #[test]
+#[ignore = "takes minutes: make test-transplant"]
 fn a_runner_on_zfs_ends_anywhere() {
     alone("snapshots::a_runner_on_zfs_ends_anywhere", |place| {
         through_kills(&Ground::zfs(place, SIZE)?)
@@ -233,6 +234,7 @@ fn a_runbook_on_btrfs() {
 }
 
 #[test]
+#[ignore = "takes minutes: make test-transplant"]
 fn a_runbook_on_zfs() {
     alone("snapshots::a_runbook_on_zfs", |place| {
         let ground = Ground::zfs(place, SIZE)?;
