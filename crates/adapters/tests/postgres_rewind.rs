@@ -134,17 +134,20 @@ async fn one_that_never_becomes_whole_is_told_so() {
     let PgCause::CannotRecover { refusal, .. } = refused.cause else {
         panic!("{}", chain(&refused))
     };
-    assert_eq!(refusal, Refusal::Removed);
-    let port = new.settings.port;
-    let judge = async || old.postgres.divergence_at_rest(refusal, "127.0.0.1", port).await;
-    let judged = judge().await.expect("an answer");
+    assert!(matches!(refusal, Refusal::Removed(_)), "{refusal:?}");
+    let judge = async |upstream: &Peer| {
+        old.postgres.divergence_at_rest(refusal, "127.0.0.1", upstream.settings.port).await
+    };
+    let judged = judge(&new).await.expect("an answer");
     assert!(matches!(judged, Divergence::CannotFollow(_)), "{judged:?}");
+    // This one has it.
+    assert_eq!(judge(&keeper).await.expect("an answer"), Divergence::None);
     // The next try finds it running, and says the same.
     let refused = old.postgres.apply(&standby(Some(&new), &[])).await.expect_err("never whole");
     assert!(matches!(refused.cause, PgCause::CannotRecover { .. }), "{}", chain(&refused));
     // Nothing is concluded of one that cannot be asked; nor of one that was not asked yet: this one has it.
     new.postgres.stop(StopMode::Fast).await.expect("a stop");
-    judge().await.expect_err("nobody is there");
+    judge(&new).await.expect_err("nobody is there");
     keeper.apply(&standby(None, &[&old])).await;
     old.apply(&standby(Some(&keeper), &[])).await;
     old.wait("(select count(*) from t where n = 2001) = 3").await;

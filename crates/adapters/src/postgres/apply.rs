@@ -150,7 +150,7 @@ impl Inner {
         }
         self.senders_agree(&session, primary.counts).await?;
         self.ensure_replication_role(&session).await?;
-        self.set_slots(&session, primary.downstream).await?;
+        self.set_slots(&server, &session, primary.downstream).await?;
         self.fill_timelines().await?;
         // An acknowledged commit is flushed here first, and after the proofs above no commit is
         // acknowledged that the old names would have let through. So no such commit lies beyond.
@@ -240,7 +240,7 @@ impl Inner {
             let sql = "greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())";
             self.lsn(&session, sql).await?
         };
-        self.set_slots(&session, downstream).await?;
+        self.set_slots(&server, &session, downstream).await?;
         self.fill_timelines().await?;
         let waits = self.record_of(&server)?.is_some_and(|record| record.waits);
         self.note(&server, Some(config), waits, &shape.names())?;
@@ -248,13 +248,14 @@ impl Inner {
     }
 
     /// Tells a standby that has not come up yet whom it is to follow now: it may be waiting for what the one
-    /// before has not, or for that one itself. Nothing else of its configuration changes by this.
+    /// before has not, or for that one itself. Nothing else of its configuration changes by this. Each time, as
+    /// whoever wrote it there before may have ended before the server was told.
     fn repoint(&self, shape: &Shape) -> Result<(), PgCause> {
         let Some(server) = self.find()? else { return Ok(()) };
         let found = files::read(&self.data.join(render::CONF))?.unwrap_or_default();
         let wanted = self.render(shape, self.clients_are_in()?);
-        let same = |name| render::setting(&found, name) == render::setting(&wanted.conf, name);
-        if self.is_up(&server)? || !same(render::NAMES) || same(render::UPSTREAM) {
+        let names = |conf| render::setting(conf, render::NAMES);
+        if self.is_up(&server)? || names(&found) != names(&wanted.conf) {
             return Ok(());
         }
         self.write_files(&wanted)?;
@@ -320,6 +321,14 @@ impl Inner {
         let path = self.settings.home.join(files::APPLIED);
         let record: Option<AppliedRecord> = files::read_json(&path)?;
         Ok(record.filter(|record| record.server == server.id()))
+    }
+
+    /// Writes down that the server is no longer as it was configured, until that is noted again.
+    pub fn note_change(&self, server: &Server) -> Result<(), PgCause> {
+        match self.record_of(server)? {
+            Some(record) => self.note(server, None, record.waits, &record.names),
+            None => Ok(()),
+        }
     }
 
     fn note(

@@ -1,10 +1,10 @@
 //! Whether a standby can ever stream from its upstream.
 //!
 //! What follows from a no replaces a database, so it takes more than silence: PostgreSQL itself must
-//! have written into the standby's log that it cannot go on from there, and that another history is
-//! the reason counts only if the upstream's own timeline history, held against our position, says so.
+//! have written into the standby's log that it cannot go on from there, and the upstream must say so, too:
+//! by its own timeline history, held against our position, or by not having the WAL that was asked for.
 
-use super::{Inner, PgCause, Probe, files};
+use super::{Inner, PgCause, Probe, files, session::within};
 use crate::{exec::Exec, storage::DatabaseFacts};
 use cluster::Lsn;
 use std::{fmt, path::Path};
@@ -18,27 +18,52 @@ const REFUSALS: [&str; 2] =
 const NOT_OURS: [&str; 2] =
     ["is not a child of this server's history", "does not contain minimum recovery point"];
 
-/// What it writes when the upstream has recycled the WAL that comes next here; both in one line, for of those
-/// who follow from here it writes the second alone.
-const REMOVED: [&str; 2] = ["WAL stream", "has already been removed"];
+/// What it writes when the upstream has recycled the WAL that comes next here, before and after the name of
+/// the file. Of those who follow from here it does not write the beginning; and no name that a stranger
+/// gives as that of a user, which stands in the log, is so long.
+const REMOVED: (&str, &str) = (
+    "could not receive data from WAL stream: ERROR:  requested WAL segment ",
+    " has already been removed",
+);
+
+/// The name of a file of WAL, 24 hexadecimal digits: its timeline, and its number in that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WalFile(u32, u64);
+
+impl WalFile {
+    fn parse(name: &str) -> Option<WalFile> {
+        let is_one = name.len() == 24 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let (timeline, number) = is_one.then(|| name.split_at(8))?;
+        let timeline = u32::from_str_radix(timeline, 16).ok()?;
+        Some(WalFile(timeline, u64::from_str_radix(number, 16).ok()?))
+    }
+}
+
+impl fmt::Display for WalFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:08X}{:016X}", self.0, self.1)
+    }
+}
 
 /// Why a standby goes no further, by its own log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
     /// Its position is not in the history of another server, or of a timeline that it has come to know of.
     History,
-    /// The upstream has recycled the WAL that comes next here.
-    Removed,
+    /// The upstream has recycled this file, which comes next here.
+    Removed(WalFile),
 }
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Refusal::History => {
-                "a later timeline left its own before the position that it must come to"
+        match self {
+            Refusal::History => f.write_str(
+                "a later timeline left its own before the position that it must come to",
+            ),
+            Refusal::Removed(file) => {
+                write!(f, "the WAL that is needed next is no longer kept by its upstream ({file})")
             }
-            Refusal::Removed => "the WAL that is needed next is no longer kept by its upstream",
-        })
+        }
     }
 }
 
@@ -48,13 +73,15 @@ impl Refusal {
         if REFUSALS.iter().any(|refusal| log.contains(refusal)) {
             Some(Refusal::History)
         } else {
-            log.split('|').any(Refusal::is_removed).then_some(Refusal::Removed)
+            log.rsplit('|').find_map(Refusal::removed)
         }
     }
 
-    /// Whether this line of a log tells so of WAL.
-    pub(super) fn is_removed(line: &str) -> bool {
-        REMOVED.iter().all(|part| line.contains(part))
+    /// What this line of a log tells of WAL that the upstream has recycled.
+    pub(super) fn removed(line: &str) -> Option<Refusal> {
+        let (_, rest) = line.split_once(REMOVED.0)?;
+        let (name, _) = rest.split_once(REMOVED.1)?;
+        WalFile::parse(name).map(Refusal::Removed)
     }
 
     /// What the log of one that ended while it was starting tells.
@@ -125,8 +152,12 @@ impl Inner {
         if let Some(foreign) = foreign(ours, &theirs) {
             return Ok(foreign);
         }
-        if refusal == Refusal::Removed {
-            return Ok(Divergence::CannotFollow(refusal.to_string()));
+        if let Refusal::Removed(file) = refusal {
+            // It may have been another one, or another time, that had it no more.
+            return Ok(match self.lacks(host, port, file).await? {
+                true => Divergence::CannotFollow(refusal.to_string()),
+                false => Divergence::None,
+            });
         }
         let history = if theirs.timeline > ours.timeline {
             self.history_of(theirs.timeline, host, port).await?
@@ -159,6 +190,15 @@ impl Inner {
             ..=1 => Ok(Vec::new()),
             timeline => self.history_of(timeline, host, port).await,
         }
+    }
+
+    /// Whether the server at this address does not have this file of WAL.
+    async fn lacks(&self, host: &str, port: u16, file: WalFile) -> Result<bool, PgCause> {
+        let client = self.client_at(host, port).await?;
+        let sql = format!("select (pg_stat_file('pg_wal/{file}', true)).size is null");
+        let asked = client.query_one(&sql, &[]);
+        let row = within(self.settings.query_timeout, "an answer of the upstream", asked).await??;
+        Ok(row.get(0))
     }
 
     async fn history_of(
@@ -272,6 +312,31 @@ mod tests {
         check(3, 0x700_0000, None);
         check(4, 0x100_0000, None);
         assert!(compare(9, Lsn::ZERO, 10, &[(8, Lsn::ZERO)]).is_some());
+    }
+
+    #[test]
+    fn only_what_postgresql_says_of_its_upstream_is_a_refusal() {
+        let name = "00000002000000000000002A";
+        let check = |line: &str, expected: Option<&str>| {
+            let told = Refusal::of_running(line).map(|refusal| refusal.to_string());
+            match (&told, expected) {
+                (Some(told), Some(expected)) if told.contains(expected) => {}
+                (None, None) => {}
+                _ => panic!("{line}: {told:?}"),
+            }
+        };
+        let line = |name: &str| format!("x [1] FATAL:  {}{name}{}", REMOVED.0, REMOVED.1);
+        check(&line(name), Some(name));
+        let older = line("000000020000000000000029");
+        check(&format!("{older}|x [1] LOG:  waiting|{}", line(name)), Some(name));
+        for no_name in ["", "2A", "00000002000000000000002G", "+0000002000000000000002A"] {
+            check(&line(no_name), None);
+        }
+        // Of who follows from here; and of who calls itself so.
+        check(&format!("ERROR:  requested WAL segment {name}{}", REMOVED.1), None);
+        let user: String = format!("{}{name}{}", REMOVED.0, REMOVED.1).chars().take(63).collect();
+        check(&format!("x [1] {user}@{user} FATAL:  the database system is starting up"), None);
+        check("FATAL:  requested starting point is not in this server's history", Some("timeline"));
     }
 
     #[test]

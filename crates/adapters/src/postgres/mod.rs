@@ -30,7 +30,7 @@ mod timelines;
 pub use binaries::programs;
 pub use error::{PgCause, PgError};
 pub use guard::{RefusedSetting, check_names};
-pub use history::{Divergence, Refusal};
+pub use history::{Divergence, Refusal, WalFile};
 pub use probe::{Probe, Receiver, Sender};
 pub use rewound::Rewound;
 pub use server::{fence_data, fence_dataset};

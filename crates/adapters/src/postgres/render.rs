@@ -106,8 +106,6 @@ pub(super) fn settings(settings: &BTreeMap<String, String>) -> String {
     })
 }
 
-/// The setting that names the upstream.
-pub(super) const UPSTREAM: &str = "primary_conninfo";
 /// The setting that names who counts.
 pub(super) const NAMES: &str = "synchronous_standby_names";
 
@@ -168,7 +166,7 @@ pub(super) fn ours(
     set("restart_after_crash", onoff(false));
     set("max_slot_wal_keep_size", format!("{}MB", settings.slot_keep_size));
     set("wal_keep_size", format!("{}MB", settings.wal_keep_size));
-    set(UPSTREAM, conninfo);
+    set("primary_conninfo", conninfo);
     set("primary_slot_name", slot);
     set("recovery_target_timeline", "latest".to_owned());
     set("restore_command", String::new());

@@ -44,7 +44,7 @@ const PROMOTION: Millis = Millis(10_000);
 /// What `pg_rewind` says when the target's history is a part of the source's.
 const NOTHING_TO_DO: &str = "no rewind required";
 
-/// What `pg_rewind` calls on the source.
+/// What `pg_rewind` calls on the source; by the second one it is asked, too, which WAL an upstream has.
 const FUNCTIONS: [&str; 4] = [
     "pg_ls_dir(text, boolean, boolean)",
     "pg_stat_file(text, boolean)",
@@ -62,7 +62,7 @@ struct State {
 impl Inner {
     /// See [`super::Postgres::answers`].
     pub async fn answers(&self, source: &SeedSource) -> bool {
-        self.client_of(source).await.is_ok()
+        self.client_at(&source.host, source.port).await.is_ok()
     }
 
     /// See [`super::Postgres::follow_if_ancestor`].
@@ -226,7 +226,7 @@ impl Inner {
     }
 
     async fn state_of(&self, source: &SeedSource) -> Result<State, PgCause> {
-        let client = self.client_of(source).await?;
+        let client = self.client_at(&source.host, source.port).await?;
         let sql = "select (select system_identifier::text from pg_control_system()), \
             (select timeline_id = ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)) \
               ::bit(32)::int from pg_control_checkpoint() where not pg_is_in_recovery())";
@@ -240,13 +240,13 @@ impl Inner {
         })
     }
 
-    /// A session at the source, as the replication role.
-    async fn client_of(&self, source: &SeedSource) -> Result<Client, PgCause> {
+    /// A session at another peer, as the replication role, which may call [`FUNCTIONS`] there.
+    pub async fn client_at(&self, host: &str, port: u16) -> Result<Client, PgCause> {
         let settings = &self.settings;
         let mut config = Config::new();
         config
-            .host(&source.host)
-            .port(source.port)
+            .host(host)
+            .port(port)
             .user(&settings.replication_user)
             .password(&settings.replication_password)
             .dbname("postgres")

@@ -357,13 +357,17 @@ impl Inner {
             tokio::time::sleep(LOG_POLL).await;
         }
         let mut log = files::LogReader::from(self.log_path(), log_start);
-        let mut removed = 0;
-        while removed < 2 {
+        let mut times = 0;
+        loop {
             tokio::time::sleep(LOG_POLL).await;
-            removed += log.new_lines().iter().filter(|line| Refusal::is_removed(line)).count();
+            for refusal in log.new_lines().iter().filter_map(|line| Refusal::removed(line)) {
+                times += 1;
+                if times == 2 {
+                    let log = files::log_tail(&self.log_path(), log_start);
+                    return PgCause::CannotRecover { refusal, log };
+                }
+            }
         }
-        let log = files::log_tail(&self.log_path(), log_start);
-        PgCause::CannotRecover { refusal: Refusal::Removed, log }
     }
 
     fn start_failure(&self, status: String, log_start: u64) -> PgCause {

@@ -2,6 +2,7 @@
 
 use super::{
     Inner, POLL, PgCause, render,
+    server::Server,
     session::{Session, literal, within},
 };
 use cluster::PeerId;
@@ -9,7 +10,12 @@ use std::collections::BTreeSet;
 
 impl Inner {
     /// Makes the slots of ours exactly those of `downstream`; others' are left alone.
-    pub async fn set_slots(&self, session: &Session, downstream: &[PeerId]) -> Result<(), PgCause> {
+    pub async fn set_slots(
+        &self,
+        server: &Server,
+        session: &Session,
+        downstream: &[PeerId],
+    ) -> Result<(), PgCause> {
         let wanted: BTreeSet<String> = downstream.iter().map(render::slot_name).collect();
         let rows = session
             .rows(&format!(
@@ -25,11 +31,16 @@ impl Inner {
             let active = fields.next().flatten().as_deref() == Some("t");
             let lost = fields.next().flatten().as_deref() == Some("t");
             // A slot that has lost its WAL serves nobody any more, and never will.
-            if !wanted.contains(&name) || (lost && !active) {
-                self.drop_slot(session, &name).await?;
-            } else {
+            let useless = lost && !active;
+            if wanted.contains(&name) && !useless {
                 present.insert(name);
+                continue;
             }
+            if wanted.contains(&name) {
+                // Whoever ends before it is made anew leaves it to the next one, who finds this.
+                self.note_change(server)?;
+            }
+            self.drop_slot(session, &name).await?;
         }
         for name in wanted.difference(&present) {
             // WAL is kept from now on, not only from the first connection: the peer may be about

@@ -310,7 +310,17 @@ impl World {
             && let Ok((host, port)) = upstream.pg_address()
         {
             let judged = postgres.divergence_at_rest(*refusal, &host, port).await;
-            probe::report(judged, &upstream.id, &self.events).await;
+            if let Err(error) = &judged {
+                // Nothing else will tell why it is neither up nor copied.
+                tracing::warn!(
+                    "whether the database here can ever follow that of {} is not known: {}",
+                    upstream.id,
+                    whole(error)
+                );
+            }
+            if let Some(judged) = probe::report(judged, &upstream.id, &self.events).await {
+                probe::report_foreign(None, &(upstream.id.clone(), judged));
+            }
         }
     }
 

@@ -51,7 +51,7 @@ pub(super) async fn watch(
     let mut answers = Answers::default();
     let mut silence = Silence::default();
     let mut said = None;
-    let mut lost_before = None;
+    let mut lost = LostSlots::default();
     let mut settling = AFTER_A_CHANGE;
     while current.borrow().as_ref().is_some_and(|now| Arc::ptr_eq(now, &postgres)) {
         let snapshot = snapshots.borrow_and_update().clone();
@@ -70,7 +70,6 @@ pub(super) async fn watch(
                     }
                     let overridden = probe.names_in_force == Some(false);
                     let lost_slots = probe.lost_slots.clone();
-                    let newly_lost = lost_slots.is_some() && lost_slots != lost_before;
                     shared.publish_postgres(PgSeen { at: began, probe: Ok(probe) });
                     send(&events, event).await;
                     if overridden {
@@ -79,16 +78,16 @@ pub(super) async fn watch(
                              putting it back"
                         );
                     }
-                    if let Some(slots) = lost_slots.as_ref().filter(|_| newly_lost) {
+                    let to_mend = lost.judge(began, lost_slots);
+                    if let Some(slots) = &to_mend {
                         tracing::warn!(
                             "whoever follows by these replication slots was away for more WAL than is \
                              kept for it; making them anew: {slots}"
                         );
                     }
-                    if overridden || newly_lost {
+                    if overridden || to_mend.is_some() {
                         send(&events, Event::Overridden).await;
                     }
-                    lost_before = lost_slots;
                 }
                 Err(error) => {
                     let problem = format!("PostgreSQL does not answer: {}", whole(&error));
@@ -206,9 +205,32 @@ impl Silence {
     }
 }
 
+/// Which replication slots have lost their WAL, by name, and when that was told.
+#[derive(Default)]
+struct LostSlots {
+    told: Option<(String, Monotonic)>,
+}
+
+impl LostSlots {
+    /// Those that are to be made anew, when it is new that they are lost, or they still are after a while: one
+    /// that was in use at that moment was left, and a change that was under way may have come before.
+    fn judge(&mut self, now: Monotonic, lost: Option<String>) -> Option<String> {
+        let Some(lost) = lost else {
+            self.told = None;
+            return None;
+        };
+        let is_told = |(slots, at): &(String, Monotonic)| *slots == lost && now - *at < SILENT;
+        if self.told.as_ref().is_some_and(is_told) {
+            return None;
+        }
+        self.told = Some((lost.clone(), now));
+        Some(lost)
+    }
+}
+
 /// Says that an upstream has another database altogether: once, as it stays so until somebody does
 /// something about it. It is no event, for nothing that the machine could do about it is right.
-fn report_foreign(before: Option<(PeerId, Divergence)>, now: &(PeerId, Divergence)) {
+pub(super) fn report_foreign(before: Option<(PeerId, Divergence)>, now: &(PeerId, Divergence)) {
     if let (upstream, Divergence::Foreign(why)) = now
         && before.as_ref() != Some(now)
     {
@@ -246,7 +268,8 @@ pub(super) async fn report(
             Some(judged)
         }
         Err(error) => {
-            tracing::debug!("{}", whole(&error));
+            let error = whole(&error);
+            tracing::debug!("whether the database here can follow that of {upstream}: {error}");
             None
         }
     }
