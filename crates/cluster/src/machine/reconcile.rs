@@ -359,15 +359,17 @@ impl Machine {
                 }
                 // A database that was created here for a setup that another peer then did is none
                 // of the shard's.
-                let foreign = self.database == Some(Database::Prepared) && !config.is_primary()
-                    || self.has_diverged(config);
-                match (self.database, sources.is_empty()) {
-                    (Some(Database::None), true) => return None,
-                    (Some(Database::None), false) => return Some(PgCommand::Seed(sources.clone())),
-                    (_, false) if foreign => {
-                        let rebuild = PgCommand::Rebuild(sources.clone(), Way::Cheapest);
-                        return stop().or(Some(rebuild));
+                let foreign = self.database == Some(Database::Prepared) && !config.is_primary();
+                let rebuild = |sources: &[PeerIdent]| {
+                    stop().or_else(|| Some(PgCommand::Rebuild(sources.to_vec(), Way::Cheapest)))
+                };
+                match (self.database, sources.as_slice()) {
+                    (Some(Database::None), []) => return None,
+                    (Some(Database::None), _) => return Some(PgCommand::Seed(sources.clone())),
+                    (_, [upstream, ..]) if self.has_diverged(config) => {
+                        return rebuild(std::slice::from_ref(upstream));
                     }
+                    (_, [_, ..]) if foreign => return rebuild(sources),
                     _ => {}
                 }
                 let in_force =
