@@ -304,8 +304,6 @@ impl DonorConfig {
         let mut files = Vec::new();
         if let Some(shard) = &self.manatee {
             files.push(("donor.manatee.sitter".to_owned(), &shard.sitter));
-            let access = shard.access.iter();
-            files.extend(access.map(|file| ("donor.manatee.access".to_owned(), file)));
         }
         for (n, standby) in self.standbys.iter().enumerate() {
             let field = format!("donor.standbys[{n}].sitter");
@@ -314,6 +312,15 @@ impl DonorConfig {
                 None if of_shard => bail!("{field}: name the file of its sitter"),
                 None => {}
             }
+        }
+        if let Some(file) = self.manatee.as_ref().and_then(|shard| shard.access.as_ref()) {
+            if let Some((field, _)) = files.iter().find(|(_, sitter)| *sitter == file) {
+                bail!(
+                    "donor.manatee.access: {file:?} is {field}, and sitters' files are kept aside while the \
+                     shard is moved away: give it the path of a copy"
+                );
+            }
+            files.push(("donor.manatee.access".to_owned(), file));
         }
         for (field, file) in files {
             if !file.starts_with('/') {

@@ -154,6 +154,8 @@ fn a_shard_has_sitters_and_others_have_none() {
     load(&format!("{two}sitter = \"/x.toml\"\n")).expect("a shard of two");
     let access = format!("{shard}{table}access = \"a.toml\"\n");
     check_refused(&access, &["donor.manatee.access", "\"a.toml\" is no absolute path"]);
+    let moved = format!("{shard}{table}access = \"/x.toml\"\n");
+    check_refused(&moved, &["\"/x.toml\" is donor.manatee.sitter", "the path of a copy"]);
 }
 
 #[test]

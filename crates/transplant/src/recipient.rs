@@ -278,6 +278,12 @@ impl Recipient {
         Ok(facts(&self.config, &[]).await?.sitter_runs)
     }
 
+    /// Stops its server, which no sitter acts on.
+    pub async fn rest(&self) -> Result<()> {
+        let _: serde_json::Value = self.verb("rest", &[]).await?;
+        Ok(())
+    }
+
     /// Stops its sitter, and with it its server.
     pub async fn stop(&self) -> Result<()> {
         self.tell(Order::Stop).await?;

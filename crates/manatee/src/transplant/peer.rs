@@ -154,10 +154,8 @@ pub(super) async fn run(command: PeerCommand) -> Result<Value> {
             peer.follow(None).await
         }
         PeerCommand::Rest(which) => {
-            let peer = Peer::open(&Config::load(&which.config)?, None).await?;
-            peer.postgres.inspect().await?;
-            peer.postgres.stop(StopMode::Fast).await?;
-            Ok(json!({}))
+            let stopped = Peer::at_rest(&Config::load(&which.config)?).await?;
+            Ok(json!({ "hasDatabase": stopped.is_some() }))
         }
         PeerCommand::Control(which) => {
             let config = Config::load(&which.config)?;
@@ -196,6 +194,20 @@ impl Peer {
         let settings = executor::settings(config, &config.ident()?)?;
         let postgres = Postgres::open(Settings { upstream_slot, ..settings })?;
         Ok(Peer { storage, postgres, _lock: lock })
+    }
+
+    /// One whose server is stopped; none where there is no database.
+    async fn at_rest(config: &Config) -> Result<Option<Peer>> {
+        if !config.dataset.exists() {
+            return Ok(None);
+        }
+        let peer = Peer::open(config, None).await?;
+        if !peer.postgres.data().exists() {
+            return Ok(None);
+        }
+        peer.postgres.inspect().await?;
+        peer.postgres.stop(StopMode::Fast).await?;
+        Ok(Some(peer))
     }
 
     async fn follow(&self, upstream: Option<PeerIdent>) -> Result<Value> {
@@ -354,17 +366,10 @@ pub(super) fn say(what: &str) {
 }
 
 async fn discard(file: &Path) -> Result<Value> {
-    let config = Config::load(file)?;
-    if !config.dataset.exists() {
-        return Ok(json!({ "kept": null }));
-    }
-    let peer = Peer::open(&config, None).await?;
-    if !peer.postgres.data().exists() {
-        return Ok(json!({ "kept": null }));
-    }
-    peer.postgres.inspect().await?;
-    peer.postgres.stop(StopMode::Fast).await?;
-    let kept = peer.storage.set_aside("transplant").await?;
+    let kept = match Peer::at_rest(&Config::load(file)?).await? {
+        Some(peer) => Some(peer.storage.set_aside("transplant").await?),
+        None => None,
+    };
     Ok(json!({ "kept": kept }))
 }
 

@@ -132,6 +132,8 @@ impl Book<'_> {
             for (n, peer, _) in self.peers() {
                 self.line(&format!("if [ \"$from\" {test} {n} ]; then"));
                 self.tell_peer(peer, &[Order::Disable, Order::Stop]);
+                self.note("Also where it was killed, and has left its server running.");
+                self.line(&Book::verb(peer, "rest", ""));
                 self.line("fi");
             }
         }

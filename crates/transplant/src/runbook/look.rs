@@ -12,6 +12,8 @@ impl Book<'_> {
         let (first, facts) = self.first();
         let (whom, port) = if self.by_snapshots() {
             self.note("A server is started on a clone of what has come, and asked.");
+            self.note("Of an earlier try: what it is a clone of may have to go.");
+            self.line(&self.clone_verb("shut"));
             self.line("send");
             self.line(&self.clone_verb("open"));
             let psql = psql(&facts.bin_dir, &facts.socket_dir, PORT_BESIDE, &facts.superuser);

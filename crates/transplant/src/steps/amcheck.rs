@@ -3,7 +3,7 @@
 //! server that replays ends whoever reads what it is to clear away; it goes on receiving. What comes by
 //! snapshots is looked at in a clone of the last one: nothing may run on what the next one is a difference to.
 
-use super::{Scene, catch_up::level, until};
+use super::{Scene, both, catch_up::level, until};
 use crate::{recipient::Recipient, snapshots};
 use adapters::exec::{ExecCause, ExecError};
 use anyhow::{Context, Result, bail};
@@ -81,7 +81,7 @@ impl Amcheck {
         let looked = self.look(&first, tell).await;
         // Whatever was found.
         let shut: Result<Value> = first.verb("incoming shut", &inside).await;
-        looked.and(shut.map(drop))
+        both(looked, shut.map(drop))
     }
 }
 
@@ -108,8 +108,7 @@ impl Step for Amcheck {
         .await?;
         let looked = self.look(first, tell).await;
         // Whatever was found.
-        first.sql("select pg_wal_replay_resume()").await?;
-        looked?;
+        both(looked, first.sql("select pg_wal_replay_resume()").await.map(drop))?;
         level(&self.0, tell).await
     }
 

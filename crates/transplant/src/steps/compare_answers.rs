@@ -3,7 +3,7 @@
 //! takes no write and lets nobody else in, and is stopped again; so is a copy that came by snapshots, as a standby,
 //! which writes no WAL.
 
-use super::{STOP_DONOR, Scene, fence_donor};
+use super::{STOP_DONOR, Scene, both, fence_donor};
 use crate::donor::Control;
 use anyhow::{Result, bail};
 use async_trait::async_trait;
@@ -52,7 +52,7 @@ fn difference(asked: &str, donor: &str, copy: &str) -> Option<String> {
 }
 
 impl CompareAnswers {
-    async fn both(&self, database: &str, sql: &str) -> Result<(String, String)> {
+    async fn of_both(&self, database: &str, sql: &str) -> Result<(String, String)> {
         // Whatever limit the superuser has for itself.
         let sql = format!("set statement_timeout = 0;\n{sql}");
         let donor = self.0.donor.sql_in(database, &sql, Some(LIMIT));
@@ -64,7 +64,7 @@ impl CompareAnswers {
     async fn rest(&self) -> Result<()> {
         let first = self.0.first();
         if self.0.by_snapshots() && !self.0.is_gone(first) {
-            let _: Value = first.verb("rest", &[]).await?;
+            first.rest().await?;
         }
         Ok(())
     }
@@ -75,12 +75,12 @@ impl CompareAnswers {
         let (mut answers, mut differences) = (0, Vec::new());
         let names = "select datname from pg_database \
             where datallowconn and datconnlimit <> -2 order by datname";
-        let (names, theirs) = self.both("postgres", names).await?;
+        let (names, theirs) = self.of_both("postgres", names).await?;
         differences.extend(difference("databases", &names, &theirs));
         for name in names.lines().filter(|_| verify.row_counts && names == theirs) {
             for after in (0..).step_by(TABLES) {
                 tell.tell(&format!("counting the rows of database {name}, after {after} tables"));
-                let (donor, copy) = self.both(name, &counts(after)).await?;
+                let (donor, copy) = self.of_both(name, &counts(after)).await?;
                 differences.extend(difference(&format!("rows in {name}"), &donor, &copy));
                 let tables = donor.lines().count();
                 answers += tables as u64;
@@ -91,7 +91,7 @@ impl CompareAnswers {
         }
         for statement in &verify.sql {
             tell.tell(statement);
-            let (donor, copy) = self.both("postgres", statement).await?;
+            let (donor, copy) = self.of_both("postgres", statement).await?;
             answers += 1;
             differences.extend(difference(statement, &donor, &copy));
         }
@@ -129,11 +129,12 @@ impl Step for CompareAnswers {
         let asked = asked.await;
         // Whatever they said.
         let rested = self.rest().await;
-        donor.halt().await?;
-        fence_donor::close(donor, "").await?;
-        let asked = asked?;
-        rested?;
-        tell.note(&format!("{asked} answers are the same"));
+        let shut = async {
+            donor.halt().await?;
+            fence_donor::close(donor, "").await
+        };
+        let answers = both(both(asked, rested), shut.await)?;
+        tell.note(&format!("{answers} answers are the same"));
         Ok(())
     }
 

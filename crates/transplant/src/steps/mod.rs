@@ -62,6 +62,14 @@ pub(crate) const LEVEL_DONOR: &str = "level-donor";
 /// Between two looks at what has no event.
 const POLL: Duration = Duration::from_millis(200);
 
+/// What comes of two things that were both to be done: where both failed, both are told.
+fn both<T>(one: Result<T>, other: Result<()>) -> Result<T> {
+    match (one, other) {
+        (Err(one), Err(other)) => bail!("{one:#}; and besides: {other:#}"),
+        (one, other) => one.and_then(|one| other.map(|()| one)),
+    }
+}
+
 /// The recipient's slot at a donor that is a shard.
 pub(crate) const DONORS_SLOT: &str = "transplant_recipient";
 

@@ -109,6 +109,8 @@ impl OpenRecipient {
             tell.tell(&format!("stopping {}", peer.zone()));
             peer.tell(Order::Disable).await?;
             peer.stop().await?;
+            // A sitter that was killed leaves its server running: none may write when the donor opens.
+            peer.rest().await?;
         }
         if !how.discard_writes {
             self.drain(primary, tell).await?;
