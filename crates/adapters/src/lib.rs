@@ -1,5 +1,5 @@
-//! What Manatee touches of the world, one trait a kind with its backends beside it: coordination
-//! ([`coord`]), storage ([`storage`]), PostgreSQL ([`postgres`]), and hosts with their services ([`service`]).
+//! What Manatee touches of the world: coordination ([`coord`]) and storage ([`storage`]), a trait each with
+//! its backends beside it; PostgreSQL ([`postgres`]), and hosts with their services ([`service`]).
 //!
 //! Contract: no adapter decides anything, none knows the driver, and only [`exec`] spawns
 //! commands.

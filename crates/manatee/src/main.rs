@@ -22,8 +22,10 @@ struct Cli {
 enum Command {
     /// Run the daemon of one peer: keeps its session, decides, runs its PostgreSQL.
     ///
-    /// SIGTERM and SIGINT stop PostgreSQL and the sitter in an orderly way; SIGHUP reads the file
-    /// again.
+    /// SIGTERM and SIGINT stop PostgreSQL and the sitter in an orderly way. SIGHUP reads the file again
+    /// and takes `[postgres]` but its port, `one_node_write_mode`, `deposed`, `replication.user`, and
+    /// `[health]` but its interval. Where another field differs nothing is taken, and the log says which:
+    /// restart the sitter for that.
     Sitter {
         /// The sitter's file (TOML; every field is documented in etc/sitter.toml).
         #[arg(short, long, env = "MANATEE_SITTER_CONFIG")]

@@ -45,7 +45,7 @@ pub enum SimCommand {
         /// Begin with a shard that is about to leave one-node-write mode.
         #[arg(long)]
         alone: bool,
-        /// After how many choices a path ends.
+        /// After how many choices a path ends; 14 where it is not given.
         #[arg(long)]
         depth: Option<usize>,
         /// How many threads; all processors where it is not given.
@@ -90,7 +90,7 @@ pub struct FuzzArgs {
     /// How many faults and writes each.
     #[arg(long, default_value_t = 500)]
     steps: usize,
-    /// How many peers: a number or a range.
+    /// How many peers, from 3 to 7: a number, or a range with its last number.
     #[arg(long, default_value = "3..5", value_parser = peers)]
     peers: RangeInclusive<usize>,
     /// How many threads; all processors where it is not given.

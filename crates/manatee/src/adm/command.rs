@@ -44,7 +44,7 @@ pub enum AdmCommand {
         /// Show whole names in place of abbreviations
         #[arg(short, long)]
         wide: bool,
-        /// Again every so many seconds, with or without a fraction
+        /// Again every so many seconds, from 0.1 to 86400, with or without a fraction
         #[arg(value_parser = period)]
         period: Option<Duration>,
         /// That many times
@@ -129,6 +129,8 @@ pub enum AdmCommand {
         reach: Reach,
     },
     /// Freeze the shard: no takeover and no new sync, whatever fails, until `unfreeze`
+    ///
+    /// If the primary or the sync is lost meanwhile, writes stop until it is back, or until `unfreeze`.
     Freeze {
         /// Why, for whoever comes next
         #[arg(short, long, value_parser = clap::builder::NonEmptyStringValueParser::new())]
@@ -162,7 +164,11 @@ pub enum AdmCommand {
     /// Asks the sitter whose file -c names, and shows what it does until the database streams again. A
     /// deposed peer comes back, also with `deposed = "manual"`, in the cheapest way that is proven right.
     /// An async is copied from its upstream although nothing is wrong. What was there is kept aside.
-    /// Refuses on the primary and the sync.
+    ///
+    /// Refuses on the primary and the sync, on a peer that has no place in the shard, in one-node-write
+    /// mode, while a copy is under way, while the state of the shard is not known, and on an async whose
+    /// upstream is not active. Ctrl-C ends only what is shown: the sitter goes on. A sitter that is
+    /// restarted forgets the request.
     Rebuild {
         /// Copy everything: no rewind, and no difference to a snapshot that is here
         #[arg(long)]

@@ -36,10 +36,12 @@ pub struct Reach {
     /// Environment: SHARD.
     #[arg(short, long)]
     pub shard: Option<String>,
-    /// A sitter's file, for whichever of the two is not given otherwise
+    /// A sitter's file, for whichever of the two no option gives; it goes before the environment
     ///
-    /// Only `coordination`, `shard`, `[zookeeper]` and `[etcd]` are read from it. Environment:
-    /// MANATEE_SITTER_CONFIG.
+    /// Only `coordination`, `shard`, `[zookeeper]` and `[etcd]` are read from it; by `rebuild`,
+    /// `snapshot` and `backup` all of it. Environment: MANATEE_SITTER_CONFIG. But for those three, the
+    /// file that this names is read only where options and the rest of the environment lack one of the
+    /// two; where it is not read, its credentials are not used either.
     #[arg(short, long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 }

@@ -51,13 +51,13 @@ pub struct DemoArgs {
     /// became whole again.
     #[arg(long)]
     once: bool,
-    /// How many peers.
+    /// How many peers, from 3 to 9.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(3..=9))]
     peers: u8,
     /// Where everything goes; empty, or not there yet. Default: a new directory for temporary files.
     #[arg(long)]
     dir: Option<PathBuf>,
-    /// Seconds after which a peer that is silent is taken for dead.
+    /// Seconds after which a peer that is silent is taken for dead, from 1 to 60.
     #[arg(long, default_value_t = 3.0, value_parser = session_timeout)]
     session_timeout: f64,
 }

@@ -40,9 +40,11 @@ pub enum TransplantCommand {
     /// itself. Changes nothing.
     Discover(Box<discover::Discover>),
     /// Look at everything that the inventory names, and say all that stands in the way.
-    Preflight(Which),
+    ///
+    /// Exits with 0 only if nothing does.
+    Preflight(Told),
     /// Say what would be done, step by step; does nothing.
-    Plan(Which),
+    Plan(Told),
     /// Print the plan and the way back as a runbook: what a person types who may not let a tool do it, with
     /// checks in between. Changes nothing.
     Runbook {
@@ -50,16 +52,27 @@ pub enum TransplantCommand {
         inventory: PathBuf,
     },
     /// Do it, or go on with it. Stops where a person should look; Ctrl-C stops it after its step.
+    ///
+    /// Exits with 0 also where it stops before its end, for a person or as it was told; `status --json`
+    /// says how far it is.
     Run(Run),
     /// Go on after a person has looked.
+    ///
+    /// Exits with 0 also where it stops before its end, for a person or as it was told; `status --json`
+    /// says how far it is.
     Resume(Run),
     /// Tell a run to stop after the step that it is at.
     Pause(Which),
     /// Say how far it is.
-    Status(Which),
+    Status(Told),
     /// Look whether what was moved is still as the steps so far left it.
-    Verify(Which),
+    ///
+    /// Exits with 0 only if it is.
+    Verify(Told),
     /// Undo everything, from wherever it is. What the shard took since it opened goes back, too.
+    ///
+    /// Exits with 0 also where it was told to stop (Ctrl-C, `pause`) before all is undone; `status --json`
+    /// says how far it is.
     Rollback {
         /// Which transplant.
         #[command(flatten)]
@@ -76,6 +89,9 @@ pub enum TransplantCommand {
     },
     /// Give up the way back: the only thing that cannot be undone. The donor stays as it is, stopped and
     /// closed, until somebody removes it.
+    ///
+    /// Exits with 0 also where it was told to stop (Ctrl-C, `pause`) before its end; `status --json` says
+    /// how far it is.
     Commit {
         /// Which transplant.
         #[command(flatten)]
@@ -100,6 +116,13 @@ pub enum TransplantCommand {
 pub struct Which {
     /// The inventory (TOML). Its journal lies beside it, with the ending `.journal`.
     inventory: PathBuf,
+}
+
+/// Which transplant, and how it is told of.
+#[derive(Debug, Args)]
+pub struct Told {
+    #[command(flatten)]
+    which: Which,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -130,14 +153,14 @@ pub fn run(command: TransplantCommand) -> Result<ExitCode> {
     runtime.context("cannot start the asynchronous runtime")?.block_on(async {
         match command {
             TransplantCommand::Discover(asked) => print(&discover::run(*asked).await?),
-            TransplantCommand::Preflight(which) => preflight(&which).await,
-            TransplantCommand::Plan(which) => plan(&which).await,
+            TransplantCommand::Preflight(told) => preflight(&told).await,
+            TransplantCommand::Plan(told) => plan(&told).await,
             TransplantCommand::Runbook { inventory } => runbook(&inventory).await,
             TransplantCommand::Run(run) => forward(&run, false).await,
             TransplantCommand::Resume(run) => forward(&run, true).await,
             TransplantCommand::Pause(which) => pause(&which),
-            TransplantCommand::Status(which) => status(&which),
-            TransplantCommand::Verify(which) => verify(&which).await,
+            TransplantCommand::Status(told) => status(&told),
+            TransplantCommand::Verify(told) => verify(&told).await,
             TransplantCommand::Rollback { which, discard_writes, without, yes } => {
                 rollback(&which, discard_writes, &without, yes).await
             }
@@ -178,12 +201,12 @@ async fn look(
     Ok(Ok(seen.facts(inventory, uuid::Uuid::new_v4().to_string())?))
 }
 
-async fn preflight(which: &Which) -> Result<ExitCode> {
+async fn preflight(Told { which, json }: &Told) -> Result<ExitCode> {
     let inventory = Inventory::load(&which.inventory)?;
     let seen = transplant::look(&inventory).await;
     let notes = transplant::notes(&inventory, &seen);
     let problems = transplant::problems(&inventory, &seen);
-    if which.json {
+    if *json {
         print(&format!("{}\n", serde_json::json!({ "problems": problems, "notes": notes })))?;
     } else {
         let notes: String = notes.iter().map(|note| format!("note: {note}\n")).collect();
@@ -204,7 +227,7 @@ fn refused(problems: &[transplant::Problem]) -> anyhow::Error {
     )
 }
 
-async fn plan(which: &Which) -> Result<ExitCode> {
+async fn plan(Told { which, json }: &Told) -> Result<ExitCode> {
     // One that is under way is run to its end by the plan that it began with.
     let plan = match JournalFile::read(&journal_of(&which.inventory))? {
         Some(journal) if !has_ended(&journal) => journal.plan().clone(),
@@ -213,7 +236,7 @@ async fn plan(which: &Which) -> Result<ExitCode> {
             transplant::plan(&facts.map_err(|problems| refused(&problems))?)
         }
     };
-    if which.json {
+    if *json {
         return print(&(serde_json::to_string_pretty(&plan)? + "\n"));
     }
     let facts: Facts = serde_json::from_value(plan.facts.clone())?;
@@ -372,24 +395,24 @@ fn pause(which: &Which) -> Result<ExitCode> {
     print("the run stops after the step that it is at; `run` goes on\n")
 }
 
-fn status(which: &Which) -> Result<ExitCode> {
+fn status(Told { which, json }: &Told) -> Result<ExitCode> {
     let path = journal_of(&which.inventory);
     let Some(journal) = JournalFile::read(&path)? else {
         bail!("it was not begun: there is no {}", path.display());
     };
-    if which.json {
+    if *json {
         return print(&format!("{}\n", show::status_json(&journal, &which.inventory)));
     }
     print(&show::status(&journal, &which.inventory))
 }
 
-async fn verify(which: &Which) -> Result<ExitCode> {
+async fn verify(Told { which, json }: &Told) -> Result<ExitCode> {
     let path = journal_of(&which.inventory);
     let Some(journal) = JournalFile::read(&path)? else {
         bail!("it was not begun: there is no {}", path.display());
     };
     let result = transplant::guard(&journal).await.map_err(|error| format!("{error:#}"));
-    if which.json {
+    if *json {
         let problem = result.as_ref().err();
         print(&format!("{}\n", serde_json::json!({ "problem": problem })))?;
     } else {
