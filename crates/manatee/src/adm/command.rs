@@ -1,7 +1,10 @@
 //! The commands of `manatee adm` and their options, as the command line has them.
 
 use super::peers::PeerColumn;
-use super::{history, reach::Reach, reap::Which, restore::Restore, snapshot::SnapshotCommand};
+use super::{
+    history, promote::Promotion, reach::Reach, reap::Which, restore::Restore,
+    snapshot::SnapshotCommand,
+};
 use clap::{Args, Subcommand, ValueEnum};
 use cluster::Role;
 use std::{path::PathBuf, time::Duration};
@@ -142,6 +145,27 @@ pub enum AdmCommand {
     },
     /// Let the shard react to failures again
     Unfreeze {
+        #[command(flatten)]
+        json: Json,
+        #[command(flatten)]
+        reach: Reach,
+    },
+    /// Move a peer one place up: the sync to primary, an async towards the sync
+    ///
+    /// The first async changes places with the sync, every other one with the async before it. Shows the
+    /// problems of the shard and asks, as each of them may make it the wrong moment; then waits until it is
+    /// done and the primary takes writes. Exits with 1 if it was not granted. Interrupted, it leaves
+    /// the request to the peers; `clear-promote` takes it back.
+    Promote {
+        #[command(flatten)]
+        promotion: Promotion,
+        #[command(flatten)]
+        json: Json,
+        #[command(flatten)]
+        reach: Reach,
+    },
+    /// Take a request for a promotion back, if it was not granted yet
+    ClearPromote {
         #[command(flatten)]
         json: Json,
         #[command(flatten)]

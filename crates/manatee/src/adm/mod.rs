@@ -14,6 +14,7 @@ mod gather;
 mod history;
 mod peers;
 mod problems;
+mod promote;
 mod reach;
 mod reap;
 mod rebuild;
@@ -28,7 +29,7 @@ mod view;
 use adapters::coord::Coordination;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
-use cluster::{PeerIdent, Role};
+use cluster::{PeerIdent, Promote, Role};
 use command::{AdmCommand, Json, Rows};
 use gather::{Ask, gather};
 use jiff::Timestamp;
@@ -116,6 +117,13 @@ pub fn run(adm: Adm) -> Result<ExitCode> {
             AdmCommand::Unfreeze { json, reach } => {
                 print(&told(change::unfreeze(&open(reach)?).await?, false, json))
             }
+            AdmCommand::Promote { promotion, json, reach } => {
+                promote::promote(&open(reach)?, &promotion, json.json).await
+            }
+            AdmCommand::ClearPromote { json, reach } => {
+                let request = promote::clear(&open(reach)?).await?;
+                print(&cleared(&request, json))
+            }
             AdmCommand::Reap { which, json, reach } => {
                 let peer = reap::reap(&open(reach)?, &which).await?;
                 print(&reaped(&peer, json))
@@ -149,6 +157,14 @@ fn told(done: String, frozen: bool, json: Json) -> String {
         format!("{}\n", json!({ "frozen": frozen, "message": done.trim_end() }))
     } else {
         done
+    }
+}
+
+fn cleared(request: &Promote, Json { json }: Json) -> String {
+    if json {
+        format!("{}\n", json!({ "cleared": request }))
+    } else {
+        format!("{} is no longer asked for\n", request.id)
     }
 }
 

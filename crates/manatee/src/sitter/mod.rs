@@ -159,6 +159,7 @@ fn reload(path: &Path, old: &Config) -> Result<driver::Reloaded> {
     let me = new.ident()?;
     let fixed = [
         ("ip, postgres.port or backup.port", me.id != old.ident()?.id),
+        ("zone", me.zone_id != old.ident()?.zone_id),
         ("shard", new.shard != old.shard),
         ("coordination", new.coordination != old.coordination),
         ("zookeeper", new.zookeeper != old.zookeeper),

@@ -20,6 +20,7 @@ mod guarded;
 mod network;
 mod original_client;
 mod outages;
+mod promote;
 mod rebuild;
 mod service;
 mod slow_disks;
