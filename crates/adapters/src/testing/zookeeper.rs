@@ -1,7 +1,7 @@
 //! A private ZooKeeper: one server or several, from Debian's packages.
 
 use super::Host;
-use super::servers::{Servers, StartError, exchange};
+use super::servers::{Servers, StartError, exchange, find};
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
@@ -153,6 +153,12 @@ impl Ensemble {
         (0..self.count()).find(|&index| leads(self.mode(index)))
     }
 
+    /// Waits for a leader: a server that is busy does not say at once that it is one. `None` when there is none
+    /// in time.
+    pub fn wait_for_leader(&self) -> Option<usize> {
+        find(|| self.leader())
+    }
+
     /// Kills a server, if it runs, as a power failure would.
     pub fn kill(&self, index: usize) {
         self.servers.kill(index);
@@ -228,7 +234,7 @@ fn write_files(
         format!("clientPortAddress={}", options.host(index).ip),
         format!("clientPort={}", ports[index][0]),
         "maxClientCnxns=0".to_owned(),
-        "maxSessionTimeout=120000".to_owned(),
+        "maxSessionTimeout=600000".to_owned(),
     ];
     if ports.len() > 1 {
         lines.extend(["initLimit=20".to_owned(), "syncLimit=10".to_owned()]);

@@ -17,7 +17,7 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::JoinHandle,
     time::Duration,
@@ -37,8 +37,8 @@ const SEARCH_LIMIT: Duration = Duration::from_secs(3);
 /// Before a peer that does not take writes is asked again.
 const ASK_AGAIN: Duration = Duration::from_millis(20);
 /// How long one commit may take. A longer limit would not shorten an outage; a shorter one leaves
-/// more rows of unknown outcome behind.
-const COMMIT_LIMIT: Duration = Duration::from_secs(2);
+/// more rows of unknown outcome behind. For others, see [`Writer::wait_for_commits`].
+const COMMIT_LIMIT: Millis = Millis(2_000);
 /// How long the making of the table may take, a change of primary included.
 const SETUP_LIMIT: Millis = Millis(30_000);
 
@@ -77,6 +77,8 @@ struct Shared {
     stop: AtomicBool,
     /// What all that goes by time is multiplied with.
     slowness: u32,
+    /// How long one commit may take, in milliseconds.
+    commit_limit: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -127,7 +129,12 @@ impl Writer {
             error: None,
             last_error: None,
         };
-        let shared = Arc::new(Shared { stop: false.into(), slowness, state: Mutex::new(state) });
+        let shared = Arc::new(Shared {
+            stop: false.into(),
+            slowness,
+            commit_limit: COMMIT_LIMIT.0.into(),
+            state: Mutex::new(state),
+        });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let inner = shared.clone();
         let thread = std::thread::spawn(move || {
@@ -150,6 +157,12 @@ impl Writer {
     /// How many rows were acknowledged.
     pub fn acknowledged(&self) -> u64 {
         self.handle.ledger().acknowledged()
+    }
+
+    /// From the next row on, waits so long for each commit: for who counts the rows that are refused, and not
+    /// those that a busy machine was slow to commit.
+    pub fn wait_for_commits(&self, limit: Millis) {
+        self.handle.shared.commit_limit.store(limit.0, Ordering::Relaxed);
     }
 
     /// See [`WriterHandle::longest_gap_since`].
@@ -272,7 +285,8 @@ impl Shared {
                 },
             };
             let number = locked(&self.state).ledger.try_next();
-            match insert(&open, number, self.slowness).await {
+            let limit = Duration::from_millis(self.commit_limit.load(Ordering::Relaxed));
+            match insert(&open, number, limit * self.slowness).await {
                 Ok(()) => {
                     let at = clock::now();
                     writeln!(file, "{number}").context("cannot write the ledger's file")?;
@@ -384,9 +398,9 @@ async fn wait_open(client: &Client, limit: Duration) -> Result<Statement> {
 ///
 /// A timeout only gives up the connection. To cancel the statement would be wrong: PostgreSQL answers
 /// a cancelled wait for the sync with a warning and success.
-async fn insert(session: &Session, number: i64, slowness: u32) -> Result<()> {
+async fn insert(session: &Session, number: i64, limit: Duration) -> Result<()> {
     let Session { zone, client, insert } = session;
-    let done = timeout(COMMIT_LIMIT * slowness, client.execute(insert, &[&number, zone])).await;
+    let done = timeout(limit, client.execute(insert, &[&number, zone])).await;
     done.with_context(|| format!("{zone}: row {number}: not acknowledged in time"))?
         .with_context(|| format!("{zone}: row {number}"))?;
     Ok(())
