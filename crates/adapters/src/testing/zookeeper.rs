@@ -136,6 +136,11 @@ impl Ensemble {
         exchange(self.address(index), command)
     }
 
+    /// The same from one that is busy, and answers as soon as it can. `None` when it does not in time.
+    pub fn ask(&self, index: usize, command: &str) -> Option<String> {
+        find(|| self.four_letters(index, command).ok())
+    }
+
     /// What a server is now; `None` when it does not serve.
     pub fn mode(&self, index: usize) -> Option<Mode> {
         let answer = self.four_letters(index, "srvr").ok()?;

@@ -54,7 +54,7 @@ fn options() -> EnsembleOptions {
 
 /// That it took a server so long at least to have something on its disk.
 fn ensure_slow(stage: &Stage, index: usize, least: Millis) -> Result<()> {
-    let told = stage.ensemble.four_letters(index, "mntr")?;
+    let told = stage.ensemble.ask(index, "mntr").context("no answer")?;
     let name = "zk_max_sync_processor_queue_flush_time_ms";
     let value = told.lines().find_map(|line| line.strip_prefix(name)).context(name)?;
     let slowest: f64 = value.trim().parse()?;
