@@ -103,7 +103,7 @@ client: ## Let the original's client read a shard of ours: make client NODE_CLIE
 	@[[ -n "$(NODE_CLIENT)" ]] || { echo 'make client: give NODE_CLIENT=DIRECTORY, a checkout of node-manatee with `npm install` done' >&2; exit 2; }
 	@command -v node >/dev/null || { echo 'make client: there is no node in PATH' >&2; exit 2; }
 	@tools/need.sh build postgresql zookeeper
-	MANATEE_NODE_CLIENT="$(abspath $(NODE_CLIENT))" cargo test --locked --package manatee --test shard the_original_client -- --nocapture
+	MANATEE_NODE_CLIENT="$(abspath $(NODE_CLIENT))" cargo test --locked --package manatee --test shard -- --exact original_client::the_original_client_follows_takeovers --ignored --nocapture
 
 test-kills: ## Kill either end of a seeding again and again; KILLS=50
 	@tools/need.sh build postgresql filesystems
@@ -111,7 +111,7 @@ test-kills: ## Kill either end of a seeding again and again; KILLS=50
 
 test-transplant: ## Undo moves of databases from each of their steps; a quarter of an hour
 	@tools/need.sh build postgresql zookeeper etcd patroni filesystems ssh systemd
-	cargo test --locked --package manatee --test transplant -- --ignored --nocapture --skip bench::
+	cargo test --locked --package manatee --test transplant -- --ignored --nocapture --skip bench:: --skip v1_peer::process
 
 # The versions of PostgreSQL that Debian has beside this one's, and what is tested of each.
 VERSIONS ?= 13 17 18

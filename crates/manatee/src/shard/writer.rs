@@ -51,6 +51,8 @@ pub struct Progress {
     pub unacknowledged: u64,
     /// The number and the moment of the newest acknowledgement.
     pub newest: Option<(i64, Monotonic)>,
+    /// The zone that it is of.
+    pub newest_of: Option<String>,
     /// The zone that it writes to.
     pub connected_to: Option<String>,
     /// The newest error, while nothing has been acknowledged since.
@@ -88,6 +90,7 @@ struct State {
     gaps: Gaps,
     /// The newest acknowledgement, or number 0 at the start.
     newest: (i64, Monotonic),
+    newest_of: Option<String>,
     unacknowledged: u64,
     connected_to: Option<String>,
     error: Option<String>,
@@ -124,6 +127,7 @@ impl Writer {
             ledger: Ledger::default(),
             gaps: Gaps::default(),
             newest: (0, clock::now()),
+            newest_of: None,
             unacknowledged: 0,
             connected_to: None,
             error: None,
@@ -210,6 +214,7 @@ impl WriterHandle {
             acknowledged: state.ledger.acknowledged(),
             unacknowledged: state.unacknowledged,
             newest: (state.newest.0 > 0).then_some(state.newest),
+            newest_of: state.newest_of.clone(),
             connected_to: state.connected_to.clone(),
             error: state.error.clone(),
             last_error: state.last_error.clone(),
@@ -290,7 +295,7 @@ impl Shared {
                 Ok(()) => {
                     let at = clock::now();
                     writeln!(file, "{number}").context("cannot write the ledger's file")?;
-                    self.acknowledged(number, at);
+                    self.acknowledged(number, at, &open.zone);
                     session = Some(open);
                 }
                 Err(error) => {
@@ -307,12 +312,13 @@ impl Shared {
         session
     }
 
-    fn acknowledged(&self, number: i64, at: Monotonic) {
+    fn acknowledged(&self, number: i64, at: Monotonic, zone: &str) {
         let mut state = locked(&self.state);
         state.ledger.acknowledge();
         let (before, from) = state.newest;
         state.gaps.push(Gap { before, from, after: number, to: at });
         state.newest = (number, at);
+        state.newest_of = Some(zone.to_owned());
         state.error = None;
     }
 
