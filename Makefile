@@ -24,6 +24,10 @@ ON_EACH := deaths::the_sync_takes_over_from_a_host_that_died \
 	deaths::a_sitter_that_died_is_not_noticed_by_clients \
 	outages::losing_coordination_alone_stops_nobody
 
+# Fails unless tests of just these names are there: one that has another name would not be run, with success.
+THERE = [[ $$(cargo test --locked --package manatee --test $(1) -- --exact --list $(2) | grep -c ': test$$') == $(words $(2)) ]] || \
+	{ echo 'make: not all of these are tests: $(strip $(2))' >&2; exit 1; }
+
 # Where tests keep what they make, unless told otherwise.
 TMPDIR ?= $(shell tools/place.sh)
 test test-coordination test-transplant test-versions test-kills: export TMPDIR := $(TMPDIR)
@@ -52,6 +56,7 @@ test: ## Check everything: format, lints, tests, recorded behaviour
 	cargo build --locked --workspace
 	cargo test --locked --workspace --exclude manatee -- --test-threads=$(WAITING)
 	cargo test --locked --package manatee -- --test-threads=$(WHOLE)
+	@$(call THERE,shard,$(ON_EACH))
 	for coordination in zookeeper etcd; do \
 		MANATEE_TEST_COORDINATION=$$coordination cargo test --locked --package manatee \
 			--test shard -- --exact --test-threads=$(WHOLE) $(ON_EACH); \
@@ -82,6 +87,7 @@ test-zfs: ## Check storage and a shard on the current OpenZFS, in an emulated ma
 
 # How often either end of a seeding is killed, and the size of the database that is timed.
 KILLS ?= 50
+ON_KILLS := volumes::a_seeding_outlives_both_of_its_ends
 MIB ?= 2048
 
 # Sizes of the databases that are moved and timed, in GB.
@@ -98,20 +104,23 @@ fuzz: ## Let faults befall many modelled shards; SEEDS=100000 for more
 # A checkout of the original's client library (node-manatee), with `npm install` done in it. No package
 # registry has it.
 NODE_CLIENT ?=
+CLIENT := original_client::the_original_client_follows_takeovers
 
 client: ## Let the original's client read a shard of ours: make client NODE_CLIENT=DIRECTORY
 	@[[ -n "$(NODE_CLIENT)" ]] || { echo 'make client: give NODE_CLIENT=DIRECTORY, a checkout of node-manatee with `npm install` done' >&2; exit 2; }
 	@command -v node >/dev/null || { echo 'make client: there is no node in PATH' >&2; exit 2; }
 	@tools/need.sh build postgresql zookeeper
-	MANATEE_NODE_CLIENT="$(abspath $(NODE_CLIENT))" cargo test --locked --package manatee --test shard the_original_client -- --nocapture
+	@$(call THERE,shard,$(CLIENT))
+	MANATEE_NODE_CLIENT="$(abspath $(NODE_CLIENT))" cargo test --locked --package manatee --test shard -- --exact $(CLIENT) --ignored --nocapture
 
 test-kills: ## Kill either end of a seeding again and again; KILLS=50
 	@tools/need.sh build postgresql filesystems
-	MANATEE_TEST_KILLS=$(KILLS) cargo test --locked --package manatee --test shard -- --exact volumes::a_seeding_outlives_both_of_its_ends --nocapture
+	@$(call THERE,shard,$(ON_KILLS))
+	MANATEE_TEST_KILLS=$(KILLS) cargo test --locked --package manatee --test shard -- --exact $(ON_KILLS) --nocapture
 
 test-transplant: ## Undo moves of databases from each of their steps; a quarter of an hour
 	@tools/need.sh build postgresql zookeeper etcd patroni filesystems ssh systemd
-	cargo test --locked --package manatee --test transplant -- --ignored --nocapture --skip bench::
+	cargo test --locked --package manatee --test transplant -- --ignored --nocapture --skip bench:: --skip v1_peer::process
 
 # The versions of PostgreSQL that Debian has beside this one's, and what is tested of each.
 VERSIONS ?= 13 17 18

@@ -152,7 +152,7 @@ async fn one_server_of_three_may_fail() {
 async fn all_servers_may_restart_within_the_session() {
     let etcd = EtcdOf::<3>::alone();
     let coord = etcd.client();
-    let (mut member, own) = join(&coord, 1, Millis(15_000)).await;
+    let (mut member, own) = join(&coord, 1, Millis(24_000)).await;
     let version = put(&coord, None, 1).await;
     member.until_confirmed().await;
     (0..3).for_each(|server| etcd.servers.etcd.kill(server));

@@ -310,7 +310,7 @@ async fn what_is_asked_for_wrongly_is_refused_with_the_reason() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_nobody_asks_for_is_let_go_of() -> Result<()> {
-    let limits = Limits { idle: Millis(200), ..Limits::default() };
+    let limits = Limits { idle: Millis(2000), ..Limits::default() };
     let memory = Arc::new(Memory::of(5 << 20));
     let serving = start(memory.clone(), limits, None).await?;
     let remote = remote(serving.address);

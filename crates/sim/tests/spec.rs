@@ -134,7 +134,7 @@ fn every_rule_is_a_reason_or_says_why_not() {
 }
 
 #[test]
-fn every_rule_is_tested_and_every_test_names_a_rule_that_is_stated() {
+fn every_rule_is_named_by_a_test_and_every_test_names_a_rule_that_is_stated() {
     let (stated, tested) = (stated(), tested());
     let untested: Vec<_> = stated.keys().filter(|id| !tested.contains_key(*id)).collect();
     assert!(untested.is_empty(), "no test says that it tests {untested:?}");

@@ -160,6 +160,18 @@ impl Drop for Servers {
     }
 }
 
+/// What this finds, which is looked for as long as servers may take to serve.
+pub(super) fn find<T>(look: impl Fn() -> Option<T>) -> Option<T> {
+    let begin = clock::now();
+    loop {
+        let found = look();
+        if found.is_some() || clock::now() - begin >= START_LIMIT {
+            return found;
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
 /// What a server answers to this, before it closes the connection.
 pub(super) fn exchange(address: SocketAddr, text: &str) -> io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&address, ANSWER_LIMIT)?;

@@ -1,7 +1,7 @@
 //! A private ZooKeeper: one server or several, from Debian's packages.
 
 use super::Host;
-use super::servers::{Servers, StartError, exchange};
+use super::servers::{Servers, StartError, exchange, find};
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
@@ -136,6 +136,11 @@ impl Ensemble {
         exchange(self.address(index), command)
     }
 
+    /// The same from one that is busy, and answers as soon as it can. `None` when it does not in time.
+    pub fn ask(&self, index: usize, command: &str) -> Option<String> {
+        find(|| self.four_letters(index, command).ok())
+    }
+
     /// What a server is now; `None` when it does not serve.
     pub fn mode(&self, index: usize) -> Option<Mode> {
         let answer = self.four_letters(index, "srvr").ok()?;
@@ -151,6 +156,12 @@ impl Ensemble {
     pub fn leader(&self) -> Option<usize> {
         let leads = |mode| matches!(mode, Some(Mode::Leader | Mode::Standalone));
         (0..self.count()).find(|&index| leads(self.mode(index)))
+    }
+
+    /// Waits for a leader: a server that is busy does not say at once that it is one. `None` when there is none
+    /// in time.
+    pub fn wait_for_leader(&self) -> Option<usize> {
+        find(|| self.leader())
     }
 
     /// Kills a server, if it runs, as a power failure would.
@@ -228,7 +239,7 @@ fn write_files(
         format!("clientPortAddress={}", options.host(index).ip),
         format!("clientPort={}", ports[index][0]),
         "maxClientCnxns=0".to_owned(),
-        "maxSessionTimeout=120000".to_owned(),
+        "maxSessionTimeout=600000".to_owned(),
     ];
     if ports.len() > 1 {
         lines.extend(["initLimit=20".to_owned(), "syncLimit=10".to_owned()]);

@@ -66,7 +66,7 @@ pub fn open_etcd(servers: &[String], root: &str, access: &Access) -> EtcdCoord {
 }
 
 impl<const N: usize> Backend for EtcdOf<N> {
-    const SHORT: Millis = Millis(1000);
+    const SHORT: Millis = Millis(3000);
     const STEADY: Millis = Millis(3000);
     fn new() -> Self {
         EtcdOf::at(shared(N))

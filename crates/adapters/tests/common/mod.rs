@@ -60,7 +60,7 @@ pub struct Memory {
 }
 
 impl Backend for Memory {
-    const SHORT: Millis = Millis(400);
+    const SHORT: Millis = Millis(1500);
     const STEADY: Millis = Millis(1500);
     fn new() -> Self {
         let service = MemoryService::new("1.example");
@@ -100,7 +100,7 @@ impl Sqlite {
 }
 
 impl Backend for Sqlite {
-    const SHORT: Millis = Millis(400);
+    const SHORT: Millis = Millis(1500);
     const STEADY: Millis = Millis(1500);
     fn new() -> Self {
         let directory = tempfile::tempdir().expect("a directory");

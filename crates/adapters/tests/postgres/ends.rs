@@ -81,7 +81,8 @@ async fn a_fence_waits_for_nobody() {
     let error = applied.expect_err("overtaken");
     assert!(matches!(error.cause, PgCause::Fenced), "{error:?}");
     none_left(&a);
-    assert!(took.0 < 2500, "{took:?}");
+    // It did not wait for what the server was asked.
+    assert!(took < a.settings.query_timeout, "{took:?}");
     assert!(a.postgres.exits().borrow().is_none(), "asked for");
 
     // At any moment of a start.
@@ -99,10 +100,9 @@ async fn a_fence_waits_for_nobody() {
     }
     a.postgres.fence().await.expect("nothing to fence");
     a.apply(&config).await;
-    let start = adapters::clock::now();
+    let before = a.postgres.log_length();
     a.postgres.fence().await.expect("a fence");
-    let took = adapters::clock::now() - start;
-    assert!(took.0 < 900, "a healthy server takes no grace: {took:?}");
+    assert!(ended_by_itself(&a, before), "a healthy server is not killed");
 }
 
 /// An orderly stop that gets nowhere becomes an immediate one.
@@ -115,7 +115,7 @@ async fn a_stop_always_ends_the_server() {
     let start = adapters::clock::now();
     in_time("a stop", a.postgres.stop(StopMode::Fast)).await.expect("a stop");
     let took = adapters::clock::now() - start;
-    assert!((1300..4000).contains(&took.0), "{took:?}");
+    assert!((1300..8000).contains(&took.0), "{took:?}");
     none_left(&a);
     assert!(!a.found().await.running);
     assert!(a.postgres.exits().borrow().is_none(), "asked for");
@@ -138,12 +138,12 @@ async fn a_dataset_is_fenced_without_a_postgres() {
                 signal(pid, Signal::STOP);
             }
         }
-        let start = adapters::clock::now();
+        let before = a.postgres.log_length();
         let fence = adapters::postgres::fence_dataset(&a.settings.dataset);
         assert!(in_time("a fence", fence).await.expect("a fence"), "{pid} ran");
-        let took = adapters::clock::now() - start;
-        assert!(took.0 < if frozen { 2500 } else { 900 }, "frozen {frozen}: {took:?}");
         none_left(&a);
+        // A frozen one does nothing but be killed.
+        assert_eq!(ended_by_itself(&a, before), !frozen);
         let again = adapters::postgres::fence_dataset(&a.settings.dataset).await;
         assert!(!again.expect("nothing to fence"), "nothing ran");
         // Backends that outlive their postmaster are found as well.
@@ -159,6 +159,13 @@ async fn a_dataset_is_fenced_without_a_postgres() {
     }
     let nowhere = adapters::postgres::fence_dataset(std::path::Path::new("/nowhere")).await;
     assert!(!nowhere.expect("nothing to fence"));
+}
+
+/// Whether the server has said that it ended since its log was this long: one that is killed cannot.
+fn ended_by_itself(peer: &Peer, before: u64) -> bool {
+    let log = std::fs::read(peer.postgres.log_path()).expect("a log");
+    let said = String::from_utf8_lossy(&log[usize::try_from(before).expect("a length")..]);
+    said.contains("database system is shut down")
 }
 
 fn none_left(peer: &Peer) {

@@ -17,7 +17,7 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::JoinHandle,
     time::Duration,
@@ -37,8 +37,8 @@ const SEARCH_LIMIT: Duration = Duration::from_secs(3);
 /// Before a peer that does not take writes is asked again.
 const ASK_AGAIN: Duration = Duration::from_millis(20);
 /// How long one commit may take. A longer limit would not shorten an outage; a shorter one leaves
-/// more rows of unknown outcome behind.
-const COMMIT_LIMIT: Duration = Duration::from_secs(2);
+/// more rows of unknown outcome behind. For others, see [`Writer::wait_for_commits`].
+const COMMIT_LIMIT: Millis = Millis(2_000);
 /// How long the making of the table may take, a change of primary included.
 const SETUP_LIMIT: Millis = Millis(30_000);
 
@@ -51,6 +51,8 @@ pub struct Progress {
     pub unacknowledged: u64,
     /// The number and the moment of the newest acknowledgement.
     pub newest: Option<(i64, Monotonic)>,
+    /// The zone that it is of.
+    pub newest_of: Option<String>,
     /// The zone that it writes to.
     pub connected_to: Option<String>,
     /// The newest error, while nothing has been acknowledged since.
@@ -77,6 +79,8 @@ struct Shared {
     stop: AtomicBool,
     /// What all that goes by time is multiplied with.
     slowness: u32,
+    /// How long one commit may take, in milliseconds.
+    commit_limit: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -86,6 +90,7 @@ struct State {
     gaps: Gaps,
     /// The newest acknowledgement, or number 0 at the start.
     newest: (i64, Monotonic),
+    newest_of: Option<String>,
     unacknowledged: u64,
     connected_to: Option<String>,
     error: Option<String>,
@@ -122,12 +127,18 @@ impl Writer {
             ledger: Ledger::default(),
             gaps: Gaps::default(),
             newest: (0, clock::now()),
+            newest_of: None,
             unacknowledged: 0,
             connected_to: None,
             error: None,
             last_error: None,
         };
-        let shared = Arc::new(Shared { stop: false.into(), slowness, state: Mutex::new(state) });
+        let shared = Arc::new(Shared {
+            stop: false.into(),
+            slowness,
+            commit_limit: COMMIT_LIMIT.0.into(),
+            state: Mutex::new(state),
+        });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let inner = shared.clone();
         let thread = std::thread::spawn(move || {
@@ -150,6 +161,12 @@ impl Writer {
     /// How many rows were acknowledged.
     pub fn acknowledged(&self) -> u64 {
         self.handle.ledger().acknowledged()
+    }
+
+    /// From the next row on, waits so long for each commit: for who counts the rows that are refused, and not
+    /// those that a busy machine was slow to commit.
+    pub fn wait_for_commits(&self, limit: Millis) {
+        self.handle.shared.commit_limit.store(limit.0, Ordering::Relaxed);
     }
 
     /// See [`WriterHandle::longest_gap_since`].
@@ -197,6 +214,7 @@ impl WriterHandle {
             acknowledged: state.ledger.acknowledged(),
             unacknowledged: state.unacknowledged,
             newest: (state.newest.0 > 0).then_some(state.newest),
+            newest_of: state.newest_of.clone(),
             connected_to: state.connected_to.clone(),
             error: state.error.clone(),
             last_error: state.last_error.clone(),
@@ -272,11 +290,12 @@ impl Shared {
                 },
             };
             let number = locked(&self.state).ledger.try_next();
-            match insert(&open, number, self.slowness).await {
+            let limit = Duration::from_millis(self.commit_limit.load(Ordering::Relaxed));
+            match insert(&open, number, limit * self.slowness).await {
                 Ok(()) => {
                     let at = clock::now();
                     writeln!(file, "{number}").context("cannot write the ledger's file")?;
-                    self.acknowledged(number, at);
+                    self.acknowledged(number, at, &open.zone);
                     session = Some(open);
                 }
                 Err(error) => {
@@ -293,12 +312,13 @@ impl Shared {
         session
     }
 
-    fn acknowledged(&self, number: i64, at: Monotonic) {
+    fn acknowledged(&self, number: i64, at: Monotonic, zone: &str) {
         let mut state = locked(&self.state);
         state.ledger.acknowledge();
         let (before, from) = state.newest;
         state.gaps.push(Gap { before, from, after: number, to: at });
         state.newest = (number, at);
+        state.newest_of = Some(zone.to_owned());
         state.error = None;
     }
 
@@ -384,9 +404,9 @@ async fn wait_open(client: &Client, limit: Duration) -> Result<Statement> {
 ///
 /// A timeout only gives up the connection. To cancel the statement would be wrong: PostgreSQL answers
 /// a cancelled wait for the sync with a warning and success.
-async fn insert(session: &Session, number: i64, slowness: u32) -> Result<()> {
+async fn insert(session: &Session, number: i64, limit: Duration) -> Result<()> {
     let Session { zone, client, insert } = session;
-    let done = timeout(COMMIT_LIMIT * slowness, client.execute(insert, &[&number, zone])).await;
+    let done = timeout(limit, client.execute(insert, &[&number, zone])).await;
     done.with_context(|| format!("{zone}: row {number}: not acknowledged in time"))?
         .with_context(|| format!("{zone}: row {number}"))?;
     Ok(())

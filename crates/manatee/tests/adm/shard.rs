@@ -1,7 +1,10 @@
 //! A shard to administer: a real coordination file, and sitters that only have a status to tell.
 
-use adapters::coord::{Coordination, Membership, PutOutcome, sqlite::SqliteCoord};
-use cluster::{ClusterState, Generation, Lsn, Millis, PeerIdent, Role};
+use adapters::{
+    clock,
+    coord::{Coordination, Membership, PutOutcome, sqlite::SqliteCoord},
+};
+use cluster::{ClusterState, Generation, Lsn, Millis, Monotonic, PeerIdent, Role};
 use manatee::status::{PeerStatus, PgStatus, ReasonText, SenderStatus};
 use serde_json::Value;
 use std::{
@@ -20,6 +23,9 @@ pub const SHARD: &str = "1.example";
 /// What a stub sitter answers: this, or nothing but a connection that stays open.
 pub type Answer = Arc<Mutex<Option<PeerStatus>>>;
 
+/// When those were asked that answer nothing.
+pub type Asked = Arc<Mutex<Vec<Monotonic>>>;
+
 /// A shard whose coordination is real and whose sitters are stubs.
 pub struct Shard {
     pub directory: TempDir,
@@ -28,6 +34,7 @@ pub struct Shard {
     pub sessions: Vec<Box<dyn Membership>>,
     pub peers: Vec<PeerIdent>,
     pub answers: Vec<Answer>,
+    pub asked_in_vain: Asked,
 }
 
 impl Shard {
@@ -37,8 +44,9 @@ impl Shard {
         let path = directory.path().join("shard.db");
         let runtime = Runtime::new().expect("a runtime");
         let coord = SqliteCoord::open(&path, SHARD, Millis(10_000)).expect("a coordination file");
-        let (peers, answers) = (1..=peers).map(stub).unzip();
-        Shard { directory, runtime, coord, sessions: Vec::new(), peers, answers }
+        let asked_in_vain = Asked::default();
+        let (peers, answers) = (1..=peers).map(|n| stub(n, &asked_in_vain)).unzip();
+        Shard { directory, runtime, coord, sessions: Vec::new(), peers, answers, asked_in_vain }
     }
 
     /// Three peers, all active, in a state where all is well.
@@ -106,14 +114,14 @@ impl Shard {
 }
 
 /// Peer `n` with a sitter that answers at a port of its own.
-fn stub(n: usize) -> (PeerIdent, Answer) {
+fn stub(n: usize, asked_in_vain: &Asked) -> (PeerIdent, Answer) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let mut peer =
         PeerIdent::new(&format!("10.0.0.{n}"), 5432, 12345, &format!("peer-{n}-of-shard"));
     let url = format!("http://{}", listener.local_addr().expect("an address"));
     peer.extra.insert("statusUrl".to_owned(), url.into());
     let answer = Arc::new(Mutex::new(Some(status(n, &peer))));
-    let answering = Arc::clone(&answer);
+    let (answering, asked_in_vain) = (Arc::clone(&answer), Arc::clone(asked_in_vain));
     // It ends with the process.
     thread::spawn(move || {
         let mut silent = Vec::new();
@@ -121,7 +129,10 @@ fn stub(n: usize) -> (PeerIdent, Answer) {
             let stream = stream.expect("accepted");
             match &*answering.lock().expect("no panic") {
                 Some(status) => reply(stream, &serde_json::to_string(status).expect("JSON")),
-                None => silent.push(stream),
+                None => {
+                    asked_in_vain.lock().expect("no panic").push(clock::now());
+                    silent.push(stream);
+                }
             }
         }
     });

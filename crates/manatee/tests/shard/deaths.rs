@@ -34,10 +34,15 @@ fn the_sync_takes_over_from_a_host_that_died() -> Result<()> {
 #[test]
 fn a_postgresql_that_died_is_replaced() -> Result<()> {
     let world = World::start()?;
-    let mark = clock::now();
-    world.in_role(Role::Primary)?.kill_postgres()?;
-    world.wait("a row that was tried after the crash", |_| world.failed_writes() > 0)?;
+    let (primary, generation) = (world.in_role(Role::Primary)?, world.generation()?);
+    let started = "select pg_postmaster_start_time()::text";
+    let before = primary.psql(started)?;
+    let (failed, mark) = (world.failed_writes(), clock::now());
+    primary.kill_postgres()?;
+    world.wait("a row that was tried after the crash", |_| world.failed_writes() > failed)?;
     world.wait_for_writes()?;
+    let anew = primary.psql(started).is_ok_and(|now| now != before);
+    ensure!(anew || world.generation()? > generation, "neither started again nor replaced");
     println!("writes were out for {} ms", world.writer.longest_gap_since(mark).length().0);
     world.finish()
 }
@@ -46,11 +51,12 @@ fn a_postgresql_that_died_is_replaced() -> Result<()> {
 /// no client notices anything.
 #[test]
 fn a_sitter_that_died_is_not_noticed_by_clients() -> Result<()> {
-    let world = World::start()?;
+    // Long enough for a sitter to come back within it.
+    let world = World::start_with("session_timeout = 30.0")?;
     let (primary, generation) = (world.in_role(Role::Primary)?, world.generation()?);
     let started = "select pg_postmaster_start_time()::text";
     let before = primary.psql(started)?;
-    let failed = world.failed_writes();
+    let failed = world.count_failures();
     primary.kill_sitter()?;
     world.wait_for_writes()?;
     primary.start_sitter()?;
@@ -85,7 +91,7 @@ fn the_async_takes_the_place_of_a_sync_that_died() -> Result<()> {
 fn an_async_that_died_is_not_noticed_by_clients() -> Result<()> {
     let world = World::start()?;
     let (last, generation) = (world.in_role(Role::Async)?, world.generation()?);
-    let failed = world.failed_writes();
+    let failed = world.count_failures();
     last.kill_host()?;
     let state = || -> Result<String> {
         let output = world.adm(&["zk-state"])?;

@@ -86,7 +86,7 @@ fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
 #[test]
 fn a_backup_is_restored_beside_the_shard() -> Result<()> {
     let world = World::start()?;
-    let failed = world.failed_writes();
+    let failed = world.count_failures();
     for role in [Role::Primary, Role::Async] {
         let (file, at) = made(&world, role, "baseBackup")?;
         let directory = file.parent().context("a directory")?;

@@ -29,4 +29,4 @@ mod volumes;
 mod world;
 mod zookeeper;
 
-use world::{World, limit};
+use world::{World, limit, slowly};

@@ -31,14 +31,16 @@ pub fn alone(name: &str, body: impl FnOnce() -> Result<()>) -> Result<()> {
     );
     // Whoever loses its parent becomes a child of the first process of the namespace; a shell waits
     // for such children, which a test does not.
-    let output = Command::new("unshare")
+    // And whoever is killed in this line, the ones after it end with it.
+    let output = Command::new("setpriv")
+        .args(["--pdeathsig", "KILL", "unshare"])
         .args(["--net", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child"])
         .args(["bash", "-c", "\"$@\"; exit $?", "first"])
         .arg(env::current_exe()?)
         .args(["--exact", name, "--nocapture", "--test-threads=1"])
         .env(ALONE, "1")
         .output()
-        .context("cannot run unshare (of util-linux)")?;
+        .context("cannot run setpriv (of util-linux)")?;
     let text = String::from_utf8_lossy(&output.stdout);
     println!("{text}{}", String::from_utf8_lossy(&output.stderr));
     ensure!(output.status.success(), "it failed in namespaces of its own; see above");
@@ -192,7 +194,7 @@ fn what_is_cut_does_not_arrive() -> Result<()> {
             ))
             .spawn()?;
         let (mut stream, _) = listener.accept()?;
-        stream.set_read_timeout(Some(Duration::from_millis(300)))?;
+        stream.set_read_timeout(Some(Duration::from_secs(3)))?;
         let echo = |stream: &mut TcpStream| -> std::io::Result<u8> {
             stream.write_all(b"x\n")?;
             let mut bytes = [0; 2];
@@ -218,7 +220,7 @@ fn what_is_cut_does_not_arrive() -> Result<()> {
     })
 }
 
-/// Succeeds when the host answers, if only by refusing the connection, within half a second.
+/// Succeeds when the host answers, if only by refusing the connection, within three seconds.
 fn probe(host: &str) -> String {
-    format!("timeout 0.5 bash -c '</dev/tcp/{host}/9' 2>/dev/null; [ $? -ne 124 ]")
+    format!("timeout 3 bash -c '</dev/tcp/{host}/9' 2>/dev/null; [ $? -ne 124 ]")
 }

@@ -71,14 +71,12 @@ fn history(world: &World) -> Result<Vec<Vec<String>>> {
 /// Through two takeovers it reports topologies that the shard had, in the order in which it had them, and
 /// the present one last.
 #[test]
+#[ignore = "needs a checkout of that library: make client"]
 fn the_original_client_follows_takeovers() -> Result<()> {
-    let Ok(library) = std::env::var("MANATEE_NODE_CLIENT") else {
-        println!(
-            "skipped: MANATEE_NODE_CLIENT names no checkout of the original's client library \
-             (node-manatee, with `npm install` done in it)"
-        );
-        return Ok(());
-    };
+    let library = std::env::var("MANATEE_NODE_CLIENT").context(
+        "MANATEE_NODE_CLIENT names no checkout of the original's client library (node-manatee, \
+         with `npm install` done in it)",
+    )?;
     let directory = tempfile::tempdir()?;
     let ensemble = Ensemble::start(directory.path(), 1)?;
     let world = World::start_as("", |options| {

@@ -1,17 +1,21 @@
 //! What is away: the coordination, a database, a sitter that was told to stop.
 
-use super::World;
+use super::{World, slowly};
 use adapters::clock;
 use anyhow::{Result, ensure};
-use cluster::Role;
+use cluster::{Millis, Role};
 use std::fs;
 
 /// The coordination takes no writes, or is gone, until every session has expired, and comes back. As long as the
 /// primary and its sync see each other, clients notice nothing.
 #[test]
 fn losing_coordination_alone_stops_nobody() -> Result<()> {
-    let world = World::start()?;
-    let failed = world.failed_writes();
+    // As long as the lease: a sync on a busy machine answers within it.
+    let session = Millis(6000);
+    let world = World::start_as("", |options| {
+        options.session_timeout = session.0 as f64 / 1000.0;
+    })?;
+    let failed = world.count_failures();
     let away = world.take_coordination_away()?;
     world.wait("every session to be lost", |view| {
         let lost = |status: &manatee::status::PeerStatus| !status.in_session;
@@ -19,7 +23,8 @@ fn losing_coordination_alone_stops_nobody() -> Result<()> {
     })?;
     // Longer than any proof from before the outage could last: the answers of the sync carry it.
     let without = clock::now();
-    world.wait("one more lease to pass", |_| (clock::now() - without).0 > 3500)?;
+    let longer = slowly(Millis(session.0 + 500));
+    world.wait("one more lease to pass", |_| clock::now() - without > longer)?;
     world.wait_for_writes()?;
     world.ensure_unnoticed(failed)?;
     away.give_back()?;
@@ -49,7 +54,8 @@ fn a_sitter_that_is_told_to_stop_hands_over_at_once() -> Result<()> {
 /// the sync; then it is rebuilt.
 #[test]
 fn a_primary_whose_database_is_damaged_steps_aside() -> Result<()> {
-    let world = World::start_with("[health]\ngive_up = 2.0")?;
+    // The sync has as long to come up.
+    let world = World::start_with("[health]\ngive_up = 5.0")?;
     let old = world.in_role(Role::Primary)?;
     let sync = world.in_role(Role::Sync)?.zone().to_owned();
     fs::remove_file(old.dataset().join("data/global/pg_control"))?;
@@ -67,7 +73,7 @@ fn a_primary_whose_database_is_damaged_steps_aside() -> Result<()> {
 /// the sync.
 #[test]
 fn a_primary_whose_postgresql_hangs_steps_aside() -> Result<()> {
-    let world = World::start_with("[health]\ngive_up = 2.0\n[postgres]\nquery_timeout = 2.0")?;
+    let world = World::start_with("[health]\ngive_up = 5.0\n[postgres]\nquery_timeout = 2.0")?;
     let old = world.in_role(Role::Primary)?;
     let sync = world.in_role(Role::Sync)?.zone().to_owned();
     old.pause_postgres()?;
@@ -106,7 +112,8 @@ fn what_a_superuser_weakens_is_put_back() -> Result<()> {
 /// that it had, but steps aside for the sync.
 #[test]
 fn a_primary_that_lost_its_database_creates_none() -> Result<()> {
-    let world = World::start()?;
+    // Long enough for a sitter to come back and look before the sync takes over without that.
+    let world = World::start_with("session_timeout = 8.0")?;
     let old = world.in_role(Role::Primary)?;
     let sync = world.in_role(Role::Sync)?.zone().to_owned();
     old.kill_host()?;

@@ -40,7 +40,7 @@ fn peers_are_rebuilt_when_an_operator_asks() -> Result<()> {
     refused(world.in_role(Role::Primary)?, "this peer is the primary")?;
     refused(world.in_role(Role::Sync)?, "this peer is the sync")?;
 
-    let failed = world.failed_writes();
+    let failed = world.count_failures();
     let last = world.in_role(Role::Async)?;
     let mark = last.data().join("only-before");
     for more in [&[][..], &["--full"]] {

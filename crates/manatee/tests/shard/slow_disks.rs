@@ -6,6 +6,7 @@
 use super::{
     ensemble::{SESSION, Stage},
     network::alone,
+    slowly,
 };
 use adapters::testing::EnsembleOptions;
 use anyhow::{Context, Result, ensure};
@@ -53,7 +54,7 @@ fn options() -> EnsembleOptions {
 
 /// That it took a server so long at least to have something on its disk.
 fn ensure_slow(stage: &Stage, index: usize, least: Millis) -> Result<()> {
-    let told = stage.ensemble.four_letters(index, "mntr")?;
+    let told = stage.ensemble.ask(index, "mntr").context("no answer")?;
     let name = "zk_max_sync_processor_queue_flush_time_ms";
     let value = told.lines().find_map(|line| line.strip_prefix(name)).context(name)?;
     let slowest: f64 = value.trim().parse()?;
@@ -75,15 +76,15 @@ fn the_only_server_that_peers_reach_has_a_slow_disk() -> Result<()> {
     alone("slow_disks::the_only_server_that_peers_reach_has_a_slow_disk", || {
         let mut server = 0;
         let stage = Stage::start_with(options(), |ensemble, network| {
-            let leader = ensemble.leader().context("a leader")?;
+            let leader = ensemble.wait_for_leader().context("a leader")?;
             server = (0..3).find(|index| *index != leader).context("a follower")?;
             let others = (0..3).filter(|index| *index != server);
             others.flat_map(|other| (1..=3).map(move |peer| (peer, other))).try_for_each(
                 |(peer, other)| network.cut(network.address(peer), ensemble.address(other).ip()),
             )
         })?;
-        let (generation, failed) = (stage.world.generation()?, stage.world.failed_writes());
-        let slow = SlowDisk::under(&stage, server, Millis(SESSION.0 * 3 / 2))?;
+        let (generation, failed) = (stage.world.generation()?, stage.world.count_failures());
+        let slow = SlowDisk::under(&stage, server, slowly(Millis(SESSION.0 * 3 / 2)))?;
         for _ in 0..3 {
             have_something_written(&stage)?;
             stage.let_pass(SESSION)?;
@@ -92,7 +93,7 @@ fn the_only_server_that_peers_reach_has_a_slow_disk() -> Result<()> {
         drop(slow);
         stage.world.ensure_unnoticed(failed)?;
         ensure!(stage.world.generation()? == generation, "the generation changed");
-        ensure_slow(&stage, server, SESSION)?;
+        ensure_slow(&stage, server, slowly(SESSION))?;
         stage.network.heal()?;
         stage.world.finish()
     })
@@ -103,7 +104,7 @@ fn the_only_server_that_peers_reach_has_a_slow_disk() -> Result<()> {
 fn the_disks_of_all_servers_are_slow() -> Result<()> {
     alone("slow_disks::the_disks_of_all_servers_are_slow", || {
         let stage = Stage::start_with(options(), |_, _| Ok(()))?;
-        let (generation, failed) = (stage.world.generation()?, stage.world.failed_writes());
+        let (generation, failed) = (stage.world.generation()?, stage.world.count_failures());
         let under = |index| SlowDisk::under(&stage, index, Millis(1000));
         let slow: Vec<SlowDisk> = (0..3).map(under).collect::<Result<_>>()?;
         for _ in 0..3 {

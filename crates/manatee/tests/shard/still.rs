@@ -1,6 +1,6 @@
 //! What stands still: a shard that an operator froze, a host that stopped in time.
 
-use super::{World, limit};
+use super::{World, limit, slowly};
 use adapters::clock;
 use anyhow::{Result, ensure};
 use cluster::{Millis, Role};
@@ -33,7 +33,11 @@ fn a_frozen_shard_fails_over_only_when_it_is_unfrozen() -> Result<()> {
 /// it acknowledges nothing, it answers reads no longer than the lease, and it becomes deposed.
 #[test]
 fn a_primary_that_was_frozen_in_time_serves_nobody() -> Result<()> {
-    let world = World::start()?;
+    // As long as the lease.
+    let session = Millis(8000);
+    let world = World::start_as("", |options| {
+        options.session_timeout = session.0 as f64 / 1000.0;
+    })?;
     let old = world.in_role(Role::Primary)?;
     let sync = world.in_role(Role::Sync)?.zone().to_owned();
     let runtime =
@@ -64,7 +68,7 @@ fn a_primary_that_was_frozen_in_time_serves_nobody() -> Result<()> {
         last_answer = clock::now();
         ensure!(last_answer - resumed < limit(), "it still answers reads");
     }
-    let lease = Millis(3000);
+    let lease = slowly(session);
     let served = last_answer - resumed;
     println!("it answered reads for {} ms after it went on", served.0);
     ensure!(served < lease, "it answered reads for {} ms", served.0);

@@ -91,7 +91,7 @@ fn life(volumes: Volumes, snapshots: &dyn Snapshots) -> Result<()> {
         ensure!(mounted == 3, "one is mounted for each peer: {found:?}");
     }
     seeded_in_two_goes(&world, snapshots)?;
-    let failed = world.failed_writes();
+    let failed = world.count_failures();
     for role in [Role::Primary, Role::Async] {
         archived(&world, snapshots, role)?;
     }

@@ -27,8 +27,16 @@ fn slowness() -> u32 {
 /// How long anything that the shard does by itself may take. Generous: what takes longer than this
 /// does not happen at all.
 pub fn limit() -> Millis {
-    Millis(180_000 * u64::from(slowness()))
+    slowly(Millis(180_000))
 }
+
+/// So much longer as everything takes on this machine.
+pub fn slowly(time: Millis) -> Millis {
+    Millis(time.0 * u64::from(slowness()))
+}
+
+/// How long the writer waits for a commit while failures are counted: a busy machine is slow, but refuses nobody.
+const PATIENCE: Millis = Millis(10_000);
 
 fn start_service(directory: &TempDir, ip: impl Into<IpAddr>) -> Result<Service> {
     let own = directory.path().join("service");
@@ -145,12 +153,19 @@ impl World {
         self.wait("writes to be acknowledged", |_| self.writer.acknowledged() >= before + 20)
     }
 
+    /// How many writes have failed until now, for [`World::ensure_unnoticed`]. From now on, one that is only slow
+    /// is none of them.
+    pub fn count_failures(&self) -> u64 {
+        self.writer.wait_for_commits(PATIENCE);
+        self.failed_writes()
+    }
+
     /// How many writes have failed.
     pub fn failed_writes(&self) -> u64 {
         self.writer.handle().progress().unacknowledged
     }
 
-    /// That no write has failed since there were so many.
+    /// That no write has failed since there were so many ([`World::count_failures`]).
     pub fn ensure_unnoticed(&self, failed_before: u64) -> Result<()> {
         let progress = self.writer.handle().progress();
         let failed = progress.unacknowledged - failed_before;

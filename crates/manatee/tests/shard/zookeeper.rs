@@ -11,8 +11,9 @@ use cluster::Role;
 fn a_shard_over_an_ensemble() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let ensemble = Ensemble::start(directory.path(), 3)?;
-    let world = World::start_at(ensemble.url(), "")?;
-    let leader = ensemble.leader().context("an ensemble has a leader")?;
+    // Long enough for a sitter to come back within it.
+    let world = World::start_at(ensemble.url(), "session_timeout = 8.0")?;
+    let leader = ensemble.wait_for_leader().context("an ensemble has a leader")?;
     ensemble.kill(leader);
     world.wait_for_writes()?;
     ensemble.launch(leader)?;

@@ -260,10 +260,30 @@ impl Cluster {
         })
     }
 
+    /// Makes another node the leader. What is said of it does not matter: Patroni waits only so long for what
+    /// it ordered, and orders nothing while the new one is slow to answer.
+    pub fn switch_over(&self, from: &Node, to: &Node) -> Result<()> {
+        let order = json!({ "leader": from.name, "candidate": to.name });
+        wait("a switchover", || {
+            let cluster = self.cluster(to).map_err(|error| format!("{error:#}"))?;
+            let mut members = cluster["members"].as_array().into_iter().flatten();
+            if members.any(|member| member["role"] == "leader" && member["name"] == to.name) {
+                return Ok(());
+            }
+            let said = self.api(from, "POST", "/switchover", order.clone());
+            let said = said.unwrap_or_else(|error| format!("{error:#}"));
+            Err(format!("{said}; before that {cluster}"))
+        })
+    }
+
+    /// What a node says of all.
+    fn cluster(&self, node: &Node) -> Result<Value> {
+        Ok(serde_json::from_str(&self.api(node, "GET", "/cluster", json!({}))?)?)
+    }
+
     /// The cluster is as it was: not paused, the first node leads, the others follow.
     pub fn check_whole(&self) -> Result<()> {
-        let cluster = self.api(&self.nodes[0], "GET", "/cluster", json!({}))?;
-        let cluster: Value = serde_json::from_str(&cluster)?;
+        let cluster = self.cluster(&self.nodes[0])?;
         ensure!(cluster["pause"] != json!(true), "{cluster}");
         let members = cluster["members"].as_array().context("members")?;
         let leader = members.iter().find(|member| member["role"] == "leader");

@@ -15,7 +15,7 @@ use adapters::{
 };
 use anyhow::{Context, Result, ensure};
 use cluster::Millis;
-use manatee::shard::{DONOR, Donor, ShardOptions, commands, sh};
+use manatee::shard::{DONOR, Donor, Ledger, ShardOptions, commands, sh};
 use std::{
     fs,
     net::{IpAddr, Ipv4Addr},
@@ -63,14 +63,8 @@ impl Move<FirstVersion> {
             donor.peers.iter().map(|peer| peer.ident().id.to_string()).collect();
         ensure!(donor.order()? == order, "{:?}", donor.order()?);
         let ledger = self.writer.handle().ledger();
-        for peer in &donor.peers {
-            wait("the ledger to be there", || {
-                let rows = peer.sql("select n from ledger order by n");
-                let rows = rows.map_err(|error| format!("{error:#}"))?;
-                let rows: Result<Vec<i64>, _> = rows.lines().map(str::parse).collect();
-                let report = ledger.compare(&rows.map_err(|error| error.to_string())?);
-                if report.is_good() { Ok(()) } else { Err(format!("{}: {report}", peer.port)) }
-            })?;
+        for (index, peer) in donor.peers.iter().enumerate() {
+            donor.check_peer(index, &ledger)?;
             ensure!(!peer.home.join("data-0").exists(), "{} was copied anew", peer.port);
         }
         Ok(())
@@ -102,7 +96,7 @@ fn service(peer: &V1Config) -> Result<(String, String)> {
     let log = word(&peer.home.join("sitter.log"));
     let runs = format!("[ -e {pid} ] && kill -0 \"$(cat {pid})\" 2>/dev/null");
     let start = format!(
-        "{runs} || {{ {FILE}={file} setsid {this} --exact v1_peer::process --nocapture \
+        "{runs} || {{ {FILE}={file} setsid {this} --exact v1_peer::process --ignored --nocapture \
          >>{log} 2>&1 </dev/null & echo $! >{pid}; }}"
     );
     let stop = format!(
@@ -168,6 +162,18 @@ impl FirstVersion {
         let (url, options) = (self.ensemble.url(), coord::Options::new(Millis(5000)));
         let view = runtime.block_on(async { coord::open(&url, SHARD, &options)?.read().await })?;
         Ok(view.active.into_iter().map(|one| one.peer.id.to_string()).collect())
+    }
+
+    /// Nothing that was acknowledged is lost, as this peer has it.
+    pub fn check_peer(&self, index: usize, ledger: &Ledger) -> Result<()> {
+        let peer = &self.peers[index];
+        wait("the ledger to be there", || {
+            let rows = peer.sql("select n from ledger order by n");
+            let rows = rows.map_err(|error| format!("{error:#}"))?;
+            let rows: Result<Vec<i64>, _> = rows.lines().map(str::parse).collect();
+            let report = ledger.compare(&rows.map_err(|error| error.to_string())?);
+            if report.is_good() { Ok(()) } else { Err(format!("{}: {report}", peer.port)) }
+        })
     }
 
     /// Starts each peer by mistake, and waits until it has ended; what they said.

@@ -55,6 +55,7 @@ fn a_lost_peer_does_not_block_the_way_back() -> Result<()> {
 #[test]
 fn a_lost_shard_of_one_is_given_up() -> Result<()> {
     let moved = Move::prepare()?;
+    let before = moved.writer.handle().ledger();
     moved.stage.transplant(&["run", "--yes", "--until", "keep-way-back"])?;
     moved.wait_for_writes_to("amber")?;
     let amber = moved.primary();
@@ -65,6 +66,7 @@ fn a_lost_shard_of_one_is_given_up() -> Result<()> {
     let told = moved.stage.transplant(&[&without[..], &["--discard-writes"]].concat())?;
     ensure!(told.contains("everything is undone"), "{told}");
     moved.wait_for_writes_to(DONOR)?;
+    moved.check_given_up(&before)?;
     comes_back(amber)
 }
 

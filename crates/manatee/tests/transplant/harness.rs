@@ -3,7 +3,7 @@
 use super::{diary::Diary, ground::Ground};
 use anyhow::{Context, Result, ensure};
 use cluster::Millis;
-use manatee::shard::{DONOR, Donor, Peer, ShardOptions, Stage, Standalone, Writer};
+use manatee::shard::{DONOR, Donor, Ledger, Peer, ShardOptions, Stage, Standalone, Writer};
 use saga::{Entry, Journal, Mode, Way};
 use std::{
     collections::BTreeSet,
@@ -71,7 +71,7 @@ impl<D: Donor> Move<D> {
         let before = self.writer.handle().ledger().tried();
         wait("the writer to be acknowledged", || {
             let progress = self.writer.handle().progress();
-            let there = progress.connected_to.as_deref() == Some(name);
+            let there = progress.newest_of.as_deref() == Some(name);
             let newest = progress.newest.is_some_and(|(number, _)| number > before);
             if there && newest { Ok(()) } else { Err(format!("{progress:?}")) }
         })
@@ -158,6 +158,15 @@ impl<D: Donor> Move<D> {
     pub fn check_donor(&self) -> Result<()> {
         let report = self.stage.check_donor(&self.writer.handle().ledger())?;
         ensure!(report.is_good(), "{report}");
+        Ok(())
+    }
+
+    /// The donor has all that was acknowledged before, and not all that was acknowledged later: that was given up.
+    pub fn check_given_up(&self, before: &Ledger) -> Result<()> {
+        let report = self.stage.check_donor(before)?;
+        ensure!(report.is_good(), "of before: {report}");
+        let report = self.stage.check_donor(&self.writer.handle().ledger())?;
+        ensure!(!report.missing.is_empty() && report.duplicate.is_empty(), "{report}");
         Ok(())
     }
 

@@ -121,9 +121,7 @@ fn what_becomes_of_a_patroni_cluster_meanwhile_is_noticed() -> Result<()> {
     cluster.api(two, "PATCH", "/config", json!({ "pause": null }))?;
     let told = moved.stage.transplant(&["run", "--yes"]).unwrap_err().to_string();
     ensure!(told.contains("the Patroni cluster was resumed"), "{told}");
-    let told =
-        cluster.api(one, "POST", "/switchover", json!({ "leader": "one", "candidate": "two" }))?;
-    ensure!(told.contains("Successfully"), "{told}");
+    cluster.switch_over(one, two)?;
     moved.wait_for_writes_to("two")?;
     let told = moved.stage.transplant(&["run", "--yes"]).unwrap_err().to_string();
     ensure!(told.contains("two leads the Patroni cluster"), "{told}");
@@ -135,12 +133,7 @@ fn what_becomes_of_a_patroni_cluster_meanwhile_is_noticed() -> Result<()> {
     let told = moved.stage.transplant(&["rollback"]).unwrap_err().to_string();
     ensure!(told.contains("the donor is a standby now"), "{told}");
 
-    let back = json!({ "leader": "two", "candidate": "one" });
-    wait("the way back", || {
-        let told = cluster.api(two, "POST", "/switchover", back.clone());
-        let told = told.map_err(|error| format!("{error:#}"))?;
-        if told.contains("Successfully") { Ok(()) } else { Err(told) }
-    })?;
+    cluster.switch_over(two, one)?;
     moved.wait_for_writes_to("one")?;
     moved.stage.transplant(&["rollback"])?;
     moved.wait_for_writes_to("one")?;

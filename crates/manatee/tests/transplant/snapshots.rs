@@ -75,7 +75,8 @@ fn through_kills(ground: &Ground) -> Result<()> {
     ensure!(moved.read_journal()?.mode() == Mode::RolledBack, "it was undone");
     moved.wait_for_writes_to("donor")?;
     println!("{kills} kills forward, {back} back");
-    ensure!(kills > 15 && back > 15, "{kills} kills forward, {back} back");
+    // Where a step takes no time, its end and the beginning of the next one come before the kill.
+    ensure!(kills > 10 && back > 8, "{kills} kills forward, {back} back");
     ensure!(left(&moved, ground)?.is_empty(), "{:?}", left(&moved, ground)?);
     ensure!(fs::read_dir(backups)?.count() == 1, "one backup, and nothing beside it");
     moved.check_donor()

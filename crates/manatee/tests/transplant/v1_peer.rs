@@ -26,6 +26,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// Names the file of the peer that this process is to be.
 pub const FILE: &str = "MANATEE_V1_PEER";
+/// Long enough that none expires that is not killed, however busy the machine is.
+const SESSION: Millis = Millis(10_000);
 /// Between two looks.
 const PERIOD: Duration = Duration::from_millis(100);
 /// How many looks a standby may not stream before it is copied anew.
@@ -47,8 +49,9 @@ pub struct V1Config {
 
 /// Not a test but what the processes of the donor's peers run.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "not a test but what tests start"]
 async fn process() -> Result<()> {
-    let Some(file) = std::env::var_os(FILE).map(PathBuf::from) else { return Ok(()) };
+    let file = std::env::var_os(FILE).map(PathBuf::from).context(FILE)?;
     let text = fs::read_to_string(&file).with_context(|| format!("{}", file.display()))?;
     let config: V1Config = toml::from_str(&text).with_context(|| format!("{}", file.display()))?;
     serve(V1Peer { shape: None, closed: true, lost: 0, config }).await
@@ -114,7 +117,7 @@ async fn serve(mut peer: V1Peer) -> Result<()> {
     let mut term = signal(SignalKind::terminate())?;
     let options = coord::Options::new(Millis(5000));
     let coord = coord::open(&peer.config.coordination, &peer.config.shard, &options)?;
-    let mut member: Box<dyn Membership> = coord.join(&peer.config.ident(), Millis(3000)).await?;
+    let mut member: Box<dyn Membership> = coord.join(&peer.config.ident(), SESSION).await?;
     let mut chain: Vec<PeerIdent> = Vec::new();
     loop {
         tokio::select! {
