@@ -9,7 +9,12 @@ use adapters::{
 };
 use cluster::{Counts, Millis};
 use rustix::process::Signal;
-use std::{fs, io::Write, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 use support::{LIMIT, Peer, chain, primary, standby};
 use tokio::sync::watch;
 
@@ -135,6 +140,12 @@ impl Drop for Mounted {
     }
 }
 
+/// Emptied first: a child that another test has just forked may have it open still, and what it holds with it.
+fn remove_filler(path: &Path) {
+    fs::File::create(path).expect("emptied");
+    fs::remove_file(path).expect("removed");
+}
+
 /// A seed that has no room is a clear error, and so is a server that has none.
 #[tokio::test]
 async fn a_full_disk() {
@@ -157,7 +168,7 @@ async fn a_full_disk() {
     drop(filler);
     let error = b.postgres.apply(&standby(Some(&a), &[])).await.expect_err("no room");
     assert!(matches!(error.cause, PgCause::NoSpace { .. }), "{}", chain(&error));
-    fs::remove_file(b.settings.dataset.join("filler")).expect("room");
+    remove_filler(&b.settings.dataset.join("filler"));
     b.apply(&standby(Some(&a), &[])).await;
 }
 
@@ -177,7 +188,7 @@ async fn half_a_copy_does_not_stay() {
     assert!(matches!(error.cause, StorageCause::Full(_)), "{}", chain(&error));
     assert_eq!(names(&b, "data"), ["data"]);
 
-    fs::remove_file(&filler).expect("room");
+    remove_filler(&filler);
     let crashed = "data.replaced-20260102T030405.123456Z.incomplete";
     for name in [crashed, "data.mine.incomplete"] {
         fs::create_dir_all(b.settings.dataset.join(name).join("base")).expect("a leftover");
