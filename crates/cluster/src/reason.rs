@@ -120,7 +120,7 @@ reasons! {
     /// Its sync is active and has not caught up.
     ClosedUntilSync { sync: PeerId } = "A2", "closed for writes until the sync {sync} streams and has caught up";
     /// The sync is gone and there is nobody to replace it.
-    NoReplacement { sync: PeerId } = "D1", "the sync {sync} is gone and no async is present to replace it: writes wait";
+    NoReplacement { sync: PeerId } = "D1", "the sync {sync} is gone and nobody is present to replace it: writes wait until a peer comes";
     /// The sync is gone and the shard is frozen.
     ReplacementFrozen { sync: PeerId } = "D4", "the sync {sync} is gone, but the shard is frozen: no new generation";
     /// Replacing the sync: first nobody counts any more.
@@ -166,9 +166,9 @@ reasons! {
         "an operator asked for it: keeping the database aside and copying that of {upstream}";
     /// The primary is gone and the shard is frozen.
     TakeoverFrozen { primary: PeerId } = "D4", "the primary {primary} is gone, but the shard is frozen: no takeover";
-    /// The primary is gone and no async is there.
+    /// The primary is gone and neither an async is there nor anybody who stands nowhere.
     TakeoverNoAsync { primary: PeerId } = "D1",
-        "the primary {primary} is gone, but no async is present to become sync: no takeover";
+        "the primary {primary} is gone, but nobody is present to become sync: no takeover until a peer comes";
     /// The primary is gone and this peer has no database, or does not know yet what is in it.
     TakeoverUnproven { primary: PeerId } = "D3",
         "no takeover from {primary}: there is no database here yet, or it is not known how far it goes";

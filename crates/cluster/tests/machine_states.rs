@@ -119,6 +119,32 @@ fn a_lost_answer_is_settled_before_anything_else() {
     assert!(counts_again(&actions), "{actions:?}");
 }
 
+/// Nor does the answer that it was stored, when there is no session any more in which a decision could be taken
+/// from that: the old pair must not go on (rule D5).
+#[test]
+fn an_answer_without_a_session_settles_nothing() {
+    let mut one = One::new(Database::Established, Some(primary(1, Counts::Sync(peer(2).id))));
+    one.join(seen(1, state(1, [1, 2, 3])), vec![peer(1), peer(3)]);
+    let quiesced = PgOutcome::Applied { position: Lsn::new(200), timeline: Some(1) };
+    let actions = one.tell(Event::PgDone(quiesced));
+    assert!(actions.iter().any(|action| matches!(action, Action::Put { .. })), "{actions:?}");
+    one.tell(Event::Expired);
+    for event in [Event::PutDone(PutOutcome::Committed(Version(2))), Event::Wake] {
+        let actions = one.tell(event);
+        assert!(!actions.iter().any(is_command), "{actions:?}");
+    }
+    let next = ClusterState { sync: Some(peer(3)), asyncs: vec![], ..state(2, [1, 2, 3]) };
+    let actions = one.join(seen(2, next), vec![peer(1), peer(3)]);
+    let counts = |action: &Action| match action {
+        Action::Postgres(PgCommand::Apply(PgConfig::Primary { counts, .. })) => {
+            Some(counts.clone())
+        }
+        _ => None,
+    };
+    let counts: Vec<_> = actions.iter().filter_map(counts).collect();
+    assert_eq!(counts, [Counts::Sync(peer(3).id)], "{actions:?}");
+}
+
 /// A conflict settles nothing (rule D5): the present state is stored once more, and is answered with a
 /// conflict, because the lost declaration has just arrived. Only what is read then says so.
 #[test]

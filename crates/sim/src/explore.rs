@@ -86,6 +86,8 @@ pub enum Beginning {
     Serving,
     /// Its primary serves alone, and has just been told not to any more.
     LeavingAlone,
+    /// It serves with a sync and nobody else, and a third peer has just come, of which nobody knows yet.
+    Newcomer,
 }
 
 /// A shard of three.
@@ -108,11 +110,18 @@ impl Shard {
             stale_reads: false,
             mutation: self.mutation,
         });
-        for peer in 0..3 {
+        let newcomer = self.beginning == Beginning::Newcomer;
+        for peer in 0..(if newcomer { 2 } else { 3 }) {
             world.inflict(Fault::StartHost(Who::Peer(peer)));
             world.run_until(world.now() + 100);
         }
         world.run_until(world.now() + 10_000);
+        if newcomer {
+            world.inflict(Fault::StartHost(Who::Peer(2)));
+            while !world.service.is_active(2) {
+                world.run_until(world.now() + 1);
+            }
+        }
         if self.beginning == Beginning::LeavingAlone {
             world.inflict(Fault::Configure(Who::Primary, false));
             world.run_until(world.now() + 10_000);

@@ -51,3 +51,20 @@ fn who_goes_on_acknowledging_alone_is_found() {
     let story = explored.violation.expect("a violation").join("\n");
     assert!(story.contains("VIOLATED  alone: "), "{story}");
 }
+
+/// Rule D1: the sync takes in who came, beside a primary that does the same.
+#[test]
+fn a_sync_that_takes_a_newcomer_loses_nothing_in_any_order() {
+    let explored = explore(Beginning::Newcomer, Bounds::SMALL, None, Some(1));
+    assert_eq!(explored.violation, None);
+    assert_eq!((explored.states, explored.depth), (11_361, 15));
+}
+
+#[test]
+fn a_sync_that_takes_a_newcomer_without_quiescing_is_found() {
+    let explored = explore(Beginning::Newcomer, Bounds::SMALL, Some(Mutation::NoQuiesce), Some(1));
+    let story = explored.violation.expect("a lost write").join("\n");
+    let declared = "stored: generation 2: primary b, sync c, deposed a";
+    let unknown = "stored: generation 1: primary a, sync b, async c";
+    assert!(story.contains(declared) && !story.contains(unknown), "{story}");
+}

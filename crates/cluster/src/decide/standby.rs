@@ -56,7 +56,11 @@ pub(super) fn decide_sync(view: &View<'_>, state: &ClusterState) -> Decision {
     if view.is_active(&primary.id) && !asked {
         return following;
     }
-    let asyncs: Vec<_> = state.asyncs.iter().filter(|peer| view.is_active(&peer.id)).collect();
+    let mut asyncs: Vec<_> = state.asyncs.iter().filter(|peer| view.is_active(&peer.id)).collect();
+    if asyncs.is_empty() && !view.is_active(&primary.id) {
+        // Nobody else can take a newcomer in.
+        asyncs.extend(view.active.iter().find(|peer| !state.names(&peer.id)));
+    }
     let primary_id = primary.id.clone();
     let me = || view.me.id.clone();
     let Some((new_sync, rest)) = asyncs.split_first() else {

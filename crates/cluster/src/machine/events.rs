@@ -183,8 +183,9 @@ impl Machine {
             }
             PutOutcome::Committed(version) => {
                 self.forget_refusal();
-                // A watch may have told of it, or of something newer, already.
-                if self.version() == put.expected && self.known != Known::Nothing {
+                // A watch may have told of it, or of something newer, already. And without a session no
+                // decision is taken from it: until one is, a declaration is not settled.
+                if self.is_informed() && self.version() == put.expected {
                     self.known = Known::Legal(version, Box::new(put.state));
                 } else if put.declares {
                     self.writing = Writing::Limbo(put);

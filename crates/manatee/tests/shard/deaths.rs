@@ -86,6 +86,16 @@ fn the_async_takes_the_place_of_a_sync_that_died() -> Result<()> {
     world.finish()
 }
 
+fn wait_for_no_async(world: &World) -> Result<()> {
+    let state = || -> Result<String> {
+        let output = world.adm(&["zk-state"])?;
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    world.wait("the async to be dropped from the state", |_| {
+        state().is_ok_and(|json| json.contains("\"async\":[]") || json.contains("\"async\": []"))
+    })
+}
+
 /// The async's host dies. No client notices anything.
 #[test]
 fn an_async_that_died_is_not_noticed_by_clients() -> Result<()> {
@@ -93,17 +103,35 @@ fn an_async_that_died_is_not_noticed_by_clients() -> Result<()> {
     let (last, generation) = (world.in_role(Role::Async)?, world.generation()?);
     let failed = world.count_failures();
     last.kill_host()?;
-    let state = || -> Result<String> {
-        let output = world.adm(&["zk-state"])?;
-        Ok(String::from_utf8(output.stdout)?)
-    };
-    world.wait("the async to be dropped from the state", |_| {
-        state().is_ok_and(|json| json.contains("\"async\":[]") || json.contains("\"async\": []"))
-    })?;
+    wait_for_no_async(&world)?;
     world.wait_for_writes()?;
     world.ensure_unnoticed(failed)?;
     ensure!(world.generation()? == generation, "the generation changed");
     last.start_sitter()?;
+    world.finish()
+}
+
+/// The async is away, and was taken out, when the primary is lost as well. The last one left goes on as soon as
+/// anybody is there: it takes in who comes back.
+#[test]
+fn the_last_one_left_goes_on_with_who_comes_back() -> Result<()> {
+    let world = World::start()?;
+    let (old, generation) = (world.in_role(Role::Primary)?, world.generation()?);
+    let (sync, spare) = (world.in_role(Role::Sync)?, world.in_role(Role::Async)?);
+    spare.kill_host()?;
+    wait_for_no_async(&world)?;
+    old.kill_host()?;
+    world.wait("the sync to miss another peer", |view| {
+        let status = view.peer(sync.zone()).status.as_ref();
+        status.is_some_and(|status| status.reason.kind == "takeoverNoAsync")
+    })?;
+    ensure!(world.generation()? == generation, "nobody declares alone");
+    spare.start_sitter()?;
+    world.wait_for_writes()?;
+    ensure!(world.in_role(Role::Primary)?.zone() == sync.zone());
+    ensure!(world.generation()? == generation.next(), "one takeover, one generation");
+    old.start_sitter()?;
+    world.wait_back(old)?;
     world.finish()
 }
 

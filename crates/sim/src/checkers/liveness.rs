@@ -3,7 +3,7 @@
 //! the service, and shown by the peer that would have to act.
 
 use super::Checkers;
-use crate::world::{Fault, SESSION_TIMEOUT, Who, World};
+use crate::world::{Fault, Peer, SESSION_TIMEOUT, Who, World};
 use cluster::Reason;
 use serde::Serialize;
 use std::fmt;
@@ -25,8 +25,8 @@ pub enum Blocked {
     SyncBehind,
     /// The sync has followed another timeline than the generation began on (rule D3).
     SyncDiverged,
-    /// The sync has everything, but nobody is there to become its sync: all others are deposed or stand
-    /// nowhere, and only a primary could take them in (rules D1, C2).
+    /// The sync has everything, but nobody is there to become its sync: all others are deposed, and only a
+    /// primary could take them in (rules D1, X2).
     NoAsync,
 }
 
@@ -97,14 +97,18 @@ fn blocked(world: &World) -> Option<Blocked> {
         return None;
     }
     let Some(sync) = world.resolve(Who::Sync) else { return Some(Blocked::OnlyCopy) };
-    let active = |id| world.index_of(id).is_some_and(|peer| world.service.is_active(peer));
+    let may_become_sync = |(index, peer): (usize, &Peer)| {
+        let id = &peer.ident.id;
+        let stands = state.asyncs.iter().any(|peer| peer.id == *id) || !state.names(id);
+        world.service.is_active(index) && stands
+    };
     let Some(end) = world.peers[sync].end() else { return Some(Blocked::SyncWithoutDatabase) };
     let timeline = world.timelines.number(end.branch);
     if end.position < state.init_wal.byte() {
         Some(Blocked::SyncBehind)
     } else if state.init_timeline.is_some_and(|needed| timeline < needed) {
         Some(Blocked::SyncDiverged)
-    } else if !state.asyncs.iter().any(|peer| active(&peer.id)) {
+    } else if !world.peers.iter().enumerate().any(may_become_sync) {
         Some(Blocked::NoAsync)
     } else {
         None
