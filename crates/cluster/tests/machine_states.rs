@@ -95,6 +95,25 @@ fn a_sitter_that_starts_settles_first() {
     assert!(actions.iter().any(|action| matches!(action, Action::Postgres(PgCommand::Apply(_)))));
 }
 
+/// What is shown before the session is confirmed may be older than what the sitter before expected when it
+/// declared: that something newer comes then settles nothing (rules D6, M1).
+#[test]
+fn news_of_before_the_session_settle_nothing() {
+    let mut one = One::new(Database::Established, None);
+    let sent = Monotonic(one.now);
+    let stale = Event::State(seen(6, state(2, [1, 2, 3])));
+    for event in [Event::Joined, stale, Event::Active(all())] {
+        one.tell(event);
+    }
+    one.tell(Event::State(seen(7, state(2, [1, 2, 3]))));
+    let brings = |action: &Action| matches!(action, Action::Postgres(_));
+    let actions = one.tell(Event::Confirmed { sent });
+    assert!(!actions.iter().any(brings), "{actions:?}");
+    assert_eq!(one.rule(), "D6");
+    let actions = one.tell(Event::PutDone(PutOutcome::Committed(Version(8))));
+    assert!(actions.iter().any(brings), "{actions:?}");
+}
+
 /// A declaration whose answer is lost keeps its writer quiesced, also when there is no reason for it any
 /// more, until it is settled (rule D5); and it says so.
 #[test]

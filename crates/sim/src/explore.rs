@@ -35,7 +35,7 @@ pub struct Bounds {
 impl Bounds {
     /// What is explored in every run of the tests.
     pub const SMALL: Bounds =
-        Bounds { writes: 1, expiries: 1, crashes: 0, late: 0, requests: 0, ticks: 0, depth: 14 };
+        Bounds { writes: 1, expiries: 1, crashes: 0, late: 0, requests: 0, ticks: 0, depth: 13 };
     /// What is explored when there is time.
     pub const LARGE: Bounds =
         Bounds { writes: 1, expiries: 1, crashes: 1, late: 1, requests: 0, ticks: 1, depth: 14 };
@@ -48,6 +48,8 @@ pub enum Choice {
     Take(Ready),
     /// Something from outside.
     Inflict(Fault),
+    /// A peer comes to know that its session has ended.
+    Learn(usize),
     /// A second passes.
     Tick,
 }
@@ -146,9 +148,8 @@ impl Model for Shard {
         }
         choices.extend(world.ready().into_iter().map(Choice::Take));
         let mut inflict = |fault| choices.push(Choice::Inflict(fault));
-        for peer in (0..world.peers.len()).map(Who::Peer) {
-            let Who::Peer(index) = peer else { continue };
-            let host = &world.peers[index];
+        for (index, host) in world.peers.iter().enumerate() {
+            let peer = Who::Peer(index);
             if left.writes > 0 && host.primary().is_some_and(|server| server.clients) {
                 inflict(Fault::Write { who: peer, honest: true });
             }
@@ -162,6 +163,8 @@ impl Model for Shard {
                 inflict(Fault::NextPut(peer, crate::world::PutFault::Late));
             }
         }
+        let peers = 0..world.peers.len();
+        choices.extend(peers.filter(|peer| world.may_learn_of_expiry(*peer)).map(Choice::Learn));
         if left.requests > 0 {
             choices.push(Choice::Inflict(Fault::PromoteSync));
             choices.push(Choice::Inflict(Fault::PromoteAsync(0)));
@@ -177,7 +180,7 @@ impl Model for Shard {
         next.left.depth -= 1;
         follow(&mut next.world, &choice);
         match choice {
-            Choice::Take(_) => {}
+            Choice::Take(_) | Choice::Learn(_) => {}
             Choice::Inflict(Fault::Write { .. }) => next.left.writes -= 1,
             Choice::Inflict(Fault::ExpireSession(_)) => next.left.expiries -= 1,
             Choice::Inflict(Fault::KillHost(_)) => next.left.crashes -= 1,
@@ -198,6 +201,10 @@ fn follow(world: &mut World, choice: &Choice) {
         Choice::Take(ready) => world.choose(ready),
         Choice::Inflict(fault) => {
             world.inflict(*fault);
+            world.run_eager();
+        }
+        Choice::Learn(peer) => {
+            world.learn_of_expiry(*peer);
             world.run_eager();
         }
         Choice::Tick => {

@@ -36,6 +36,16 @@ const BEGINNINGS: &[Before] = &[
             (Fault::Unfreeze, 0),
         ],
     ),
+    // One whose sync is the last one left, and one of the others comes back.
+    (
+        3,
+        &[
+            (Fault::Nothing, 15_000),
+            (Fault::KillHost(Who::Async), 10_000),
+            (Fault::KillHost(Who::Primary), 10_000),
+            (Fault::StartHost(Who::Peer(2)), 0),
+        ],
+    ),
 ];
 
 /// Every move from one role to another that was seen.

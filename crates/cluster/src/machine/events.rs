@@ -143,7 +143,6 @@ impl Machine {
 
     fn take_state(&mut self, seen: Option<StateSeen>) {
         let version = seen.as_ref().map(|seen| seen.version);
-        self.seen.get_or_insert(version);
         // The answer of a put may overtake the news of what was stored before it: within a session,
         // what is known never goes back.
         if let (Known::Legal(known, _), Some(version)) = (&self.known, version)

@@ -170,7 +170,10 @@ impl Machine {
         if matches!(&self.writing, Writing::Limbo(put) if put.expected != version) {
             self.writing = Writing::Nothing;
         }
-        self.settled |= self.seen.is_some_and(|first| version > first);
+        // What an earlier sitter sent expects no newer version than the first one that is known to be no older
+        // than this session: what was shown before that may be older than what it expects.
+        let first = *self.seen.get_or_insert(version);
+        self.settled |= version > first;
     }
 
     /// A primary or sync whose PostgreSQL keeps failing steps aside when the others can go on

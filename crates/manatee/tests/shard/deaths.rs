@@ -123,7 +123,7 @@ fn the_last_one_left_goes_on_with_who_comes_back() -> Result<()> {
     old.kill_host()?;
     world.wait("the sync to miss another peer", |view| {
         let status = view.peer(sync.zone()).status.as_ref();
-        status.is_some_and(|status| status.reason.kind == "takeoverNoAsync")
+        status.is_ok_and(|status| status.reason.kind == "takeoverNoAsync")
     })?;
     ensure!(world.generation()? == generation, "nobody declares alone");
     spare.start_sitter()?;

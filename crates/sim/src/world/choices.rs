@@ -68,7 +68,6 @@ impl Happening {
         matches!(
             self,
             H::Inspected { .. }
-                | H::JoinArrives { .. }
                 | H::Joined { .. }
                 | H::Beat { .. }
                 | H::BeatArrives { .. }
@@ -96,8 +95,9 @@ impl Happening {
             H::Reply { peer, from, .. } => (6, peer * 8 + from),
             H::Reload { peer, connection } => (7, peer * 1024 + *connection as usize),
             H::Wake { peer, .. } | H::Probe { peer, .. } => (8, *peer),
+            H::JoinArrives { peer, .. } => (9, *peer),
             // Eager ones are gone before anybody looks, limits are not due.
-            _ => (9, 0),
+            _ => (10, 0),
         }
     }
 }

@@ -125,6 +125,19 @@ impl World {
         self.schedule_in(pause, Happening::Beat { peer, session });
     }
 
+    /// Whether this peer holds a session that has ended, and does not know it yet.
+    pub fn may_learn_of_expiry(&self, peer: usize) -> bool {
+        let session = self.peers[peer].sitter.as_ref().and_then(|sitter| sitter.session);
+        session.is_some_and(|session| !self.service.is_alive(session))
+    }
+
+    /// Lets it know.
+    pub fn learn_of_expiry(&mut self, peer: usize) {
+        if self.may_learn_of_expiry(peer) {
+            self.lose_session(peer);
+        }
+    }
+
     fn lose_session(&mut self, peer: usize) {
         if let Some(sitter) = &mut self.peers[peer].sitter {
             sitter.session = None;
