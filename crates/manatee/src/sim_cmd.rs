@@ -78,6 +78,9 @@ pub enum SimCommand {
     },
 }
 
+/// After how many seeds it is told how far a hunt is.
+const SEEDS_TOLD: u64 = 10_000;
+
 /// What to run.
 #[derive(Debug, Args)]
 pub struct FuzzArgs {
@@ -243,7 +246,11 @@ fn run_fuzz(args: &FuzzArgs) -> Result<ExitCode> {
         jobs,
         mutation: args.mutation,
     };
-    let report = fuzz::fuzz(&options);
+    let report = fuzz::fuzz(&options, &|so_far| {
+        if so_far.seeds.is_multiple_of(SEEDS_TOLD) {
+            eprintln!("{} of {} seeds", so_far.seeds, options.seeds);
+        }
+    });
     if args.json {
         println!("{}", serde_json::to_string(&report)?);
     } else {

@@ -12,7 +12,7 @@ fn options(seed: u64, seeds: u64, mutation: Option<Mutation>) -> Options {
 
 #[test]
 fn nothing_breaks_the_rules() {
-    let report = fuzz(&options(0, 4000, None));
+    let report = fuzz(&options(0, 4000, None), &|_| {});
     let failure = report.failure.as_ref().map(|failure| failure.story.join("\n"));
     assert_eq!(failure, None);
     assert_eq!(report.seeds, 4000);
@@ -88,7 +88,7 @@ const SEEN: &[(Mutation, u64, &[&str])] = &[
 fn every_rule_that_is_broken_on_purpose_is_seen() {
     assert_eq!(SEEN.len(), Mutation::ALL.len());
     for (mutation, seed, checkers) in SEEN {
-        let (report, failed) = hunt(&options(*seed, 150, Some(*mutation)));
+        let (report, failed) = hunt(&options(*seed, 150, Some(*mutation)), &|_| {});
         let seen = failed.map(|(_, violation)| violation.checker).unwrap_or("nothing");
         assert!(checkers.contains(&seen), "{mutation}: {seen} in {} seeds", report.seeds);
     }
@@ -96,7 +96,7 @@ fn every_rule_that_is_broken_on_purpose_is_seen() {
 
 #[test]
 fn a_failure_is_made_small() {
-    let report = fuzz(&options(20, 20, Some(Mutation::EmptyNames)));
+    let report = fuzz(&options(20, 20, Some(Mutation::EmptyNames)), &|_| {});
     let failure = report.failure.expect("a commit that is lost");
     assert!(failure.steps.0 <= 8 && failure.steps.1 > 500, "{:?}", failure.steps);
     assert!(failure.violation.starts_with("commits: "), "{}", failure.violation);

@@ -127,15 +127,18 @@ pub fn tell(plan: &Plan) -> Vec<String> {
     story
 }
 
-/// Runs the seeds until one fails, and makes that one small.
-pub fn fuzz(options: &Options) -> Report {
-    let (mut report, failed) = hunt(options);
+/// Runs the seeds until one fails, and makes that one small. After each it is told what there is so far.
+pub fn fuzz(options: &Options, told: &(dyn Fn(&Report) + Sync)) -> Report {
+    let (mut report, failed) = hunt(options, told);
     report.failure = failed.map(|(seed, violation)| explain(options, seed, &violation));
     report
 }
 
 /// Runs the seeds until one fails.
-pub fn hunt(options: &Options) -> (Report, Option<(u64, Violation)>) {
+pub fn hunt(
+    options: &Options,
+    told: &(dyn Fn(&Report) + Sync),
+) -> (Report, Option<(u64, Violation)>) {
     let (next, stop) = (AtomicU64::new(options.seed), AtomicBool::new(false));
     let end = options.seed.saturating_add(options.seeds);
     let total = Mutex::new((Report::default(), None::<(u64, Violation)>));
@@ -153,6 +156,7 @@ pub fn hunt(options: &Options) -> (Report, Option<(u64, Violation)>) {
             if let Some(blocked) = outcome.blocked {
                 *total.0.blocked.entry(blocked).or_default() += 1;
             }
+            told(&total.0);
             if let Some(violation) = outcome.violation {
                 stop.store(true, Ordering::Relaxed);
                 if total.1.as_ref().is_none_or(|(lowest, _)| seed < *lowest) {
