@@ -45,7 +45,7 @@ pub enum SimCommand {
         /// Begin with a shard that is about to leave one-node-write mode.
         #[arg(long)]
         alone: bool,
-        /// After how many choices a path ends; where it is not given, 13, and 14 with --large.
+        /// After how many choices a path ends; where it is not given, 12, and 14 with --large.
         #[arg(long)]
         depth: Option<usize>,
         /// How many threads; all processors where it is not given.

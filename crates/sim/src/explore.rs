@@ -35,7 +35,7 @@ pub struct Bounds {
 impl Bounds {
     /// What is explored in every run of the tests.
     pub const SMALL: Bounds =
-        Bounds { writes: 1, expiries: 1, crashes: 0, late: 0, requests: 0, ticks: 0, depth: 13 };
+        Bounds { writes: 1, expiries: 1, crashes: 0, late: 0, requests: 0, ticks: 0, depth: 12 };
     /// What is explored when there is time.
     pub const LARGE: Bounds =
         Bounds { writes: 1, expiries: 1, crashes: 1, late: 1, requests: 0, ticks: 1, depth: 14 };

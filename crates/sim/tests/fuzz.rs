@@ -12,10 +12,10 @@ fn options(seed: u64, seeds: u64, mutation: Option<Mutation>) -> Options {
 
 #[test]
 fn nothing_breaks_the_rules() {
-    let report = fuzz(&options(0, 4000, None), &|_| {});
+    let report = fuzz(&options(0, 2000, None), &|_| {});
     let failure = report.failure.as_ref().map(|failure| failure.story.join("\n"));
     assert_eq!(failure, None);
-    assert_eq!(report.seeds, 4000);
+    assert_eq!(report.seeds, 2000);
     // A world in which nobody gets anything done would be safe as well.
     assert!(report.acknowledged > 40 * report.seeds, "too few commits: {report:?}");
     let blocked: u64 = report.blocked.values().sum();

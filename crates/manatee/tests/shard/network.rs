@@ -37,7 +37,7 @@ pub fn alone(name: &str, body: impl FnOnce() -> Result<()>) -> Result<()> {
         .args(["--net", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child"])
         .args(["bash", "-c", "\"$@\"; exit $?", "first"])
         .arg(env::current_exe()?)
-        .args(["--exact", name, "--nocapture", "--test-threads=1"])
+        .args(["--exact", name, "--include-ignored", "--nocapture", "--test-threads=1"])
         .env(ALONE, "1")
         .output()
         .context("cannot run setpriv (of util-linux)")?;

@@ -182,6 +182,7 @@ fn a_shard_moves_by_snapshots() {
 
 /// As most of the original's shards are: of its first version, on ZFS.
 #[test]
+#[ignore = "takes minutes: make test-transplant"]
 fn a_shard_of_the_first_version_moves_by_snapshots() {
     alone("snapshots::a_shard_of_the_first_version_moves_by_snapshots", |place| {
         let ground = Ground::zfs(place, SIZE)?;
