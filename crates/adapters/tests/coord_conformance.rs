@@ -108,8 +108,11 @@ async fn a_put_needs_the_stored_version<B: Backend>() {
     let coord = backend.client();
     assert_eq!(stored(&coord).await, None);
     let one = put(&coord, None, 1).await;
-    let conflict = coord.put(None, &state(2)).await;
-    assert!(matches!(conflict, PutOutcome::Conflict), "{conflict:?}");
+    // The second of two that set up as well.
+    for generation in [1, 2] {
+        let conflict = coord.put(None, &state(generation)).await;
+        assert!(matches!(conflict, PutOutcome::Conflict), "{conflict:?}");
+    }
     let two = put(&coord, Some(one), 2).await;
     assert_ne!(one, two);
     let conflict = coord.put(Some(one), &state(3)).await;

@@ -35,7 +35,7 @@ enum Known {
     Nothing,
     Absent,
     Legal(Version, Box<ClusterState>),
-    Illegal(StateError),
+    Illegal(Version, StateError),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -234,7 +234,7 @@ impl Machine {
     pub fn state(&self) -> Option<&ClusterState> {
         match &self.known {
             Known::Legal(_, state) => Some(state),
-            Known::Nothing | Known::Absent | Known::Illegal(_) => None,
+            Known::Nothing | Known::Absent | Known::Illegal(..) => None,
         }
     }
 

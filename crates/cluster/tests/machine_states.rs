@@ -26,6 +26,8 @@ fn a_state_that_is_illegal_is_not_acted_on() {
     assert!(!actions.iter().any(is_command), "{actions:?}");
     assert_eq!((one.rule(), one.machine.state()), ("S1", None));
     assert!(one.machine.reason().to_string().contains("sync"), "{}", one.machine.reason());
+    one.tell(Event::State(seen(1, state(1, [1, 2, 3]))));
+    assert_eq!(one.rule(), "S1", "news of before come late");
     one.tell(Event::State(seen(3, state(1, [1, 2, 3]))));
     assert_eq!(one.rule(), "A1");
 }
@@ -194,6 +196,23 @@ fn a_target_that_is_held_settles_nothing() {
     assert_eq!(one.machine.state().map(|state| state.generation), Some(Generation(2)));
 }
 
+/// Nor does a state that nothing is decided from (rules D5, S1): it may have been written over the declaration.
+#[test]
+fn an_illegal_state_settles_nothing() {
+    let mut one = declared_and_not_answered();
+    one.tell(Event::Active(all()));
+    let error: StateError = state(2, [1, 1, 3]).validate().expect_err("a peer in two places");
+    let illegal = Some(StateSeen { version: Version(3), state: Err(error) });
+    let events = [Event::State(illegal), Event::ReadDone(Err("no answer".to_owned())), Event::Wake];
+    for event in events {
+        one.now += 1_000;
+        one.tell(Event::Confirmed { sent: Monotonic(one.now) });
+        let actions = one.tell(event);
+        assert!(!counts_again(&actions), "{actions:?}");
+    }
+    assert_eq!(one.rule(), "S1");
+}
+
 /// A sync whose database was kept aside for a copy that failed has nothing to take over with, and says so
 /// (rule D3); what the old one held counts for nothing.
 #[test]
@@ -229,6 +248,29 @@ fn a_position_counts_only_as_long_as_it_is_quiesced() {
     let actions = one.tell(Event::Active(vec![peer(1), peer(3)]));
     assert!(!actions.iter().any(|action| matches!(action, Action::Put { .. })), "{actions:?}");
     assert_eq!(one.rule(), "D2", "it has to quiesce anew");
+}
+
+/// Nor when somebody has overridden who counts (rule D2): it quiesces anew, and declares from where it is then.
+#[test]
+fn a_position_counts_no_more_once_it_was_overridden() {
+    let mut one = One::new(Database::Established, Some(primary(1, Counts::Sync(peer(2).id))));
+    one.join(seen(1, state(1, [1, 2, 3])), vec![peer(1), peer(3)]);
+    let quiesced =
+        |position| PgOutcome::Applied { position: Lsn::new(position), timeline: Some(1) };
+    let declared = |actions: &[Action]| {
+        actions.iter().find_map(|action| match action {
+            Action::Put { state, .. } => Some(state.init_wal),
+            _ => None,
+        })
+    };
+    assert_eq!(declared(&one.tell(Event::PgDone(quiesced(200)))), Some(Lsn::new(200)));
+    one.tell(Event::PutDone(PutOutcome::Conflict));
+    one.tell(Event::ReadDone(Ok(seen(2, state(1, [1, 2, 3])))));
+    one.now += 1_000;
+    let actions = one.tell(Event::Overridden);
+    assert_eq!(declared(&actions), None, "{actions:?}");
+    assert_eq!(one.rule(), "D2");
+    assert_eq!(declared(&one.tell(Event::PgDone(quiesced(300)))), Some(Lsn::new(300)));
 }
 
 /// A primary whose database has lost what was there when its generation began declares none from it

@@ -38,6 +38,9 @@ pub struct PeerStatus {
     pub failure: Option<String>,
     /// How far a copy of the database is.
     pub copying: Option<Copying>,
+    /// How many copies of a database were completed here since the sitter was started.
+    #[serde(default)]
+    pub copies: u64,
     /// Snapshots that are being sent from here, and those that were lately.
     #[serde(default)]
     pub sending: Vec<JobStatus>,

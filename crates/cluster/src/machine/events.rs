@@ -145,23 +145,21 @@ impl Machine {
         let version = seen.as_ref().map(|seen| seen.version);
         // The answer of a put may overtake the news of what was stored before it: within a session,
         // what is known never goes back.
-        if let (Known::Legal(known, _), Some(version)) = (&self.known, version)
-            && version < *known
-        {
+        if version.is_some() && version < self.version() {
             return;
         }
         self.known = match seen {
             None => Known::Absent,
             Some(StateSeen { version, state: Ok(state) }) => Known::Legal(version, Box::new(state)),
-            Some(StateSeen { state: Err(error), .. }) => Known::Illegal(error),
+            Some(StateSeen { version, state: Err(error) }) => Known::Illegal(version, error),
         };
     }
 
     /// The version of the stored state that is known.
     pub fn version(&self) -> Option<super::Version> {
         match &self.known {
-            Known::Legal(version, _) => Some(*version),
-            Known::Nothing | Known::Absent | Known::Illegal(_) => None,
+            Known::Legal(version, _) | Known::Illegal(version, _) => Some(*version),
+            Known::Nothing | Known::Absent => None,
         }
     }
 

@@ -62,7 +62,7 @@ impl Machine {
             Known::Nothing => unreachable!("informed without a state"),
             Known::Absent => None,
             Known::Legal(_, state) => Some(state.as_ref()),
-            Known::Illegal(error) => {
+            Known::Illegal(_, error) => {
                 self.decision.reason = Reason::IllegalState { error: error.clone() };
                 return;
             }
@@ -153,17 +153,23 @@ impl Machine {
     }
 
     /// The configuration in force, as far as a decision may rest on it: a quiesced one proves nothing
-    /// any more as soon as PostgreSQL has been told to leave it (rule D2).
+    /// any more as soon as PostgreSQL has been told to leave it, or somebody else may have made it do so
+    /// (rule D2).
     fn applied_for_sure(&self) -> Option<&Applied> {
-        let leaving = self.postgres.is_some();
-        self.applied.as_ref().filter(|applied| !(leaving && applied.config.is_quiesced()))
+        let left = self.postgres.is_some() || self.stale;
+        self.applied.as_ref().filter(|applied| !(left && applied.config.is_quiesced()))
+    }
+
+    /// Whether what is known now is what decisions are taken from; otherwise the last target is held.
+    fn may_decide(&self) -> bool {
+        self.is_informed() && !matches!(self.known, Known::Illegal(..))
     }
 
     /// What may have been declared is settled once a decision has been taken from another version than
     /// the one that it was to replace: whatever was on its way can now only fail. Not sooner: a target
     /// that is held without a session was decided before that was known (rules D5, D6).
     fn settle(&mut self) {
-        if !self.is_informed() || matches!(self.known, Known::Illegal(_)) {
+        if !self.may_decide() {
             return;
         }
         let version = self.version();
@@ -274,7 +280,7 @@ impl Machine {
         };
         // Another version than the expected one settles it: it was stored, or can only fail.
         let own = put.is_some_and(|put| {
-            put.declares && (!self.is_informed() || put.expected == self.version())
+            put.declares && (!self.may_decide() || put.expected == self.version())
         });
         own || self.may_have_declared()
     }
@@ -285,7 +291,7 @@ impl Machine {
         let in_pair = self.state().is_some_and(|state| {
             state.primary.id == *me || state.sync.as_ref().is_some_and(|sync| sync.id == *me)
         });
-        !self.settled && (in_pair || !self.is_informed())
+        !self.settled && (in_pair || !self.may_decide())
     }
 
     fn drive_postgres(&mut self, now: Monotonic, actions: &mut Vec<Action>) {

@@ -72,7 +72,17 @@ pub fn confirmed(question: &str, input: &mut impl BufRead, tell: &mut impl Write
 pub async fn write(shard: &Shard, state: &ClusterState) -> Result<()> {
     let mut lost = None;
     for _ in 0..ATTEMPTS {
-        let read = shard.coord.read().await?;
+        let read = match (shard.coord.read().await, lost.take()) {
+            (Ok(read), unknown) => {
+                lost = unknown;
+                read
+            }
+            (Err(error), None) => return Err(error.into()),
+            (Err(error), Some(unknown)) => {
+                let error = anyhow::Error::from(error);
+                return Err(unsettled(unknown).context(format!("cannot read it again: {error:#}")));
+            }
+        };
         if lost.is_some()
             && read.state.as_ref().is_some_and(|stored| stored.json == state.to_json())
         {
@@ -85,7 +95,12 @@ pub async fn write(shard: &Shard, state: &ClusterState) -> Result<()> {
             _ => bail!("a state that is not frozen is not for a shard of the first version"),
         };
         if v1::backfill(&registered, REASON, date).as_ref() != Ok(state) {
-            bail!("not written: the registrations have changed meanwhile; look again");
+            let changed = "the registrations have changed meanwhile; look again";
+            return Err(match lost {
+                None => anyhow::anyhow!("not written: {changed}"),
+                // There is no state yet, so it may still come.
+                Some(unknown) => unsettled(unknown).context(changed),
+            });
         }
         match shard.coord.put(None, state).await {
             PutOutcome::Committed(_) => return Ok(()),

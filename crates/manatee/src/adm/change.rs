@@ -4,10 +4,11 @@
 use super::Shard;
 use super::history::instant;
 use super::view::Stored;
-use adapters::coord::{CoordError, PutOutcome, Registration};
+use adapters::coord::{CoordError, PutOutcome, Registration, Version};
 use anyhow::{Context, Result, bail};
 use cluster::{ClusterState, Freeze, FreezeInfo};
 use jiff::Timestamp;
+use std::sync::Mutex;
 
 /// How often a change begins again. Peers write seldom; a shard that changes faster than this is in
 /// a state that an operator wants to look at first.
@@ -44,7 +45,7 @@ pub async fn change_among(
     shard: &Shard,
     decide: impl Fn(&ClusterState, &[Registration], bool) -> Result<Step>,
 ) -> Result<()> {
-    let mut lost: Option<CoordError> = None;
+    let mut lost: Option<(CoordError, Version)> = None;
     for _ in 0..ATTEMPTS {
         let read = match (shard.coord.read().await, lost.take()) {
             (Ok(read), unknown) => {
@@ -52,27 +53,40 @@ pub async fn change_among(
                 read
             }
             (Err(error), None) => return Err(error.into()),
-            (Err(error), Some(unknown)) => {
-                return Err(unsettled(unknown).context(format!("cannot read it again: {error}")));
+            (Err(error), Some((unknown, _))) => {
+                let error = anyhow::Error::from(error);
+                return Err(unsettled(unknown).context(format!("cannot read it again: {error:#}")));
             }
         };
         let stored = read.state.map(Stored::new);
         let (version, state) = settled(shard, stored)?;
-        match decide(&state, &read.active, lost.is_some())? {
+        let step = match (decide(&state, &read.active, lost.is_some()), lost.take()) {
+            // What it was to replace still stands, so it may replace it yet.
+            (Err(error), Some((unknown, expected))) if expected == version => {
+                return Err(unsettled(unknown).context(format!("on a second look: {error:#}")));
+            }
+            (step, unknown) => {
+                lost = unknown;
+                step?
+            }
+        };
+        match step {
             Step::Arrived => return Ok(()),
             Step::Write(next) => {
                 next.validate().context("refusing to write an illegal state")?;
                 match shard.coord.put(Some(version), &next).await {
                     PutOutcome::Committed(_) => return Ok(()),
                     PutOutcome::Conflict => {}
-                    PutOutcome::Refused(error) => return Err(refused(error, lost)),
-                    PutOutcome::Unknown(error) => lost = Some(error),
+                    PutOutcome::Refused(error) => {
+                        return Err(refused(error, lost.map(|(unknown, _)| unknown)));
+                    }
+                    PutOutcome::Unknown(error) => lost = Some((error, version)),
                 }
             }
         }
     }
     match lost {
-        Some(error) => Err(unsettled(error)),
+        Some((error, _)) => Err(unsettled(error)),
         None => bail!(
             "not changed: the cluster state of shard {:?} was written by others {ATTEMPTS} times \
              in a row meanwhile; look at it with `manatee adm history` and try again",
@@ -81,10 +95,7 @@ pub async fn change_among(
     }
 }
 
-fn settled(
-    shard: &Shard,
-    stored: Option<Stored>,
-) -> Result<(adapters::coord::Version, ClusterState)> {
+fn settled(shard: &Shard, stored: Option<Stored>) -> Result<(Version, ClusterState)> {
     let name = &shard.target.shard;
     match stored {
         None => bail!("shard {name:?} has no cluster state yet: nothing to change"),
@@ -152,12 +163,24 @@ pub async fn freeze(shard: &Shard, reason: &str, now: Timestamp) -> Result<Strin
 /// Unfreezes the shard.
 ///
 /// # Errors
-/// When it is not frozen; otherwise as [`change`].
+/// When it is not frozen, or frozen by somebody else in the meantime; otherwise as [`change`].
 pub async fn unfreeze(shard: &Shard) -> Result<String> {
-    change(shard, |state, unsure| match (state.is_frozen(), unsure) {
-        (false, true) => Ok(Step::Arrived),
-        (false, false) => bail!("shard {:?} is not frozen", shard.target.shard),
-        (true, _) => Ok(Step::Write(Box::new(ClusterState { freeze: None, ..state.clone() }))),
+    let found = Mutex::new(None);
+    change(shard, |state, unsure| {
+        let mut found = found.lock().expect("no holder panics");
+        match (state.is_frozen(), unsure) {
+            (false, true) => return Ok(Step::Arrived),
+            (false, false) => bail!("shard {:?} is not frozen", shard.target.shard),
+            (true, _) if found.as_ref().is_some_and(|found| *found != state.freeze) => {
+                bail!(
+                    "shard {:?} was frozen anew meanwhile: see `manatee adm show`",
+                    shard.target.shard
+                )
+            }
+            (true, _) => {}
+        }
+        *found = Some(state.freeze.clone());
+        Ok(Step::Write(Box::new(ClusterState { freeze: None, ..state.clone() })))
     })
     .await?;
     Ok("unfrozen\n".to_owned())

@@ -99,8 +99,8 @@ struct Interrupted {
 }
 
 enum Meanwhile {
-    /// Somebody else writes, this many times more.
-    Writes(Mutex<usize>),
+    /// Somebody else writes this, this many times more.
+    Writes(Mutex<usize>, fn(&mut ClusterState)),
     Happens(Before),
 }
 
@@ -125,7 +125,7 @@ impl Coordination for Interrupted {
     async fn put(&self, expected: Option<Version>, state: &ClusterState) -> PutOutcome {
         match &self.meanwhile {
             Meanwhile::Happens(happens) => happens(),
-            Meanwhile::Writes(left) => {
+            Meanwhile::Writes(left, edit) => {
                 let again = {
                     let mut left = left.lock().expect("not poisoned");
                     let again = *left > 0;
@@ -136,7 +136,7 @@ impl Coordination for Interrupted {
                     let read = self.client.read().await.expect("reachable");
                     let stored = read.state.expect("stored");
                     let mut other = ClusterState::parse(&stored.json).expect("legal");
-                    other.generation = Generation(other.generation.0 + 1);
+                    edit(&mut other);
                     let put = self.client.put(Some(stored.version), &other).await;
                     assert!(matches!(put, PutOutcome::Committed(_)));
                 }
@@ -149,10 +149,14 @@ impl Coordination for Interrupted {
     }
 }
 
+fn next_generation(state: &mut ClusterState) {
+    state.generation = Generation(state.generation.0 + 1);
+}
+
 #[tokio::test]
 async fn writes_of_others_are_kept() {
     let (_, plain) = service(Some(&state())).await;
-    let meanwhile = Meanwhile::Writes(Mutex::new(2));
+    let meanwhile = Meanwhile::Writes(Mutex::new(2), next_generation);
     let shard = shard(Arc::new(Interrupted { client: plain.coord, meanwhile }));
     freeze(&shard, "new switch", now()).await.expect("frozen");
     let stored = stored(&shard).await;
@@ -163,7 +167,7 @@ async fn writes_of_others_are_kept() {
 #[tokio::test]
 async fn gives_up_when_others_write_all_the_time() {
     let (_, plain) = service(Some(&state())).await;
-    let meanwhile = Meanwhile::Writes(Mutex::new(usize::MAX));
+    let meanwhile = Meanwhile::Writes(Mutex::new(usize::MAX), next_generation);
     let shard = shard(Arc::new(Interrupted { client: plain.coord, meanwhile }));
     let error = freeze(&shard, "x", now()).await.expect_err("conflicts").to_string();
     assert!(error.contains("written by others 5 times in a row"), "{error}");
@@ -178,6 +182,35 @@ async fn an_outcome_that_stays_unknown_is_said_to_be() {
     let error = format!("{:#}", freeze(&shard, "x", now()).await.expect_err("unknown"));
     assert!(error.contains("it is not known whether the change was stored"), "{error}");
     assert!(error.contains("cannot read it again"), "{error}");
+}
+
+/// What somebody else froze since is not unfrozen with what was found first.
+#[tokio::test]
+async fn a_freeze_that_came_meanwhile_is_kept() {
+    let (_, plain) = service(Some(&state())).await;
+    freeze(&plain, "new switch", now()).await.expect("frozen");
+    let anew: fn(&mut ClusterState) = |state| state.freeze = Some(Freeze::Bare(true));
+    let meanwhile = Meanwhile::Writes(Mutex::new(1), anew);
+    let shard = shard(Arc::new(Interrupted { client: plain.coord, meanwhile }));
+    let error = unfreeze(&shard).await.expect_err("frozen anew").to_string();
+    assert!(error.contains("was frozen anew meanwhile"), "{error}");
+    assert_eq!(stored(&shard).await.freeze, Some(Freeze::Bare(true)));
+}
+
+/// A refusal after a lost answer says that the write may come yet, as long as what it replaces stands.
+#[tokio::test]
+async fn a_refusal_after_a_lost_answer_does_not_say_that_nothing_was_written() {
+    for (fate, may_come) in [(LostPut::NotStored, true), (LostPut::Stored, false)] {
+        let (service, shard) = service(Some(&state())).await;
+        service.lose_next_put(fate);
+        let refused = change(&shard, |state, unsure| match unsure {
+            true => bail!("not asked for: it is not active"),
+            false => Ok(Step::Write(Box::new(state.clone()))),
+        });
+        let error = format!("{:#}", refused.await.expect_err("refused"));
+        assert!(error.contains("it is not active"), "{error}");
+        assert_eq!(error.contains("it may even arrive later"), may_come, "{fate:?}: {error}");
+    }
 }
 
 #[tokio::test]

@@ -90,6 +90,7 @@ pub fn status(role: Role, ident: &PeerIdent, senders: Vec<SenderStatus>) -> Peer
         may_serve_ms: None,
         failure: None,
         copying: None,
+        copies: 0,
         sending: Vec::new(),
         postgres: PgStatus {
             online: role != Role::Deposed,

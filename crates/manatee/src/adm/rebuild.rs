@@ -56,7 +56,7 @@ pub async fn rebuild(file: &Path, full: bool, yes: bool) -> Result<()> {
         Err(error) => return Err(error).context("the request may not have reached the sitter"),
     }
     super::print(&format!("{}: the sitter has taken the request\n", me.id))?;
-    watch(&config.shard, &me).await
+    watch(&config.shard, &me, status.copies).await
 }
 
 /// What need not be confirmed before it is refused. The sitter has the last word.
@@ -70,8 +70,9 @@ fn refuse_early(status: &PeerStatus) -> Result<()> {
     }
 }
 
-/// Shows what the sitter does until its database streams.
-async fn watch(shard: &str, me: &PeerIdent) -> Result<()> {
+/// Shows what the sitter does until its database, copied since it had made this many copies, streams.
+async fn watch(shard: &str, me: &PeerIdent, before: u64) -> Result<()> {
+    let mut copied = false;
     let mut shown = Shown::default();
     let mut answered = clock::now();
     loop {
@@ -82,7 +83,8 @@ async fn watch(shard: &str, me: &PeerIdent) -> Result<()> {
                 if let Some(line) = shown.line(&status, now) {
                     super::print(&line)?;
                 }
-                if is_back(&status)? {
+                copied |= status.copies > before;
+                if is_back(&status, copied)? {
                     let from = status.postgres.upstream.unwrap_or_default();
                     return super::print(&format!("{} streams from {from}\n", me.id));
                 }
@@ -98,17 +100,23 @@ async fn watch(shard: &str, me: &PeerIdent) -> Result<()> {
     }
 }
 
-/// Whether what was asked for is done.
-fn is_back(status: &PeerStatus) -> Result<bool> {
-    if !status.rebuild_asked && status.reason.kind == "deposedManual" {
+/// Whether what was asked for is done: a request that is gone may also have been forgotten, or have ended with
+/// the place that it was made for.
+fn is_back(status: &PeerStatus, copied: bool) -> Result<bool> {
+    if status.rebuild_asked {
+        return Ok(false);
+    }
+    let (role, why) = (status.role, &status.reason.text);
+    if !copied || status.reason.kind == "deposedManual" {
         bail!(
-            "the sitter has forgotten the request, most likely because it was started again: {}; ask \
-             again",
-            status.reason.text
+            "not rebuilt: the request is gone, because the sitter was started again or this peer has another \
+             place now ({role}: {why}); ask again if it is still wanted"
         );
     }
-    let standby = matches!(status.role, Role::Async | Role::Sync);
-    Ok(!status.rebuild_asked && standby && status.postgres.streaming == Some(true))
+    if role == Role::Primary {
+        bail!("rebuilt, and the primary since: {why}");
+    }
+    Ok(matches!(role, Role::Async | Role::Sync) && status.postgres.streaming == Some(true))
 }
 
 /// What was printed last.
@@ -133,5 +141,35 @@ impl Shown {
         let copying = status.copying.as_ref().map(|copying| format!("; {}", progress(copying)));
         let copying = copying.unwrap_or_default();
         Some(format!("{}: {}{copying}{failure}\n", status.role, status.reason.text))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adm::fixture::{peer, status};
+
+    fn now(role: Role, asked: bool, copied: bool) -> Result<bool> {
+        let mut status = status(role, &peer(1), Vec::new());
+        status.rebuild_asked = asked;
+        is_back(&status, copied)
+    }
+
+    #[test]
+    fn is_back_when_what_was_copied_streams() {
+        assert!(!now(Role::Async, true, false).expect("asked for"));
+        assert!(!now(Role::Deposed, true, true).expect("it has to come back first"));
+        assert!(now(Role::Async, false, true).expect("done"));
+        assert!(now(Role::Sync, false, true).expect("done, and the sync since"));
+    }
+
+    /// A sitter that was started again knows of no request, and a sync must not be rebuilt.
+    #[test]
+    fn a_request_that_is_gone_without_a_copy_is_not_done() {
+        for role in [Role::Async, Role::Sync, Role::Primary, Role::Deposed] {
+            let error = now(role, false, false).expect_err("no copy").to_string();
+            assert!(error.contains("not rebuilt") && error.contains("ask again"), "{error}");
+        }
+        assert!(now(Role::Primary, false, true).is_err());
     }
 }

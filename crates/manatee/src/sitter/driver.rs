@@ -169,6 +169,9 @@ impl Driver {
     /// act at once.
     async fn stop(self) -> Result<()> {
         tracing::info!("stopping: PostgreSQL first, then the session");
-        self.executor.shut_down().await
+        let Driver { executor, queue, .. } = self;
+        // Whoever still has something to tell must not wait for somebody to take it: the session is among them.
+        drop(queue);
+        executor.shut_down().await
     }
 }

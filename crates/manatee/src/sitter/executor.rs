@@ -24,7 +24,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{Mutex, Notify, mpsc, oneshot, watch},
+    sync::{Mutex, mpsc, oneshot, watch},
     task::JoinHandle,
     time::timeout,
 };
@@ -71,7 +71,6 @@ pub(super) struct World {
     postgres: watch::Sender<Option<Arc<Postgres>>>,
     /// Held by the one command to PostgreSQL in flight.
     busy: Mutex<()>,
-    cancel: Notify,
     events: mpsc::Sender<Event>,
     pub(super) shared: Arc<Shared>,
     pub(super) keep_aside: usize,
@@ -86,6 +85,8 @@ pub(super) struct Executor {
     me: PeerIdent,
     session_timeout: Millis,
     session: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
+    /// Gives up the command to PostgreSQL in flight.
+    cancel: Option<oneshot::Sender<()>>,
 }
 
 impl Executor {
@@ -104,7 +105,6 @@ impl Executor {
             settings: RwLock::new(settings),
             postgres: watch::channel(None).0,
             busy: Mutex::new(()),
-            cancel: Notify::new(),
             events,
             shared,
             keep_aside: config.keep_aside,
@@ -113,7 +113,7 @@ impl Executor {
             interval: config.health.interval.millis(),
         });
         let session_timeout = config.session_timeout.get_ref().millis();
-        Executor { world, me, session_timeout, session: None }
+        Executor { world, me, session_timeout, session: None, cancel: None }
     }
 
     /// Starts an action. Returns at once.
@@ -134,12 +134,19 @@ impl Executor {
             }
             Action::Read => drop(tokio::spawn(async move { world.read().await })),
             Action::Postgres(command) => {
-                drop(tokio::spawn(async move { world.command(command).await }));
+                let (cancel, cancelled) = oneshot::channel();
+                self.cancel = Some(cancel);
+                drop(tokio::spawn(async move { world.command(command, cancelled).await }));
             }
-            Action::CancelPostgres => world.cancel.notify_waiters(),
+            Action::CancelPostgres => self.cancel(),
             Action::Fence => fence(world),
             Action::WakeAt(_) => unreachable!("the driver keeps the alarm"),
         }
+    }
+
+    fn cancel(&mut self) {
+        // One that has ended is not to be given up any more.
+        let _ = self.cancel.take().map(|cancel| cancel.send(()));
     }
 
     fn join(&mut self, database: Database) {
@@ -170,7 +177,7 @@ impl Executor {
 
     /// Stops PostgreSQL in an orderly way, then ends the session.
     pub(super) async fn shut_down(mut self) -> Result<()> {
-        self.world.cancel.notify_waiters();
+        self.cancel();
         let busy = timeout(STOP_PATIENCE, self.world.busy.lock()).await;
         if busy.is_err() {
             tracing::warn!("an operation on PostgreSQL did not end; stopping it all the same");
@@ -282,13 +289,13 @@ impl World {
         send(&self.events, Event::ReadDone(result)).await;
     }
 
-    async fn command(&self, command: PgCommand) {
+    async fn command(&self, command: PgCommand, cancelled: oneshot::Receiver<()>) {
         let _busy = self.busy.lock().await;
         let postgres = self.postgres.borrow().clone().expect("looked at before it is commanded");
         let result = match &command {
             PgCommand::Seed(_) | PgCommand::Rebuild(..) => tokio::select! {
                 result = self.perform(&postgres, &command) => result,
-                () = self.cancel.notified() => Err(anyhow::anyhow!("given up: {command}")),
+                Ok(()) = cancelled => Err(anyhow::anyhow!("given up: {command}")),
             },
             _ => self.perform(&postgres, &command).await,
         };
@@ -340,10 +347,12 @@ impl World {
             }
             PgCommand::Seed(sources) => {
                 self.seed(postgres, sources).await?;
+                self.shared.count_copy();
                 PgOutcome::Copied
             }
             PgCommand::Rebuild(sources, way) => {
                 self.rebuild(postgres, sources, *way).await?;
+                self.shared.count_copy();
                 PgOutcome::Copied
             }
         })

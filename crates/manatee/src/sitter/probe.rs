@@ -60,6 +60,9 @@ pub(super) async fn watch(
             match postgres.probe().await {
                 Ok(probe) => {
                     let event = answers.read(began, &snapshot, &probe);
+                    shared.publish_postgres(PgSeen { at: began, probe: Ok(probe.clone()) });
+                    // Before anybody else is asked, which takes a while: of what is here then it may say nothing.
+                    send(&events, event).await;
                     let log = postgres.log_length();
                     if let Some((upstream, log_from)) = silence.judge(began, log, &snapshot, &probe)
                     {
@@ -69,16 +72,13 @@ pub(super) async fn watch(
                         }
                     }
                     let overridden = probe.names_in_force == Some(false);
-                    let lost_slots = probe.lost_slots.clone();
-                    shared.publish_postgres(PgSeen { at: began, probe: Ok(probe) });
-                    send(&events, event).await;
                     if overridden {
                         tracing::error!(
                             "somebody has overridden what decides whose flush acknowledges a commit; \
                              putting it back"
                         );
                     }
-                    let to_mend = lost.judge(began, lost_slots);
+                    let to_mend = lost.judge(began, probe.lost_slots);
                     if let Some(slots) = &to_mend {
                         tracing::warn!(
                             "whoever follows by these replication slots was away for more WAL than is \

@@ -18,7 +18,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
@@ -37,6 +37,7 @@ pub(super) struct Shared {
     snapshot: watch::Sender<Snapshot>,
     postgres: Mutex<Option<PgSeen>>,
     copying: Mutex<Option<(Monotonic, watch::Receiver<SeedProgress>)>>,
+    copies: AtomicU64,
     jobs: Arc<Jobs>,
     /// Whether the database was repaired by a rewind, and has not streamed since: if that did not
     /// help, another will not.
@@ -66,6 +67,7 @@ impl Shared {
             snapshot: watch::channel(machine.snapshot()).0,
             postgres: Mutex::new(None),
             copying: Mutex::new(None),
+            copies: AtomicU64::new(0),
             rewound: AtomicBool::new(false),
         })
     }
@@ -94,6 +96,12 @@ impl Shared {
         CopyShown(self)
     }
 
+    /// Counts a copy that is complete. Before the machine is told of it, so that whoever sees what it does then
+    /// finds it counted.
+    pub(super) fn count_copy(&self) {
+        self.copies.fetch_add(1, Ordering::SeqCst);
+    }
+
     fn status(&self) -> PeerStatus {
         let snapshot = self.snapshot.borrow().clone();
         let seen = self.postgres.lock().expect("no holder panics").clone();
@@ -117,6 +125,7 @@ impl Shared {
             may_serve_ms: snapshot.serve_until.filter(|_| primary).map(|until| (until - now).0),
             failure: snapshot.failure.clone(),
             copying,
+            copies: self.copies.load(Ordering::SeqCst),
             sending: self.jobs.list(),
             postgres: pg_status(&snapshot, seen, now),
         }

@@ -188,6 +188,7 @@ fn status(n: usize, peer: &PeerIdent) -> PeerStatus {
         may_serve_ms: None,
         failure: None,
         copying: None,
+        copies: 0,
         sending: Vec::new(),
         postgres: PgStatus {
             online: true,

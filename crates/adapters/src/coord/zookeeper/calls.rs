@@ -226,6 +226,8 @@ async fn refuse_a_second_setup(client: &Client, layout: &Layout) -> Result<(), F
     match client.list_children(&layout.history).await {
         Ok(entries) if entries.is_empty() => Ok(()),
         Err(Error::NoNode) => Ok(()),
+        // Where there is a state as well, that is what its writer is to be told of.
+        Ok(_) if state(client, layout).await?.is_some() => Ok(()),
         Ok(_) => Err(Failure::HasHistory(layout.history.clone())),
         Err(error) => Err(Failure::node("read", &layout.history, error)),
     }
