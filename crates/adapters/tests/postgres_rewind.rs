@@ -3,7 +3,7 @@
 mod support;
 
 use adapters::postgres::{Divergence, PgCause, Refusal, StopMode};
-use cluster::{Counts, Gate, Generation, PgConfig};
+use cluster::{Counts, Gate, Generation, Lsn, PgConfig};
 use support::{Peer, chain, ids, primary, standby};
 
 /// A primary that waits for nobody, and a standby that follows it.
@@ -31,7 +31,9 @@ async fn parted() -> (Peer, Peer) {
 /// A primary of generation 2, so that it is promoted to timeline 2.
 fn promoted(downstream: &[&Peer]) -> PgConfig {
     let (generation, counts) = (Generation(2), Counts::Alone);
-    PgConfig::Primary { generation, counts, gate: Gate::Open, downstream: ids(downstream) }
+    let (timeline, init_wal) = (None, Lsn::ZERO);
+    let (gate, downstream) = (Gate::Open, ids(downstream));
+    PgConfig::Primary { generation, timeline, init_wal, counts, gate, downstream }
 }
 
 async fn follows(old: &Peer, new: &Peer) {

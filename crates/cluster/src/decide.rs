@@ -129,6 +129,7 @@ fn set_up(view: &View<'_>) -> Decision {
         deposed: Vec::new(),
         init_wal: Lsn::ZERO,
         init_timeline: None,
+        primary_timeline: None,
         freeze: view.one_node_write_mode.then(|| {
             Freeze::Since(FreezeInfo {
                 date: view.now,
@@ -154,6 +155,8 @@ fn primary_config(state: &ClusterState, counts: Counts, gate: Gate) -> PgConfig 
     let downstream = state.downstream_of(&state.primary.id);
     PgConfig::Primary {
         generation: state.generation,
+        timeline: state.primary_timeline,
+        init_wal: state.init_wal,
         counts,
         gate,
         downstream: downstream.map(|p| p.id.clone()).into_iter().collect(),

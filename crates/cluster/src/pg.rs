@@ -1,6 +1,6 @@
 //! The PostgreSQL that a decision asks for: whole configurations, never differences.
 
-use crate::{Generation, PeerId, PeerIdent};
+use crate::{Generation, Lsn, PeerId, PeerIdent};
 use serde::{Deserialize, Serialize};
 
 /// Whose flush lets a commit on this primary be acknowledged: `synchronous_standby_names`.
@@ -43,9 +43,15 @@ pub enum StandbyRole {
 pub enum PgConfig {
     /// Out of recovery, taking writes as far as `counts` and `gate` let it.
     Primary {
-        /// The generation that it serves in. A promotion begins a timeline of at least this number
-        /// (rule D7).
+        /// The generation that it serves in.
         generation: Generation,
+        /// The timeline that a promotion for it begins; absent where it is not known to need one, and
+        /// then one that is needed takes the number of the generation at least (rule D7).
+        #[serde(default)]
+        timeline: Option<u32>,
+        /// The position that a promotion must have come to (rule D3).
+        #[serde(default)]
+        init_wal: Lsn,
         /// Whose flush acknowledges.
         counts: Counts,
         /// Whether clients may write.
@@ -84,8 +90,9 @@ impl PgConfig {
     #[must_use]
     pub fn opened(self) -> Self {
         match self {
-            PgConfig::Primary { generation, counts, downstream, .. } => {
-                PgConfig::Primary { generation, counts, gate: Gate::Open, downstream }
+            PgConfig::Primary { generation, timeline, init_wal, counts, downstream, .. } => {
+                let gate = Gate::Open;
+                PgConfig::Primary { generation, timeline, init_wal, counts, gate, downstream }
             }
             standby @ PgConfig::Standby { .. } => standby,
         }

@@ -103,6 +103,10 @@ pub struct ClusterState {
     /// a peer did not branch off.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init_timeline: Option<u32>,
+    /// The timeline that the primary began when it was promoted, a number that no other promotion of the
+    /// shard has (rule D7); absent before the first takeover, and in states of the original.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub primary_timeline: Option<u32>,
     /// No generation change while frozen.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub freeze: Option<Freeze>,
@@ -167,6 +171,7 @@ impl ClusterState {
         check_peers(object, "deposed", Presence::Optional)?;
         check_field::<Lsn>(object, "initWal", Presence::Required)?;
         check_field::<Option<u32>>(object, "initTimeline", Presence::Optional)?;
+        check_field::<Option<u32>>(object, "primaryTimeline", Presence::Optional)?;
         check_field::<Option<Freeze>>(object, "freeze", Presence::Optional)
             .map_err(|_| StateError::new("freeze", "is neither a boolean nor {date, reason}"))?;
         check_field::<Option<bool>>(object, "oneNodeWriteMode", Presence::Optional)?;

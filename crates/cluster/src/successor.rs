@@ -61,8 +61,19 @@ pub fn check_successor(
     if next.primary.id != *writer {
         return illegal("D1", "a generation is declared by its primary");
     }
+    if next.init_timeline < before.init_timeline {
+        return illegal("D3", "initTimeline went back");
+    }
     if before.primary.id == *writer {
-        return Ok(());
+        return match next.primary_timeline == before.primary_timeline {
+            true => Ok(()),
+            false => illegal("D7", "primaryTimeline changes only by a takeover"),
+        };
+    }
+    // Where none knew it, none is known after.
+    let begins_another = next.primary_timeline > before.primary_timeline.max(next.init_timeline);
+    if (next.primary_timeline.is_some() || before.primary_timeline.is_some()) && !begins_another {
+        return illegal("D7", "a takeover begins a timeline with a number of its own");
     }
     if !is(before.sync.as_ref(), writer) {
         return illegal("D1", "only the primary and the sync of a generation declare the next");
@@ -85,6 +96,9 @@ fn check_same_generation(
     }
     if next.init_wal != before.init_wal || next.init_timeline != before.init_timeline {
         return Err(("D3", "initWal changes only with the generation"));
+    }
+    if next.primary_timeline != before.primary_timeline {
+        return Err(("D7", "primaryTimeline changes only by a takeover"));
     }
     if *writer == before.primary.id {
         let kept = before.deposed.iter().all(|p| next.deposed.iter().any(|n| n.id == p.id));

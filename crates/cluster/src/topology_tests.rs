@@ -20,6 +20,7 @@ fn state(generation: u64, chain: &[u8]) -> ClusterState {
         deposed: peers(&[99]),
         init_wal: Lsn::ZERO,
         init_timeline: None,
+        primary_timeline: None,
         freeze: None,
         one_node_write_mode: (chain.len() == 1).then_some(true),
         promote: None,

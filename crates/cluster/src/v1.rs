@@ -237,6 +237,7 @@ pub fn backfill(
         deposed: Vec::new(),
         init_wal: Lsn::ZERO,
         init_timeline: None,
+        primary_timeline: None,
         freeze: Some(Freeze::Since(FreezeInfo {
             date,
             reason: reason.to_owned(),

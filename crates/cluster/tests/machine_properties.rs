@@ -300,6 +300,7 @@ impl World {
             deposed: if last == 4 { vec![peer(1)] } else { Vec::new() },
             init_wal: Lsn::new(100),
             init_timeline: Some(1),
+            primary_timeline: None,
             freeze: None,
             one_node_write_mode: None,
             promote: None,

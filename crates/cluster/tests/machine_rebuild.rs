@@ -21,6 +21,7 @@ fn state(generation: u64, chain: &[usize], deposed: &[usize]) -> ClusterState {
         deposed: peers(deposed),
         init_wal: Lsn::new(100),
         init_timeline: Some(1),
+        primary_timeline: None,
         freeze: None,
         one_node_write_mode: None,
         promote: None,

@@ -106,6 +106,7 @@ impl Shard {
             peers: 3,
             seed: 0,
             pace: Pace::Instant,
+            timeline: 1,
             manual: true,
             alone: u8::from(self.beginning == Beginning::LeavingAlone),
             own_expiry: false,

@@ -63,6 +63,7 @@ fn begin((peers, before): Before, alone: bool, moves: &mut BTreeSet<Move>) -> Wo
         peers,
         seed: 0,
         pace: Pace::Instant,
+        timeline: 1,
         manual: false,
         alone: u8::from(alone),
         own_expiry: false,

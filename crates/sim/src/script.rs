@@ -61,6 +61,7 @@ impl Script {
                 peers,
                 seed: 0,
                 pace: Pace::Steady,
+                timeline: 1,
                 manual: false,
                 alone: 0,
                 own_expiry: true,

@@ -14,8 +14,12 @@ use std::sync::{Arc, PoisonError};
 
 /// A primary's configuration.
 struct Primary<'a> {
-    /// The least number of a timeline that a promotion may begin.
-    timeline: u32,
+    /// The generation that it is for.
+    generation: u32,
+    /// The timeline that a promotion for it begins, where one is known to have been needed.
+    timeline: Option<u32>,
+    /// The position that a promotion must have come to.
+    init_wal: Lsn,
     counts: &'a Counts,
     gate: Gate,
     downstream: &'a [PeerId],
@@ -40,12 +44,13 @@ impl Inner {
     pub async fn bring(&self, config: &PgConfig, epoch: u64) -> Result<Applied, PgCause> {
         self.check_database()?;
         let position = match config {
-            PgConfig::Primary { generation, counts, gate, downstream } => {
+            PgConfig::Primary { generation, timeline, init_wal, counts, gate, downstream } => {
                 if let Counts::Sync(peer) = counts {
                     guard::check_name(peer)?;
                 }
-                let timeline = u32::try_from(generation.0).unwrap_or(u32::MAX);
-                let primary = Primary { timeline, counts, gate: *gate, downstream };
+                let generation = u32::try_from(generation.0).unwrap_or(u32::MAX);
+                let (timeline, init_wal, gate) = (*timeline, *init_wal, *gate);
+                let primary = Primary { generation, timeline, init_wal, counts, gate, downstream };
                 self.be_primary(config, &primary, epoch).await?
             }
             PgConfig::Standby { upstream, downstream, .. } => {
@@ -124,8 +129,11 @@ impl Inner {
         epoch: u64,
     ) -> Result<Lsn, PgCause> {
         let mut server = match self.running().await? {
-            Some(server) => server,
-            None if self.data.join(files::STANDBY_SIGNAL).exists() => {
+            Some(server) => {
+                self.note_leaving(&server, config)?;
+                server
+            }
+            None if self.is_to_be_promoted(primary).await? => {
                 // Only a promotion begins a timeline of its own. Without the file the server would
                 // go on writing the one that another peer may be writing.
                 let detached = Shape::Standby { upstream: None };
@@ -135,6 +143,7 @@ impl Inner {
         };
         let promoted = self.first_session().await?.is("pg_is_in_recovery()").await?;
         if promoted {
+            self.has_come_to(primary.init_wal).await?;
             server = self.promote_with_names(server, primary, epoch).await?;
         }
         self.count(&server, primary).await?;
@@ -151,7 +160,10 @@ impl Inner {
         self.senders_agree(&session, primary.counts).await?;
         self.ensure_replication_role(&session).await?;
         self.set_slots(&server, &session, primary.downstream).await?;
-        self.fill_timelines().await?;
+        let timeline = self.fill_timelines().await?;
+        if let Some(needed) = primary.timeline.filter(|needed| timeline < *needed) {
+            return Err(PgCause::OldTimeline { timeline, needed });
+        }
         // An acknowledged commit is flushed here first, and after the proofs above no commit is
         // acknowledged that the old names would have let through. So no such commit lies beyond.
         let position = self.lsn(&session, "pg_current_wal_flush_lsn()").await?;
@@ -161,6 +173,45 @@ impl Inner {
             self.checkpoint_soon().await?;
         }
         Ok(position)
+    }
+
+    /// Whether the database, whose server does not run, has still to be promoted: PostgreSQL removes
+    /// `standby.signal` before the new timeline is in the control file, and goes on along the old one when it ends
+    /// in between. Takes away what such an attempt has left: nothing was written on its timeline, and the next
+    /// attempt is to take the same number.
+    async fn is_to_be_promoted(&self, primary: &Primary<'_>) -> Result<bool, PgCause> {
+        let standby = self.data.join(files::STANDBY_SIGNAL).exists();
+        let Some(needed) = primary.timeline else { return Ok(standby) };
+        let facts = self.facts(&self.data).await?;
+        let is_promoted = facts.timeline.max(facts.recovered_at_least.0) >= needed;
+        if !standby && !is_promoted {
+            tracing::warn!(
+                needed,
+                "the promotion to this timeline was cut off: promoting it again"
+            );
+        }
+        if !is_promoted {
+            self.forget_timeline(needed)?;
+        }
+        Ok(standby || !is_promoted)
+    }
+
+    /// That the running standby has all that its generation began with (rule D3), also when it was started again
+    /// since that was found.
+    async fn has_come_to(&self, needed: Lsn) -> Result<(), PgCause> {
+        let session = self.first_session().await?;
+        let replayed = "coalesce(pg_last_wal_replay_lsn(), '0/0')";
+        if self.lsn(&session, replayed).await? >= needed {
+            return Ok(());
+        }
+        drop(session);
+        let detached = self.render(&Shape::Standby { upstream: None }, self.clients_are_in()?);
+        let session = self.reload(&detached).await?;
+        let position = self.drain(&session).await?;
+        if position < needed {
+            return Err(PgCause::Behind { position, needed });
+        }
+        Ok(())
     }
 
     /// Promotes the running standby; the new names are in force before, and commits wait from the
@@ -183,7 +234,7 @@ impl Inner {
         let files = self.render(&primary.shape(), clients);
         self.note(&server, None, !files.names.is_empty(), &files.names)?;
         drop(self.reload(&files).await?);
-        self.reserve_timelines(primary.timeline)?;
+        self.reserve_timelines(primary.timeline.unwrap_or(primary.generation))?;
         self.promote().await?;
         Ok(server)
     }
@@ -196,8 +247,15 @@ impl Inner {
 
     /// Makes sure that commits wait on a running primary where they are to.
     async fn count(&self, server: &Server, primary: &Primary<'_>) -> Result<(), PgCause> {
-        if *primary.counts == Counts::Alone || self.record_of(server)?.is_some_and(|r| r.waits) {
+        if *primary.counts == Counts::Alone {
             return Ok(());
+        }
+        if let Some(record) = self.record_of(server)?.filter(|record| record.waits) {
+            // With other names in between, nobody knows whether commits still wait.
+            let sql = format!("select current_setting('{}')", render::NAMES);
+            if self.first_session().await?.value(&sql).await? == record.names {
+                return Ok(());
+            }
         }
         let clients = self.clients_are_in()?;
         let files = self.render(&primary.quiesced(), clients);
@@ -224,7 +282,10 @@ impl Inner {
             other => other,
         };
         let mut server = match running {
-            Some(server) => server,
+            Some(server) => {
+                self.note_leaving(&server, config)?;
+                server
+            }
             None => self.start_as_standby(shape, epoch).await?,
         };
         let mut session = self.reshape(&server, shape).await?;
@@ -328,6 +389,16 @@ impl Inner {
         match self.record_of(server)? {
             Some(record) => self.note(server, None, record.waits, &record.names),
             None => Ok(()),
+        }
+    }
+
+    /// The same, where it is to be another one.
+    fn note_leaving(&self, server: &Server, to: &PgConfig) -> Result<(), PgCause> {
+        match self.record_of(server)? {
+            Some(record) if record.config.as_ref().is_some_and(|config| config != to) => {
+                self.note(server, None, record.waits, &record.names)
+            }
+            _ => Ok(()),
         }
     }
 

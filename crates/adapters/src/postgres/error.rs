@@ -2,7 +2,7 @@
 
 use super::Refusal;
 use crate::exec::ExecError;
-use cluster::{Millis, PeerId};
+use cluster::{Lsn, Millis, PeerId};
 use std::{io, path::PathBuf};
 
 /// A failed operation on the PostgreSQL of a dataset.
@@ -88,6 +88,29 @@ pub enum PgCause {
         refusal: Refusal,
         /// The end of the server's log.
         log: String,
+    },
+    /// It is not promoted: it has less than the generation began with.
+    #[error(
+        "its WAL ends at {position}, and all that was acknowledged before ends at {needed}: it is not promoted, as \
+         it would lose that; its log says why it recovers no further (a file in pg_wal of a timeline that it did \
+         not get all of can be moved aside, with the history file of that timeline)"
+    )]
+    Behind {
+        /// Where it ends.
+        position: Lsn,
+        /// Where it must come to.
+        needed: Lsn,
+    },
+    /// A primary on a timeline that it has been promoted from.
+    #[error(
+        "it writes timeline {timeline}, and was to be promoted to {needed}: others may have gone on from there; \
+         stop it, and it is promoted at its next start"
+    )]
+    OldTimeline {
+        /// The one that it writes.
+        timeline: u32,
+        /// The one that it was to write.
+        needed: u32,
     },
     /// It ended while it was needed.
     #[error("the server is not running")]

@@ -4,8 +4,8 @@
 //! finds by looking for the history files of one number after the other. Two peers that are promoted
 //! from one timeline, the second without ever having heard of the first, would give two histories one
 //! name, and nobody could tell them apart afterwards. So a promotion for generation G begins a
-//! timeline of at least that number: the numbers before it are *reserved* by history files that name
-//! no ancestor.
+//! timeline of the number that the state of the shard gives it: those before it are *reserved* by history files
+//! that name no ancestor.
 //!
 //! What a reservation does to PostgreSQL, and what follows:
 //! - A standby asks its upstream for the history of every number between its own and the upstream's,
@@ -35,10 +35,16 @@ impl Inner {
         self.reserve_below(timeline)
     }
 
-    /// Makes sure that a standby of this server finds a history for every number.
-    pub async fn fill_timelines(&self) -> Result<(), PgCause> {
+    /// Makes sure that a standby of this server finds a history for every number; the number of its own.
+    pub async fn fill_timelines(&self) -> Result<u32, PgCause> {
         let timeline = self.ask().await?.timeline;
-        self.reserve_below(timeline)
+        self.reserve_below(timeline)?;
+        Ok(timeline)
+    }
+
+    /// Takes away the history that an attempt to begin this timeline has left here.
+    pub fn forget_timeline(&self, timeline: u32) -> Result<(), PgCause> {
+        files::remove(&self.history_file(timeline)).map(drop)
     }
 
     fn reserve_below(&self, timeline: u32) -> Result<(), PgCause> {

@@ -5,7 +5,7 @@ use super::{
     support::{self, Peer, chain, commit, primary, signal, standby},
 };
 use adapters::postgres::{Divergence, PgCause, Settings, StopMode};
-use cluster::{Counts, Gate, Generation, PgConfig};
+use cluster::{Counts, Gate, Generation, Lsn, PgConfig};
 use rustix::process::Signal;
 use std::{fs, time::Duration};
 
@@ -100,7 +100,85 @@ async fn a_crashed_standby_knows_its_timeline() {
     assert_eq!(c.postgres.probe().await.expect("a probe").timeline, 2);
 }
 
-/// Rule D7. A promotion for generation 5 begins timeline 5, whatever number PostgreSQL would have taken; those
+/// A sitter that ends while it detaches its standby leaves nothing that says that this still follows: the next one
+/// would leave it as it is.
+#[tokio::test]
+async fn a_standby_that_was_being_detached_is_not_known_to_follow() {
+    let b = Peer::new("b");
+    let a = Peer::new("a").primary(Counts::Sync(b.id()), &[&b]).await;
+    let mut b = b.standby_of(&a).await;
+    a.wait_sync(&b).await;
+    assert_eq!(b.found().await.applied, Some(standby(Some(&a), &[])));
+    let activity = "from pg_stat_activity where backend_type =";
+    let startup = b.value(&format!("select pid::text {activity} 'startup'")).await;
+    let startup = startup.parse().expect("a process");
+    // It has to say that it has replayed all.
+    signal(startup, Signal::STOP);
+    let detached = standby(None, &[]);
+    let gone = format!("not exists (select {activity} 'walreceiver')");
+    tokio::select! {
+        done = b.postgres.apply(&detached) => panic!("{done:?}"),
+        () = b.wait(&gone) => {}
+    }
+    let found = b.restart_sitter().await;
+    signal(startup, Signal::CONT);
+    assert_eq!((found.running, found.applied), (true, None));
+    b.apply(&standby(Some(&a), &[])).await;
+    a.wait_sync(&b).await;
+}
+
+/// Rule D7. PostgreSQL removes `standby.signal` before it names the new timeline: a promotion that ended in between
+/// is begun again, and takes the same number. Rule D3: only where all is there that the generation began with.
+#[tokio::test]
+async fn a_promotion_that_was_cut_off_is_begun_again() {
+    let b = Peer::new("b");
+    let a = Peer::new("a").primary(Counts::Sync(b.id()), &[&b]).await;
+    let b = b.standby_of(&a).await;
+    a.wait_sync(&b).await;
+    assert!(commit(&a, "create table t (i int)").await.expect("a task"));
+    b.wait("to_regclass('t') is not null").await;
+    let end = b.apply(&standby(None, &[])).await.position;
+    a.postgres.stop(StopMode::Immediate).await.expect("a stop");
+    let fourth = |init_wal| PgConfig::Primary {
+        generation: Generation(2),
+        timeline: Some(4),
+        init_wal,
+        counts: Counts::Nobody,
+        gate: Gate::Open,
+        downstream: Vec::new(),
+    };
+    let further = Lsn::new(end.byte() + 1);
+    for _ in 0..2 {
+        let refused = b.postgres.apply(&fourth(further)).await.expect_err("it has less");
+        assert!(matches!(refused.cause, PgCause::Behind { .. }), "{}", chain(&refused));
+        assert!(b.postgres.probe().await.expect("a probe").in_recovery);
+        b.postgres.stop(StopMode::Fast).await.expect("a stop");
+    }
+    // As it is when the power goes then, and a moment later.
+    let data = b.postgres.data();
+    fs::remove_file(data.join("standby.signal")).expect("a standby");
+    for history in [None, Some("1\t0/3000000\tno recovery target specified\n")] {
+        if let Some(history) = history {
+            fs::write(data.join("pg_wal/00000004.history"), history).expect("a file");
+        }
+        let refused = b.postgres.apply(&fourth(further)).await.expect_err("it has less");
+        assert!(matches!(refused.cause, PgCause::Behind { .. }), "{}", chain(&refused));
+        b.postgres.stop(StopMode::Immediate).await.expect("a stop");
+        fs::remove_file(data.join("standby.signal")).expect("a standby again");
+    }
+    fs::write(data.join("pg_wal/00000004.history"), "1\t0/3000000\tno recovery target specified\n")
+        .expect("a file");
+    b.apply(&fourth(end)).await;
+    assert_eq!(b.postgres.probe().await.expect("a probe").timeline, 4);
+    // Once it is done, it is not begun again.
+    for how in [StopMode::Immediate, StopMode::Fast] {
+        b.postgres.stop(how).await.expect("a stop");
+        b.apply(&fourth(end)).await;
+        assert_eq!(b.postgres.probe().await.expect("a probe").timeline, 4);
+    }
+}
+
+/// Rule D7. A promotion begins the timeline that it is to, whatever number PostgreSQL would have taken; those
 /// who follow from timeline 1 find their way, a fresh copy too, and an interrupted promotion does no
 /// harm.
 #[tokio::test]
@@ -129,7 +207,9 @@ async fn a_promotion_takes_a_number_of_its_own() {
     b.apply(&standby(None, &[])).await;
 
     let fifth = |counts, downstream: &[&Peer]| PgConfig::Primary {
-        generation: Generation(5),
+        generation: Generation(3),
+        timeline: Some(5),
+        init_wal: Lsn::ZERO,
         counts,
         gate: Gate::Open,
         downstream: support::ids(downstream),

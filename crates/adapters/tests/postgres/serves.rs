@@ -43,6 +43,8 @@ async fn a_new_database_serves_alone() {
     // The gate: closed for who does not insist, opened again.
     let closed = PgConfig::Primary {
         generation: Generation(1),
+        timeline: None,
+        init_wal: Lsn::ZERO,
         counts: Counts::Alone,
         gate: Gate::Closed,
         downstream: vec![],

@@ -7,7 +7,7 @@ use adapters::{
     storage::{Dir, SeedProgress, SeedSource, Storage},
     testing::{free_ports, quit_servers},
 };
-use cluster::{Counts, Gate, Generation, Millis, PeerId, PeerIdent, PgConfig, StandbyRole};
+use cluster::{Counts, Gate, Generation, Lsn, Millis, PeerId, PeerIdent, PgConfig, StandbyRole};
 use rustix::process::{Pid, Signal, kill_process};
 use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
 use tempfile::TempDir;
@@ -249,7 +249,9 @@ pub fn ids(peers: &[&Peer]) -> Vec<PeerId> {
 
 pub fn primary(counts: Counts, downstream: &[&Peer]) -> PgConfig {
     let generation = Generation(1);
-    PgConfig::Primary { generation, counts, gate: Gate::Open, downstream: ids(downstream) }
+    let (timeline, init_wal) = (None, Lsn::ZERO);
+    let (gate, downstream) = (Gate::Open, ids(downstream));
+    PgConfig::Primary { generation, timeline, init_wal, counts, gate, downstream }
 }
 
 pub fn standby(upstream: Option<&Peer>, downstream: &[&Peer]) -> PgConfig {

@@ -99,10 +99,15 @@ fn replace_sync(
     let state = ClusterState {
         sync: Some(new.clone()),
         asyncs,
-        ..successor(state, position, view.timeline)
+        ..successor(state, position, own_timeline(view, state))
     };
     let reason = Reason::ReplacingSync { sync: old.id.clone(), generation: state.generation };
     Decision { write: Some(state), reason, ..quiescing }
+}
+
+/// The timeline of a primary that serves, also before it was asked: it was promoted to that of the state.
+fn own_timeline(view: &View<'_>, state: &ClusterState) -> Option<u32> {
+    view.timeline.max(state.primary_timeline)
 }
 
 /// Nobody counts; the gate stays as it is, so that clients wait for the new sync instead of seeing
@@ -187,7 +192,7 @@ fn decide_alone(view: &View<'_>, state: &ClusterState) -> Decision {
     let write = proven_position(view, &quiesced).map(|position| ClusterState {
         sync: Some(sync),
         asyncs: others.collect(),
-        ..successor(state, position, view.timeline)
+        ..successor(state, position, own_timeline(view, state))
     });
     let retreat = Some(PgTarget::run(alone));
     Decision { role: Role::Primary, postgres, write, reason, retreat }

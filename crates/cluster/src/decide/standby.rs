@@ -113,10 +113,20 @@ pub(super) fn decide_sync(view: &View<'_>, state: &ClusterState) -> Decision {
         sync: Some((*new_sync).clone()),
         asyncs: rest.iter().map(|&peer| peer.clone()).collect(),
         deposed,
+        primary_timeline: next_timeline(state, view.timeline),
         ..successor(state, position, view.timeline)
     };
     let reason = Reason::TakingOver { primary: primary_id, generation: next.generation };
     Decision { role: Role::Sync, postgres, write: Some(next), reason, retreat }
+}
+
+/// The number of the timeline that a takeover of this state by a peer on timeline `own` begins: above that of
+/// every promotion before it, and of the timeline that the shard began on (rule D7). It is not below the
+/// generation, as peers that knew no `primaryTimeline` chose theirs.
+fn next_timeline(state: &ClusterState, own: Option<u32>) -> Option<u32> {
+    let generation = u32::try_from(state.generation.0).unwrap_or(u32::MAX);
+    let newest = own?.max(state.primary_timeline.unwrap_or_default()).max(generation);
+    newest.checked_add(1)
 }
 
 /// Deposed: repaired by an operator, or rebuilt from the primary and then taken out of the deposed, in the generation that the copy was made in (rules X1, X2).

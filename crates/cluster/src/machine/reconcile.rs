@@ -128,7 +128,7 @@ impl Machine {
         }
         let PgTarget::Run { config, .. } = &self.decision.postgres else { return };
         let in_force = self.applied.as_ref().is_some_and(|applied| applied.config == *config);
-        if !self.is_informed() || in_force || config.is_quiesced() {
+        if !self.may_decide() || in_force || config.is_quiesced() {
             return;
         }
         let put = match &self.writing {

@@ -24,6 +24,7 @@ pub fn state(generation: u64, order: [usize; 3]) -> ClusterState {
         deposed: Vec::new(),
         init_wal: Lsn::new(100),
         init_timeline: Some(1),
+        primary_timeline: None,
         freeze: None,
         one_node_write_mode: None,
         promote: None,
@@ -35,7 +36,8 @@ pub fn state(generation: u64, order: [usize; 3]) -> ClusterState {
 pub fn primary(generation: u64, counts: Counts) -> PgConfig {
     let downstream = vec![peer(2).id];
     let generation = Generation(generation);
-    PgConfig::Primary { generation, counts, gate: Gate::Open, downstream }
+    let (timeline, init_wal) = (None, Lsn::new(100));
+    PgConfig::Primary { generation, timeline, init_wal, counts, gate: Gate::Open, downstream }
 }
 
 /// Peer 1, after its sitter has looked at its host.

@@ -25,6 +25,7 @@ pub fn state() -> ClusterState {
         deposed: Vec::new(),
         init_wal: "0/17B7188".parse().expect("an LSN"),
         init_timeline: None,
+        primary_timeline: None,
         freeze: None,
         one_node_write_mode: None,
         promote: None,

@@ -400,6 +400,8 @@ async fn declare(file: &Path, id: &str, wal: Lsn, timeline: u32) -> Result<Value
             reason: "a transplant: one peer serves alone until the shard grows".to_owned(),
             extra: serde_json::Map::new(),
         };
+        let promoted_before = old.as_ref().and_then(|old| old.primary_timeline);
+        let newest = timeline.max(promoted_before.unwrap_or_default());
         let state = ClusterState {
             generation: old.map_or(Generation(1), |old| old.generation.next()),
             primary: me.clone(),
@@ -408,6 +410,7 @@ async fn declare(file: &Path, id: &str, wal: Lsn, timeline: u32) -> Result<Value
             deposed: Vec::new(),
             init_wal: wal,
             init_timeline: Some(timeline),
+            primary_timeline: newest.checked_add(1),
             freeze: Some(Freeze::Since(freeze)),
             one_node_write_mode: Some(true),
             promote: None,

@@ -62,6 +62,7 @@ mod tests {
             deposed: Vec::new(),
             init_wal: Lsn::ZERO,
             init_timeline: None,
+            primary_timeline: None,
             freeze: Some(Freeze::Bare(true)),
             one_node_write_mode: Some(true),
             promote: None,

@@ -121,7 +121,7 @@ mod tests {
     #[test]
     fn sees_a_commit_that_a_later_primary_has_not() {
         let mut tree = Timelines::default();
-        let start = tree.create();
+        let start = tree.create(1);
         let commit = tree.append(start).expect("the end");
         let without = tree.promote(start, 0);
         let with = tree.promote(commit, 0);
@@ -143,7 +143,7 @@ mod tests {
     #[test]
     fn sees_who_acknowledges_what_its_successor_has_not() {
         let mut tree = Timelines::default();
-        let start = tree.create();
+        let start = tree.create(1);
         let kept = tree.append(start).expect("the end");
         let beyond = tree.append(kept).expect("the end");
         let mut ledger = Commits::default();

@@ -35,6 +35,7 @@ mod tests {
             deposed: Vec::new(),
             init_wal: Lsn::ZERO,
             init_timeline: None,
+            primary_timeline: None,
             freeze: None,
             one_node_write_mode: None,
             promote: None,
@@ -42,7 +43,7 @@ mod tests {
         };
         let before = ClusterState { deposed: vec![peer(1)], ..next.clone() };
         let mut tree = Timelines::default();
-        let start = tree.create();
+        let start = tree.create(1);
         let diverged = tree.append(start).expect("the end");
         let primary = tree.promote(start, 0);
         let check = |writer_data| {

@@ -165,11 +165,12 @@ mod tests {
     /// A shard of three that serves, with one commit; deposed peers wait for an operator.
     fn shard(alone: u8) -> World {
         let (own_expiry, stale_reads, mutation) = (true, false, None);
-        let (peers, seed, pace, manual) = (3, 0, Pace::Steady, true);
+        let (peers, seed, pace, timeline, manual) = (3, 0, Pace::Steady, 1, true);
         let mut world = World::new(Setup {
             peers,
             seed,
             pace,
+            timeline,
             manual,
             alone,
             own_expiry,

@@ -58,7 +58,7 @@ mod tests {
         };
         let serves = |now, peer, supervised| {
             let generation = Generation(1);
-            let end = crate::world::Timelines::default().create();
+            let end = crate::world::Timelines::default().create(1);
             let supervised_since = supervised;
             checker.serves(&Serving { now, peer, generation, end, supervised_since }).is_ok()
         };

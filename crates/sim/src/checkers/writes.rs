@@ -28,6 +28,7 @@ mod tests {
             deposed: Vec::new(),
             init_wal: Lsn::ZERO,
             init_timeline: None,
+            primary_timeline: None,
             freeze: None,
             one_node_write_mode: None,
             promote: None,

@@ -75,7 +75,7 @@ impl World {
         }
         match command {
             PgCommand::Prepare => {
-                let end = self.timelines.create();
+                let end = self.timelines.create(self.setup.timeline);
                 let database = Database::Prepared;
                 let kept = end.position;
                 self.peers[peer].disk = Some(Disk { end, database, standby: false, kept });
@@ -161,7 +161,7 @@ impl World {
     }
 
     fn be_primary(&mut self, peer: usize, life: u32, id: u32, phase: Phase, config: &PgConfig) {
-        let PgConfig::Primary { counts, gate, .. } = config else { return };
+        let PgConfig::Primary { timeline, counts, gate, .. } = config else { return };
         let names = self.names_of(counts);
         let generation = self.operation(peer, life, id).map_or(Generation(0), |one| one.generation);
         let standby = self.peers[peer].disk.as_ref().is_some_and(|disk| disk.standby);
@@ -188,7 +188,8 @@ impl World {
             for sender in &mut server.senders {
                 sender.names = names;
             }
-            self.promote_server(peer);
+            let generation = u32::try_from(generation.0).expect("few generations");
+            self.promote_server(peer, timeline.unwrap_or(generation));
             self.check_alone(peer);
             self.check_serving(peer);
             return self.next_phase(peer, life, id, Phase::Begun, 0);

@@ -60,6 +60,9 @@ pub struct Setup {
     pub seed: u64,
     /// How long things take.
     pub pace: Pace,
+    /// The timeline that a new database begins with: a shard that was made of one which had been promoted
+    /// before has one that is ahead of its generation.
+    pub timeline: u32,
     /// Whether deposed peers wait for an operator.
     pub manual: bool,
     /// Bits of the peers that are configured for one-node-write mode to begin with.

@@ -97,13 +97,14 @@ impl World {
         }
     }
 
-    /// The standby becomes a primary on a timeline of its own; it replays all that it has first.
-    pub(super) fn promote_server(&mut self, peer: usize) {
+    /// The standby becomes a primary on a timeline of its own, of this number at least; it replays all that it has
+    /// first.
+    pub(super) fn promote_server(&mut self, peer: usize, at_least: u32) {
         self.stop_receiving(peer);
         let host = &mut self.peers[peer];
         let (Some(server), Some(disk)) = (&mut host.server, &mut host.disk) else { return };
         let collide = self.setup.mutation == Some(Mutation::TimelinesCollide);
-        let number = if collide { 0 } else { server.generation.0 };
+        let number = if collide { 0 } else { at_least };
         disk.end = self.timelines.promote(disk.end, number);
         disk.standby = false;
         server.primary = true;

@@ -74,18 +74,17 @@ impl Timelines {
         Point { branch: id, position }
     }
 
-    /// A new database.
-    pub fn create(&mut self) -> Point {
+    /// A new database; its first timeline has this number.
+    pub fn create(&mut self, number: u32) -> Point {
         let system = u32::try_from(self.branches.len()).expect("few timelines");
-        self.add(Branch { parent: None, system, number: 1, end: Self::START })
+        self.add(Branch { parent: None, system, number, end: Self::START })
     }
 
     /// A promotion: a new timeline, with the record that PostgreSQL writes first on it. Its number is
     /// the next one, or `at_least`.
-    pub fn promote(&mut self, from: Point, at_least: u64) -> Point {
+    pub fn promote(&mut self, from: Point, at_least: u32) -> Point {
         let Branch { system, number, .. } = *self.get(from.branch);
         let end = from.position + 1;
-        let at_least = u32::try_from(at_least).expect("few promotions");
         self.add(Branch { parent: Some(from), system, number: (number + 1).max(at_least), end })
     }
 
@@ -163,7 +162,7 @@ mod tests {
     #[test]
     fn a_promotion_forks_and_what_was_beyond_the_fork_is_lost() {
         let mut tree = Timelines::default();
-        let start = tree.create();
+        let start = tree.create(1);
         let shared = tree.append(start).expect("the end");
         let lost = tree.append(shared).expect("the end");
         assert_eq!(tree.append(shared), None, "somebody wrote there already");
@@ -175,7 +174,7 @@ mod tests {
         assert_eq!(tree.may_stream(new, lost), Err(Refusal::Diverged));
         assert_eq!(tree.may_stream(shared, lost), Err(Refusal::Ahead));
         assert_eq!(tree.may_stream(lost, new), Err(Refusal::Diverged));
-        let other = tree.create();
+        let other = tree.create(1);
         assert_eq!(tree.may_stream(other, start), Err(Refusal::System));
     }
 
@@ -183,7 +182,7 @@ mod tests {
     #[test]
     fn two_promotions_from_one_timeline_fool_postgresql() {
         let mut tree = Timelines::default();
-        let start = tree.create();
+        let start = tree.create(1);
         let (one, other) = (tree.promote(start, 0), tree.promote(start, 0));
         assert_eq!(tree.number(one.branch), tree.number(other.branch));
         assert_eq!(tree.may_stream(one, other), Ok(()));
