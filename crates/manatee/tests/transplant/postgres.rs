@@ -2,13 +2,30 @@
 
 use super::harness::{Move, wait};
 use anyhow::{Context, Result, ensure};
+use manatee::shard::Peer;
 use saga::{Entry, Mode};
 use std::fs;
 
-/// Rules T1, T2, T3, T4 and T9.
+/// As after a failover of whatever kept it before: its timeline is ahead of the generation of any young shard.
+fn promote_donor(moved: &Move) -> Result<()> {
+    moved.stage.donor_service("stop")?;
+    fs::write(moved.stage.data().join("standby.signal"), "")?;
+    moved.stage.donor_service("start")?;
+    moved.stage.donor_sql("select pg_promote()")?;
+    moved.wait_for_writes_to("donor")
+}
+
+/// Rules T1, T2, T3, T4 and T9; and D7, of a donor that was promoted before.
 #[test]
 fn a_server_moves_into_a_shard_for_good() -> Result<()> {
     let moved = Move::prepare()?;
+    for _ in 0..3 {
+        promote_donor(&moved)?;
+    }
+    let writes = |peer: &Peer| -> Result<Option<String>> {
+        let segment = peer.psql("select left(pg_walfile_name(pg_current_wal_lsn()), 8)")?;
+        Ok(segment[0][0].clone())
+    };
     let backups = moved.ask_for_backup(&[])?;
     let begun = adapters::clock::now();
     let told = moved.stage.transplant(&["run", "--yes"])?;
@@ -36,9 +53,12 @@ fn a_server_moves_into_a_shard_for_good() -> Result<()> {
     ensure!(told.contains("it was committed"), "{told}");
     let slots = "select count(*) from pg_replication_slots where slot_name = 'transplant_donor'";
     ensure!(moved.primary().psql(slots)?[0][0].as_deref() == Some("0"), "the slot is still there");
+    ensure!(writes(moved.primary())?.as_deref() == Some("00000005"), "one more than the donor's");
     moved.primary().kill_host()?;
     moved.wait_for_writes_to("birch")?;
-    moved.check_peer(&moved.stage.peers()[1])
+    let birch = &moved.stage.peers()[1];
+    ensure!(writes(birch)?.as_deref() == Some("00000006"), "one more than any before");
+    moved.check_peer(birch)
 }
 
 /// Rule T5.
