@@ -7,6 +7,7 @@
 
 mod apply;
 mod binaries;
+pub(crate) mod connection;
 mod create;
 mod error;
 pub(crate) mod files;

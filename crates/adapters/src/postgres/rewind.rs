@@ -15,6 +15,7 @@
 
 use super::{
     Inner, POLL, PgCause,
+    connection::to_copy_from,
     files::{self, MARKER, Marker, STANDBY_SIGNAL, Served},
     process,
     rewound::{Account, Rewound},
@@ -164,11 +165,8 @@ impl Inner {
 
     fn pg_rewind(&self, source: &SeedSource, target: &Path) -> Exec {
         let settings = &self.settings;
-        let user = settings.replication_user.replace('\\', "\\\\").replace('\'', "\\'");
-        let server = format!(
-            "host='{}' port={} user='{user}' dbname=postgres connect_timeout=10",
-            source.host, source.port
-        );
+        let server = to_copy_from(&source.host, source.port, &settings.replication_user);
+        let server = format!("{server} dbname=postgres");
         self.bin
             .exec("pg_rewind", self.user.as_ref())
             .env("PGPASSWORD", &settings.replication_password)
