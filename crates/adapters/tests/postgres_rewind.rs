@@ -246,7 +246,8 @@ async fn what_cannot_be_rewound_to_is_refused_and_nothing_is_touched() {
     assert_eq!(old.value("select count(*)::text from t where n = 3001").await, "1");
 }
 
-/// What a crash in the middle leaves is no database, and is cleared away by the next try.
+/// What a crash in the middle leaves is no database, and is cleared away by the next try, or before another
+/// database comes in its place.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_half_rewound_is_never_started() {
     let (old, new) = parted().await;
@@ -255,12 +256,18 @@ async fn what_is_half_rewound_is_never_started() {
     let kept = data.with_file_name("kept");
     let copied = std::process::Command::new("cp").arg("-a").arg(data).arg(&kept).status();
     assert!(copied.expect("cp").success());
-    let half = data.with_file_name("data.rewinding-1");
+    let half = data.with_file_name("data.rewinding-8c5ff0cb-4b4f-4c9b-8a0e-0a3f1e6b2d11");
     std::fs::rename(data, &half).expect("as after a crash");
     let found = old.found().await;
     assert_eq!(found.database, adapters::postgres::Database::None);
     std::fs::rename(&kept, data).expect("the copy that was kept");
     old.postgres.rewind(&new.source(), |_, _| {}).await.expect("a rewind");
     assert!(!half.exists());
+    let mine = data.with_file_name("data.rewinding-mine");
+    for directory in [&half, &mine] {
+        std::fs::create_dir_all(directory.join("base")).expect("a directory");
+    }
+    old.postgres.remove_half_rewound().await.expect("room");
+    assert!(!half.exists() && mine.exists());
     follows(&old, &new).await;
 }

@@ -368,6 +368,17 @@ impl Postgres {
         inner.guarded("rewind it to the present primary's", inner.epoch(), work).await
     }
 
+    /// Removes what a rewind that was interrupted left: it is no database, and takes the room of one. What it
+    /// was before was kept by whoever asked for the rewind. None may be going on.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub async fn remove_half_rewound(&self) -> Result<(), PgError> {
+        let inner = &self.inner;
+        let work = inner.remove_half_rewound();
+        inner.guarded("remove what an interrupted rewind left", inner.epoch(), work).await
+    }
+
     /// Makes the directory of the socket, where there is none.
     ///
     /// # Errors
