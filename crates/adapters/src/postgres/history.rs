@@ -88,17 +88,23 @@ impl fmt::Display for Refusal {
 impl Refusal {
     /// What the log of a standby that runs tells.
     fn of_running(lines: &[String]) -> Option<Refusal> {
-        let refused = |line: &String| REFUSALS.iter().any(|refusal| line.contains(refusal));
-        if lines.iter().any(refused) {
+        let refusals: Vec<_> = lines.iter().filter_map(|line| Refusal::of_line(line)).collect();
+        let history = refusals.contains(&Refusal::History).then_some(Refusal::History);
+        history.or(refusals.last().copied())
+    }
+
+    /// What one line of it tells.
+    pub(super) fn of_line(line: &str) -> Option<Refusal> {
+        if REFUSALS.iter().any(|refusal| line.contains(refusal)) {
             Some(Refusal::History)
         } else {
-            lines.iter().rev().find_map(|line| Refusal::removed(line))
+            Refusal::removed(line)
         }
     }
 
     /// What this line of a log tells of WAL that the upstream has recycled. It must be the whole message of the
     /// line: neither part of one that a client brought about, nor of a name in the prefix of one.
-    pub(super) fn removed(line: &str) -> Option<Refusal> {
+    fn removed(line: &str) -> Option<Refusal> {
         let (prefix, rest) = line.split_once(REMOVED.0)?;
         if prefix.starts_with('\t') || MESSAGES.iter().any(|message| prefix.contains(message)) {
             return None;
