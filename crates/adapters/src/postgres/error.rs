@@ -2,7 +2,7 @@
 
 use super::Refusal;
 use crate::exec::ExecError;
-use cluster::{Millis, PeerId};
+use cluster::{Lsn, Millis, PeerId};
 use std::{io, path::PathBuf};
 
 /// A failed operation on the PostgreSQL of a dataset.
@@ -88,6 +88,18 @@ pub enum PgCause {
         refusal: Refusal,
         /// The end of the server's log.
         log: String,
+    },
+    /// A standby cannot replay what it received.
+    #[error(
+        "WAL was received up to {received} and can be replayed only up to {replayed}: nobody takes over from \
+         this database, as what lies between may have been acknowledged; look in its log for what is wrong, \
+         and bring the primary back, with its disk as it was"
+    )]
+    Unreplayable {
+        /// The end of what can be replayed.
+        replayed: Lsn,
+        /// The end of what was received.
+        received: Lsn,
     },
     /// It ended while it was needed.
     #[error("the server is not running")]

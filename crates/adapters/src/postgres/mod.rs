@@ -26,6 +26,7 @@ mod server;
 mod session;
 mod settings;
 mod slots;
+mod tail;
 mod timelines;
 
 pub use binaries::programs;
