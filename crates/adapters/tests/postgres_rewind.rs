@@ -156,6 +156,54 @@ async fn one_that_never_becomes_whole_is_told_so() {
     assert_eq!(old.value("select count(*)::text from t").await, "3");
 }
 
+/// What it was rewound to was superseded in its turn, by one that left before the position that it must come to.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_must_come_to_what_its_upstream_never_had_is_told_so() {
+    let (old, new) = parted().await;
+    let third = Peer::new("third");
+    new.apply(&promoted(&[&third])).await;
+    let third = third.standby_of(&new).await;
+    third.apply(&standby(None, &[])).await;
+    let theirs = new.session().await;
+    for sql in
+        ["insert into t values (2002)", "select pg_switch_wal()", "insert into t values (2003)"]
+    {
+        theirs.batch_execute(sql).await.expect(sql);
+    }
+    let last = new.value("select pg_walfile_name(pg_current_wal_insert_lsn())").await;
+    old.postgres.stop(StopMode::Fast).await.expect("a stop");
+    old.postgres.rewind(&new.source(), |_, _| {}).await.expect("a rewind");
+    // As if it had been written while the rest was copied.
+    std::fs::remove_file(old.postgres.data().join("pg_wal").join(&last)).expect("the last file");
+    let (generation, counts) = (Generation(3), Counts::Alone);
+    let downstream = ids(&[&old]);
+    let (timeline, init_wal, gate) = (Some(3), Lsn::ZERO, Gate::Open);
+    let third_promoted =
+        PgConfig::Primary { generation, timeline, init_wal, counts, gate, downstream };
+    third.apply(&third_promoted).await;
+
+    let refused = old.postgres.apply(&standby(Some(&third), &[])).await.expect_err("never whole");
+    let PgCause::CannotRecover { refusal, .. } = refused.cause else {
+        panic!("{}", chain(&refused))
+    };
+    assert_eq!(refusal, Refusal::History);
+    let judge = async |upstream: &Peer| {
+        let port = upstream.settings.port;
+        let judged = old.postgres.divergence_at_rest(refusal, "127.0.0.1", port).await;
+        judged.expect("an answer")
+    };
+    let judged = judge(&third).await;
+    assert!(
+        matches!(&judged, Divergence::CannotFollow(why) if why.contains("left timeline 2")),
+        "{judged:?}"
+    );
+    // The log says the same whoever is asked; this one has what is needed.
+    assert_eq!(judge(&new).await, Divergence::None);
+    new.apply(&promoted(&[&old])).await;
+    old.apply(&standby(Some(&new), &[])).await;
+    old.wait("(select count(*) from t where n in (2001, 2002, 2003)) = 3").await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn one_that_did_not_diverge_only_follows() {
     let (old, new) = pair().await;
@@ -248,7 +296,8 @@ async fn what_cannot_be_rewound_to_is_refused_and_nothing_is_touched() {
     assert_eq!(old.value("select count(*)::text from t where n = 3001").await, "1");
 }
 
-/// What a crash in the middle leaves is no database, and is cleared away by the next try.
+/// What a crash in the middle leaves is no database, and is cleared away by the next try, or before another
+/// database comes in its place.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_half_rewound_is_never_started() {
     let (old, new) = parted().await;
@@ -257,12 +306,18 @@ async fn what_is_half_rewound_is_never_started() {
     let kept = data.with_file_name("kept");
     let copied = std::process::Command::new("cp").arg("-a").arg(data).arg(&kept).status();
     assert!(copied.expect("cp").success());
-    let half = data.with_file_name("data.rewinding-1");
+    let half = data.with_file_name("data.rewinding-8c5ff0cb-4b4f-4c9b-8a0e-0a3f1e6b2d11");
     std::fs::rename(data, &half).expect("as after a crash");
     let found = old.found().await;
     assert_eq!(found.database, adapters::postgres::Database::None);
     std::fs::rename(&kept, data).expect("the copy that was kept");
     old.postgres.rewind(&new.source(), |_, _| {}).await.expect("a rewind");
     assert!(!half.exists());
+    let mine = data.with_file_name("data.rewinding-mine");
+    for directory in [&half, &mine] {
+        std::fs::create_dir_all(directory.join("base")).expect("a directory");
+    }
+    old.postgres.remove_half_rewound().await.expect("room");
+    assert!(!half.exists() && mine.exists());
     follows(&old, &new).await;
 }

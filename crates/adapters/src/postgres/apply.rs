@@ -43,7 +43,7 @@ impl Inner {
     /// Brings the server to this configuration.
     pub async fn bring(&self, config: &PgConfig, epoch: u64) -> Result<Applied, PgCause> {
         self.check_database()?;
-        let position = match config {
+        match config {
             PgConfig::Primary { generation, timeline, init_wal, counts, gate, downstream } => {
                 if let Counts::Sync(peer) = counts {
                     guard::check_name(peer)?;
@@ -51,7 +51,7 @@ impl Inner {
                 let generation = u32::try_from(generation.0).unwrap_or(u32::MAX);
                 let (timeline, init_wal, gate) = (*timeline, *init_wal, *gate);
                 let primary = Primary { generation, timeline, init_wal, counts, gate, downstream };
-                self.be_primary(config, &primary, epoch).await?
+                self.be_primary(config, &primary, epoch).await
             }
             PgConfig::Standby { upstream, downstream, .. } => {
                 let upstream = match upstream {
@@ -61,10 +61,9 @@ impl Inner {
                     None => None,
                 };
                 let shape = Shape::Standby { upstream };
-                self.be_standby(config, &shape, downstream, epoch).await?
+                self.be_standby(config, &shape, downstream, epoch).await
             }
-        };
-        Ok(Applied { position })
+        }
     }
 
     /// That there is a database, and of our version.
@@ -127,7 +126,7 @@ impl Inner {
         config: &PgConfig,
         primary: &Primary<'_>,
         epoch: u64,
-    ) -> Result<Lsn, PgCause> {
+    ) -> Result<Applied, PgCause> {
         let mut server = match self.running().await? {
             Some(server) => {
                 self.note_leaving(&server, config)?;
@@ -172,7 +171,7 @@ impl Inner {
         if promoted {
             self.checkpoint_soon().await?;
         }
-        Ok(position)
+        Ok(Applied { position, timeline })
     }
 
     /// Whether the database, whose server does not run, has still to be promoted: PostgreSQL removes
@@ -272,7 +271,7 @@ impl Inner {
         shape: &Shape,
         downstream: &[PeerId],
         epoch: u64,
-    ) -> Result<Lsn, PgCause> {
+    ) -> Result<Applied, PgCause> {
         self.repoint(shape)?;
         let running = match self.running().await? {
             Some(_) if !self.first_session().await?.is("pg_is_in_recovery()").await? => {
@@ -302,10 +301,10 @@ impl Inner {
             self.lsn(&session, sql).await?
         };
         self.set_slots(&server, &session, downstream).await?;
-        self.fill_timelines().await?;
+        let timeline = self.fill_timelines().await?;
         let waits = self.record_of(&server)?.is_some_and(|record| record.waits);
         self.note(&server, Some(config), waits, &shape.names())?;
-        Ok(position)
+        Ok(Applied { position, timeline })
     }
 
     /// Tells a standby that has not come up yet whom it is to follow now: it may be waiting for what the one

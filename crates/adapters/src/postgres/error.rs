@@ -112,6 +112,18 @@ pub enum PgCause {
         /// The one that it was to write.
         needed: u32,
     },
+    /// A standby cannot replay what it received.
+    #[error(
+        "WAL was received up to {received} and can be replayed only up to {replayed}: nobody takes over from \
+         this database, as what lies between may have been acknowledged; look in its log for what is wrong, \
+         and bring the primary back, with its disk as it was"
+    )]
+    Unreplayable {
+        /// The end of what can be replayed.
+        replayed: Lsn,
+        /// The end of what was received.
+        received: Lsn,
+    },
     /// It ended while it was needed.
     #[error("the server is not running")]
     NotRunning,

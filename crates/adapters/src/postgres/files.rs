@@ -143,19 +143,35 @@ pub(crate) fn system_identifier(data: &Path) -> Result<u64, PgCause> {
     Ok(u64::from_ne_bytes(bytes))
 }
 
+/// How much of the end of a log is looked at, in bytes.
+const LONGEST: u64 = 3000;
+
 /// The last lines of a log, from this byte on, as one line; at most 3000 bytes of it.
 pub(super) fn log_tail(path: &Path, from: u64) -> String {
-    const LONGEST: u64 = 3000;
-    let read = || -> io::Result<String> {
-        let mut file = File::open(path)?;
-        let length = file.metadata()?.len();
-        let from = if from > length { 0 } else { from };
-        file.seek(SeekFrom::Start(from.max(length.saturating_sub(LONGEST))))?;
-        let mut bytes = Vec::new();
-        file.take(LONGEST).read_to_end(&mut bytes)?;
-        Ok(String::from_utf8_lossy(&bytes).trim().replace('\n', " | "))
+    match read_tail(path, from) {
+        Ok((_, text)) => text.trim().replace('\n', " | "),
+        Err(error) => format!("({} cannot be read: {error})", path.display()),
+    }
+}
+
+/// The lines among these that are there from their beginning; none when it cannot be read.
+pub(super) fn last_lines(path: &Path, from: u64) -> Vec<String> {
+    let Ok((is_cut, text)) = read_tail(path, from) else {
+        return Vec::new();
     };
-    read().unwrap_or_else(|error| format!("({} cannot be read: {error})", path.display()))
+    text.lines().skip(usize::from(is_cut)).map(str::to_owned).collect()
+}
+
+/// The end of a log; whether some of it, after this byte, is left out.
+fn read_tail(path: &Path, from: u64) -> io::Result<(bool, String)> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    let from = if from > length { 0 } else { from };
+    let begin = from.max(length.saturating_sub(LONGEST));
+    file.seek(SeekFrom::Start(begin))?;
+    let mut bytes = Vec::new();
+    file.take(LONGEST).read_to_end(&mut bytes)?;
+    Ok((begin > from, String::from_utf8_lossy(&bytes).into_owned()))
 }
 
 /// What comes to a log, line by line.
@@ -213,5 +229,11 @@ mod tests {
         assert_eq!(new.new_lines(), ["three"]);
         assert_eq!(new.new_lines(), [""; 0]);
         assert_eq!(all.new_lines(), ["old", "one", "two", "three"]);
+        assert_eq!(last_lines(&path, 4), ["one", "two", "three"]);
+        assert_eq!(log_tail(&path, 4), "one | two | three");
+        // What is left of a line says nothing: it may be a client's from a part on that it chose.
+        add(&format!("{}\nlast\n", "x".repeat(3000)));
+        assert_eq!(last_lines(&path, 0), ["last"]);
+        assert!(last_lines(&directory.path().join("none"), 0).is_empty());
     }
 }

@@ -258,7 +258,8 @@ impl Inner {
     /// which a promotion discards. Replay has reached the end when there is no WAL receiver any
     /// more and the startup process waits to look for more WAL — having looked, which is certain
     /// when nothing was received beyond the replayed. With half a record at the end that cannot be
-    /// seen, and the startup process must be seen idle for some more of its rounds.
+    /// seen, and the startup process must be seen idle for some more of its rounds; that it is no more
+    /// than that must show, as WAL that is damaged is not replayed either.
     pub async fn drain(&self, session: &Session) -> Result<Lsn, PgCause> {
         const STATE: &str = "select \
             (select pid from pg_stat_activity where backend_type = 'walreceiver'), \
@@ -293,7 +294,13 @@ impl Inner {
                 let since = *idle_since.get_or_insert(now);
                 let complete = received.is_none_or(|received| replay >= received);
                 // Seen twice, so that the receiver was gone before the startup process was idle.
-                if (complete && since != now) || now - since >= IDLE {
+                if complete && since != now {
+                    return Ok(replay);
+                }
+                if now - since >= IDLE {
+                    if let Some(received) = received.filter(|received| *received > replay) {
+                        self.is_half_a_record(session, replay, received).await?;
+                    }
                     return Ok(replay);
                 }
             }

@@ -19,12 +19,30 @@ const NOT_OURS: [&str; 2] =
     ["is not a child of this server's history", "does not contain minimum recovery point"];
 
 /// What it writes when the upstream has recycled the WAL that comes next here, before and after the name of
-/// the file. Of those who follow from here it does not write the beginning; and no name that a stranger
-/// gives as that of a user, which stands in the log, is so long.
+/// the file. Of those who follow from here it does not write the beginning.
 const REMOVED: (&str, &str) = (
-    "could not receive data from WAL stream: ERROR:  requested WAL segment ",
+    "FATAL:  could not receive data from WAL stream: ERROR:  requested WAL segment ",
     " has already been removed",
 );
+
+/// What begins a message, after the prefix of a line. What a client has PostgreSQL write comes after one of
+/// these, and begins with a tab where it is of several lines.
+const MESSAGES: [&str; 14] = [
+    "LOG:  ",
+    "INFO:  ",
+    "NOTICE:  ",
+    "WARNING:  ",
+    "ERROR:  ",
+    "FATAL:  ",
+    "PANIC:  ",
+    "DETAIL:  ",
+    "HINT:  ",
+    "QUERY:  ",
+    "CONTEXT:  ",
+    "LOCATION:  ",
+    "BACKTRACE:  ",
+    "STATEMENT:  ",
+];
 
 /// The name of a file of WAL, 24 hexadecimal digits: its timeline, and its number in that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,19 +87,29 @@ impl fmt::Display for Refusal {
 
 impl Refusal {
     /// What the log of a standby that runs tells.
-    fn of_running(log: &str) -> Option<Refusal> {
-        if REFUSALS.iter().any(|refusal| log.contains(refusal)) {
+    fn of_running(lines: &[String]) -> Option<Refusal> {
+        let refusals: Vec<_> = lines.iter().filter_map(|line| Refusal::of_line(line)).collect();
+        let history = refusals.contains(&Refusal::History).then_some(Refusal::History);
+        history.or(refusals.last().copied())
+    }
+
+    /// What one line of it tells.
+    pub(super) fn of_line(line: &str) -> Option<Refusal> {
+        if REFUSALS.iter().any(|refusal| line.contains(refusal)) {
             Some(Refusal::History)
         } else {
-            log.rsplit('|').find_map(Refusal::removed)
+            Refusal::removed(line)
         }
     }
 
-    /// What this line of a log tells of WAL that the upstream has recycled.
-    pub(super) fn removed(line: &str) -> Option<Refusal> {
-        let (_, rest) = line.split_once(REMOVED.0)?;
-        let (name, _) = rest.split_once(REMOVED.1)?;
-        WalFile::parse(name).map(Refusal::Removed)
+    /// What this line of a log tells of WAL that the upstream has recycled. It must be the whole message of the
+    /// line: neither part of one that a client brought about, nor of a name in the prefix of one.
+    fn removed(line: &str) -> Option<Refusal> {
+        let (prefix, rest) = line.split_once(REMOVED.0)?;
+        if prefix.starts_with('\t') || MESSAGES.iter().any(|message| prefix.contains(message)) {
+            return None;
+        }
+        WalFile::parse(rest.trim_end().strip_suffix(REMOVED.1)?).map(Refusal::Removed)
     }
 
     /// What the log of one that ended while it was starting tells.
@@ -128,7 +156,7 @@ impl Inner {
         port: u16,
         log_from: u64,
     ) -> Result<Divergence, PgCause> {
-        let log = files::log_tail(&self.log_path(), log_from);
+        let log = files::last_lines(&self.log_path(), log_from);
         let Probe { system_identifier, timeline, wal, .. } = *ours;
         let ours = Position { system_identifier, timeline, wal };
         match Refusal::of_running(&log) {
@@ -317,25 +345,44 @@ mod tests {
     #[test]
     fn only_what_postgresql_says_of_its_upstream_is_a_refusal() {
         let name = "00000002000000000000002A";
-        let check = |line: &str, expected: Option<&str>| {
-            let told = Refusal::of_running(line).map(|refusal| refusal.to_string());
+        let check = |log: &str, expected: Option<&str>| {
+            let lines: Vec<String> = log.lines().map(str::to_owned).collect();
+            let told = Refusal::of_running(&lines).map(|refusal| refusal.to_string());
             match (&told, expected) {
                 (Some(told), Some(expected)) if told.contains(expected) => {}
                 (None, None) => {}
-                _ => panic!("{line}: {told:?}"),
+                _ => panic!("{log}: {told:?}"),
             }
         };
-        let line = |name: &str| format!("x [1] FATAL:  {}{name}{}", REMOVED.0, REMOVED.1);
+        let prefix = "2026-01-02 03:04:05.678 UTC [77] ";
+        let line = |name: &str| {
+            format!(
+                "{prefix}FATAL:  could not receive data from WAL stream: \
+                 ERROR:  requested WAL segment {name} has already been removed"
+            )
+        };
         check(&line(name), Some(name));
         let older = line("000000020000000000000029");
-        check(&format!("{older}|x [1] LOG:  waiting|{}", line(name)), Some(name));
+        check(&format!("{older}\n{prefix}LOG:  waiting\n{}\n", line(name)), Some(name));
         for no_name in ["", "2A", "00000002000000000000002G", "+0000002000000000000002A"] {
             check(&line(no_name), None);
         }
-        // Of who follows from here; and of who calls itself so.
-        check(&format!("ERROR:  requested WAL segment {name}{}", REMOVED.1), None);
-        let user: String = format!("{}{name}{}", REMOVED.0, REMOVED.1).chars().take(63).collect();
-        check(&format!("x [1] {user}@{user} FATAL:  the database system is starting up"), None);
+        // Of who follows from here.
+        let theirs = "b [local] ERROR:  requested WAL segment";
+        check(&format!("{prefix}{theirs} {name}{}", REMOVED.1), None);
+        // Of who has it said: in a query, in what a query makes PostgreSQL say, on several lines, or by a name.
+        let said = format!("{}{name}{}", REMOVED.0, REMOVED.1);
+        let without = said.trim_start_matches("FATAL:  ");
+        for client in [
+            format!("{prefix}u@d psql STATEMENT:  select '{said}"),
+            format!("{prefix}u@d psql ERROR:  {said}"),
+            format!("{prefix}u@d psql LOG:  {without}"),
+            format!("{prefix}u@d psql LOG:  statement: select ' | {said}"),
+            format!("{prefix}u@d psql STATEMENT:  select '\n\t{said}\n\t'"),
+            format!("{prefix}{said}@d [unknown] FATAL:  the database system is starting up"),
+        ] {
+            check(&client, None);
+        }
         check("FATAL:  requested starting point is not in this server's history", Some("timeline"));
     }
 

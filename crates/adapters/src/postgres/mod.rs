@@ -7,6 +7,7 @@
 
 mod apply;
 mod binaries;
+pub(crate) mod connection;
 mod create;
 mod error;
 pub(crate) mod files;
@@ -25,6 +26,7 @@ mod server;
 mod session;
 mod settings;
 mod slots;
+mod tail;
 mod timelines;
 
 pub use binaries::programs;
@@ -92,6 +94,8 @@ pub enum StopMode {
 pub struct Applied {
     /// The WAL position, read after the configuration was in force.
     pub position: Lsn,
+    /// The timeline that the database is known to be on.
+    pub timeline: u32,
 }
 
 /// The server ended, and nobody here had asked it to.
@@ -365,6 +369,17 @@ impl Postgres {
         let inner = &self.inner;
         let work = Box::pin(inner.rewind(source, &mut progress));
         inner.guarded("rewind it to the present primary's", inner.epoch(), work).await
+    }
+
+    /// Removes what a rewind that was interrupted left: it is no database, and takes the room of one. What it
+    /// was before was kept by whoever asked for the rewind. None may be going on.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub async fn remove_half_rewound(&self) -> Result<(), PgError> {
+        let inner = &self.inner;
+        let work = inner.remove_half_rewound();
+        inner.guarded("remove what an interrupted rewind left", inner.epoch(), work).await
     }
 
     /// Makes the directory of the socket, where there is none.

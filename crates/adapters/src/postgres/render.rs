@@ -5,7 +5,10 @@
 //! read after all of it, so what it says of our settings is taken out of it, and of the operator's
 //! what weakens the shard.
 
-use super::Settings;
+use super::{
+    Settings,
+    connection::{KEEPALIVES, quoted},
+};
 use cluster::{Counts, PeerId};
 use std::{collections::BTreeMap, fmt::Write};
 
@@ -191,11 +194,8 @@ pub(super) fn ours(
 }
 
 fn conninfo(settings: &Settings, host: &str, port: u16) -> String {
-    let quoted = |text: &str| format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"));
     format!(
-        "host={} port={port} user={} password={} application_name={} connect_timeout=5 \
-         keepalives=1 keepalives_idle=5 keepalives_interval=2 keepalives_count=3 \
-         tcp_user_timeout=10000",
+        "host={} port={port} user={} password={} application_name={} connect_timeout=5 {KEEPALIVES}",
         quoted(host),
         quoted(&settings.replication_user),
         quoted(&settings.replication_password),

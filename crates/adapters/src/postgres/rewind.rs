@@ -15,6 +15,7 @@
 
 use super::{
     Inner, POLL, PgCause,
+    connection::to_copy_from,
     files::{self, MARKER, Marker, STANDBY_SIGNAL, Served},
     process,
     rewound::{Account, Rewound},
@@ -164,11 +165,8 @@ impl Inner {
 
     fn pg_rewind(&self, source: &SeedSource, target: &Path) -> Exec {
         let settings = &self.settings;
-        let user = settings.replication_user.replace('\\', "\\\\").replace('\'', "\\'");
-        let server = format!(
-            "host='{}' port={} user='{user}' dbname=postgres connect_timeout=10",
-            source.host, source.port
-        );
+        let server = to_copy_from(&source.host, source.port, &settings.replication_user);
+        let server = format!("{server} dbname=postgres");
         self.bin
             .exec("pg_rewind", self.user.as_ref())
             .env("PGPASSWORD", &settings.replication_password)
@@ -179,14 +177,18 @@ impl Inner {
             .args(["--source-server", &server])
     }
 
-    /// Removes what an interrupted rewind left: it can be used for nothing. What it was before was
-    /// kept by whoever asked for the rewind.
-    async fn remove_half_rewound(&self) -> Result<(), PgCause> {
+    /// See [`super::Postgres::remove_half_rewound`].
+    pub async fn remove_half_rewound(&self) -> Result<(), PgCause> {
         let dataset = &self.settings.dataset;
-        for entry in fs::read_dir(dataset).map_err(PgCause::file(dataset))? {
+        let entries = match fs::read_dir(dataset) {
+            Ok(entries) => entries,
+            // A volume that is not mounted, and has no place for it yet.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(PgCause::file(dataset)(error)),
+        };
+        for entry in entries {
             let path = entry.map_err(PgCause::file(dataset))?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            if name.starts_with(REWINDING) {
+            if path.file_name().and_then(OsStr::to_str).is_some_and(is_half_rewound) {
                 let target = path.clone();
                 tokio::task::spawn_blocking(move || fs::remove_dir_all(target))
                     .await
@@ -282,10 +284,36 @@ impl Inner {
     }
 }
 
+/// Whether it is the name of a database that is being rewound. Nothing else has one: what is kept or set aside
+/// ends with a time.
+fn is_half_rewound(name: &str) -> bool {
+    let id = name.strip_prefix(REWINDING);
+    id.is_some_and(|id| uuid::Uuid::try_parse(id).is_ok())
+}
+
 /// Has the recovery from a crash, which `pg_rewind` begins with, remove no WAL at its end: `pg_rewind` reads it
 /// from the last checkpoint before the two parted. What the source has takes the place of this file.
 fn keep_wal(data: &Path) -> std::io::Result<()> {
     let mut settings = OpenOptions::new().append(true).open(data.join("postgresql.auto.conf"))?;
     // In MiB; the greatest that there is.
     writeln!(settings, "wal_keep_size = {}", i32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_a_rewind_left_is_taken_for_such() {
+        for (name, is) in [
+            (format!("{REWINDING}{}", uuid::Uuid::new_v4()), true),
+            ("data.rewinding-20260102T030405.123456Z".to_owned(), false),
+            ("data.rewinding-".to_owned(), false),
+            ("data.rewinding-mine".to_owned(), false),
+            ("data.replaced-20260102T030405.123456Z".to_owned(), false),
+            ("data".to_owned(), false),
+        ] {
+            assert_eq!(is_half_rewound(&name), is, "{name}");
+        }
+    }
 }

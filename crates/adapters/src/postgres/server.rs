@@ -349,8 +349,15 @@ impl Inner {
         within(self.settings.start_timeout, "a start of the server", ready).await?
     }
 
-    /// Waits until a standby that starts has asked twice for WAL that its upstream no longer has, for without
-    /// that it never comes to where it takes connections. In between it has looked for it here.
+    /// Waits until a standby that starts has twice got no WAL from its upstream, which no longer has it or has
+    /// another history, for without it it never comes to where it takes connections. In between it has looked
+    /// for it here.
+    ///
+    /// This judges nothing. One that can follow its upstream also writes of a history that it has come to know
+    /// of and does not go along with. What is decided by is what the upstream says of its history, held against
+    /// the position that recovery must come to at least, by the control file: where the upstream left before it,
+    /// nothing that comes later can make the database here whole. Everything else is taken for one that can
+    /// follow; its server goes on meanwhile, and is waited for again.
     async fn cannot_recover(&self, log_start: u64) -> PgCause {
         if log_start == u64::MAX {
             // It may have been told just now to ask somebody else.
@@ -360,7 +367,7 @@ impl Inner {
         let mut times = 0;
         loop {
             tokio::time::sleep(LOG_POLL).await;
-            for refusal in log.new_lines().iter().filter_map(|line| Refusal::removed(line)) {
+            for refusal in log.new_lines().iter().filter_map(|line| Refusal::of_line(line)) {
                 times += 1;
                 if times == 2 {
                     let log = files::log_tail(&self.log_path(), log_start);

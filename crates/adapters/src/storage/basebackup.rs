@@ -4,7 +4,10 @@
 use super::{SeedPhase, SeedProgress, SeedRequest, SeedSource, Seeded, StorageCause, error::at};
 use crate::{
     exec::{Exec, ExecCause, ExecError, OsUser},
-    postgres::files::{self, MARKER, Marker, STANDBY_SIGNAL, Served},
+    postgres::{
+        connection::to_copy_from,
+        files::{self, MARKER, Marker, STANDBY_SIGNAL, Served},
+    },
 };
 use cluster::PeerId;
 use rustix::fs::statvfs;
@@ -101,16 +104,15 @@ impl BaseBackup<'_> {
         progress: &watch::Sender<SeedProgress>,
     ) -> Result<(), StorageCause> {
         let rate = request.rate_mib.map(|rate| rate.min(HIGHEST_RATE));
+        // It makes its second connection, for the WAL, from this as well.
+        let server = to_copy_from(&source.host, source.port, &request.user);
         let command = Exec::new(&request.pg_basebackup)
             .as_user(request.os_user.as_ref())
             .env("PGPASSWORD", &request.password)
-            .env("PGCONNECT_TIMEOUT", "10")
             .env("PGAPPNAME", "manatee seed")
             .redact(&request.password)
             .args(["--no-password", "--wal-method=stream", "--checkpoint=fast"])
-            .args(["--progress", "--host", &source.host])
-            .args(["--port", &source.port.to_string()])
-            .args(["--username", &request.user])
+            .args(["--progress", "--dbname", &server])
             .args(rate.map(|rate| format!("--max-rate={rate}M")))
             .arg("--pgdata")
             .arg(incoming);

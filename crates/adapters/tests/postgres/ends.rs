@@ -2,12 +2,12 @@
 
 use super::{
     in_time,
-    support::{self, Peer, primary, signal},
+    support::{self, Peer, primary, signal, standby},
 };
 use adapters::postgres::{PgCause, StopMode};
-use cluster::{Counts, Millis};
+use cluster::{Counts, Lsn, Millis};
 use rustix::process::Signal;
-use std::time::Duration;
+use std::{fs::File, os::unix::fs::FileExt, time::Duration};
 
 /// A sitter that comes back takes the server as it is, and hears of its end.
 #[tokio::test]
@@ -103,6 +103,53 @@ async fn a_fence_waits_for_nobody() {
     let before = a.postgres.log_length();
     a.postgres.fence().await.expect("a fence");
     assert!(ended_by_itself(&a, before), "a healthy server is not killed");
+}
+
+/// What a standby received and cannot replay may have been acknowledged: it says so, rather than give the
+/// position before it for the end.
+#[tokio::test]
+async fn damaged_wal_is_no_end() {
+    let b = Peer::new("b");
+    let a = Peer::new("a").primary(Counts::Alone, &[&b]).await;
+    let b = b.standby_of(&a).await;
+    a.session().await.batch_execute("create table t (n int)").await.expect("a table");
+    b.wait("to_regclass('t') is not null").await;
+    b.session().await.batch_execute("select pg_wal_replay_pause()").await.expect("a pause");
+    let rows = "insert into t select generate_series(1, 100000)";
+    a.session().await.batch_execute(rows).await.expect("rows");
+    let end: Lsn = a.value("select pg_current_wal_flush_lsn()::text").await.parse().expect("it");
+    b.wait(&format!("pg_last_wal_receive_lsn() >= '{end}'")).await;
+    // Beyond what has been read while nothing was replayed, and before the end.
+    let damaged = (end.byte() - (1 << 20)) / 8192 * 8192;
+    let name = format!("select pg_walfile_name('{}')", Lsn::new(damaged));
+    let path = b.postgres.data().join("pg_wal").join(a.value(&name).await);
+    let file = File::options().read(true).write(true).open(path).expect("a file of WAL");
+    let mut page = [0; 8192];
+    let offset = damaged % (16 << 20);
+    file.read_exact_at(&mut page, offset).expect("a page");
+    file.write_all_at(&[0; 8192], offset).expect("damage");
+    let error = b.postgres.apply(&standby(None, &[])).await.expect_err("damaged");
+    let PgCause::Unreplayable { replayed, received } = error.cause else {
+        panic!("{}", support::chain(&error))
+    };
+    assert!(replayed.byte() <= damaged && received >= end, "{replayed} {received}");
+    file.write_all_at(&page, offset).expect("repaired");
+    let applied = b.apply(&standby(None, &[])).await;
+    assert!(applied.position >= end, "{} before {end}", applied.position);
+}
+
+/// Half a record at the end of what was received is no damage.
+#[tokio::test]
+async fn half_a_record_is_no_damage() {
+    let b = Peer::new("b");
+    let a = Peer::new("a").primary(Counts::Alone, &[&b]).await;
+    let b = b.standby_of(&a).await;
+    // Nobody waits for this, so that only its whole pages are written out, and sent.
+    a.value("select pg_logical_emit_message(false, 'half', repeat('x', 100000))::text").await;
+    b.wait("pg_last_wal_receive_lsn() > pg_last_wal_replay_lsn()").await;
+    let replayed = b.value("select pg_last_wal_replay_lsn()::text").await;
+    let applied = b.apply(&standby(None, &[])).await;
+    assert!(applied.position >= replayed.parse().expect("a position"));
 }
 
 /// An orderly stop that gets nowhere becomes an immediate one.

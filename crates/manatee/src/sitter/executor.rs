@@ -29,7 +29,7 @@ use tokio::{
     time::timeout,
 };
 
-/// How long an orderly stop waits for an operation in flight before it goes on without it.
+/// How long an orderly stop waits for an operation in flight before it stops the server at once.
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How PostgreSQL is to be run, from the sitter's file.
@@ -175,17 +175,22 @@ impl Executor {
         });
     }
 
-    /// Stops PostgreSQL in an orderly way, then ends the session.
+    /// Stops PostgreSQL, in an orderly way unless an operation on it does not end, then ends the session.
     pub(super) async fn shut_down(mut self) -> Result<()> {
         self.cancel();
         let busy = timeout(STOP_PATIENCE, self.world.busy.lock()).await;
-        if busy.is_err() {
-            tracing::warn!("an operation on PostgreSQL did not end; stopping it all the same");
-        }
         let postgres = self.world.postgres.borrow().clone();
-        let stopped = match postgres {
-            Some(postgres) => postgres.stop(StopMode::Fast).await.map_err(anyhow::Error::from),
-            None => Ok(()),
+        let stopped = match (postgres, &busy) {
+            (None, _) => Ok(()),
+            (Some(postgres), Ok(_idle)) => postgres.stop(StopMode::Fast).await,
+            (Some(postgres), Err(_)) => {
+                // An orderly stop would wait for its end as well, while nobody fences any more.
+                tracing::warn!(
+                    waited_s = STOP_PATIENCE.as_secs(),
+                    "an operation on PostgreSQL does not end: giving it up and stopping the server at once"
+                );
+                postgres.fence().await
+            }
         };
         if let Some((leave, session)) = self.session.take()
             && leave.send(()).is_ok()
@@ -338,8 +343,8 @@ impl World {
                 PgOutcome::Prepared
             }
             PgCommand::Apply(config) => {
-                let applied = postgres.apply(config).await?;
-                PgOutcome::Applied { position: applied.position, timeline: None }
+                let postgres::Applied { position, timeline } = postgres.apply(config).await?;
+                PgOutcome::Applied { position, timeline: Some(timeline) }
             }
             PgCommand::Stop => {
                 postgres.stop(StopMode::Fast).await?;

@@ -71,6 +71,8 @@ enum Leftover {
 impl World {
     /// Fills the dataset, which has no database.
     pub(super) async fn seed(&self, postgres: &Postgres, sources: &[PeerIdent]) -> Result<()> {
+        // Where one was being rewound, there is none now, and this may be all that is done about it.
+        postgres.remove_half_rewound().await?;
         let (progress, watched) = watch::channel(SeedProgress::default());
         let _shown = self.shared.show_copy(watched);
         wait_for_any(postgres, &addresses(sources)?).await;
@@ -101,6 +103,7 @@ impl World {
         sources: &[PeerIdent],
         way: Way,
     ) -> Result<()> {
+        postgres.remove_half_rewound().await?;
         let (progress, watched) = watch::channel(SeedProgress::default());
         let _shown = self.shared.show_copy(watched);
         let addresses = addresses(sources)?;

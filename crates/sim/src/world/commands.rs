@@ -150,7 +150,9 @@ impl World {
     fn applied(&mut self, peer: usize) {
         let host = &self.peers[peer];
         let position = lsn(host.known_end(self.now).expect("a database that runs"));
-        self.finish(peer, PgOutcome::Applied { position, timeline: None });
+        let end = host.disk.as_ref().map(|disk| disk.end);
+        let timeline = end.map(|end| self.timelines.number(end.branch));
+        self.finish(peer, PgOutcome::Applied { position, timeline });
     }
 
     fn next_phase(&mut self, peer: usize, life: u32, id: u32, phase: Phase, after: u64) {
