@@ -15,8 +15,11 @@ const REFUSALS: [&str; 2] =
 
 /// What it writes when it cannot start: a timeline that it has come to know of left its own before the
 /// position that it must come to.
-const NOT_OURS: [&str; 2] =
-    ["is not a child of this server's history", "does not contain minimum recovery point"];
+const NOT_OURS: [&str; 3] = [
+    "is not a child of this server's history",
+    "does not contain minimum recovery point",
+    "before reaching minimum recovery point",
+];
 
 /// What it writes when the upstream has recycled the WAL that comes next here, before and after the name of
 /// the file. Of those who follow from here it does not write the beginning.

@@ -175,3 +175,59 @@ impl Driver {
         executor.shut_down().await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backup::{Jobs, StorageOutlet};
+    use crate::sitter::{config::Config, executor, machine_config};
+    use adapters::coord::{Coordination, memory::MemoryService};
+    use cluster::Database;
+
+    /// Whoever has something to tell must not wait for a driver that has ended: the session's task would never come
+    /// to leave, and the session be kept alive.
+    #[tokio::test]
+    async fn a_full_queue_keeps_nobody_from_stopping() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let dataset = directory.path().join("set");
+        let file = directory.path().join("sitter.toml");
+        let text = format!(
+            "shard = \"1.example\"\nip = \"127.0.0.1\"\ndataset = {dataset:?}\n\
+             coordination = \"sqlite:/x.db\"\nreplication.password = \"secret\"\n"
+        );
+        std::fs::write(&file, text).expect("a file");
+        let config = Config::load(&file).expect("a file of a sitter");
+        let (me, machine) =
+            (config.ident().expect("a peer"), machine_config(&config).expect("one"));
+        let service = MemoryService::new("1.example");
+        let storage = config.open_storage().expect("a storage");
+        let jobs = Jobs::new(Arc::new(StorageOutlet::new(storage.clone())), config.backup_limits());
+        let trace = Trace::open(&config, &machine).expect("a trace");
+        let (machine, _) = Machine::new(machine);
+        let shared = Shared::new(&config, me.clone(), &machine, jobs);
+        let (events, queue) = mpsc::channel(1);
+        let settings = executor::settings(&config, &me).expect("settings");
+        let coordination: Arc<dyn Coordination> = Arc::new(service.client());
+        let mut executor = Executor::new(
+            settings,
+            storage,
+            coordination.clone(),
+            events.clone(),
+            shared.clone(),
+            &config,
+            me,
+        );
+        executor.start(Action::Join { database: Database::None });
+        // Its first event fills the queue, and it waits with the next one.
+        let full = async {
+            while events.capacity() > 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), full).await.expect("it is full");
+        let driver = Driver::new(machine, executor, queue, mpsc::channel(1), trace, shared);
+        let stopped = tokio::time::timeout(Duration::from_secs(20), driver.stop()).await;
+        stopped.expect("it stops").expect("in an orderly way");
+        assert!(coordination.read().await.expect("reachable").active.is_empty(), "it has left");
+    }
+}
