@@ -51,6 +51,8 @@ mutations! {
     StayAlone = "stay-alone", "O2";
     /// Two promotions from one timeline get the same number, as PostgreSQL by itself gives them.
     TimelinesCollide = "timelines-collide", "D7";
+    /// A promotion goes by the generation alone, which a timeline may be ahead of.
+    TimelinesByGeneration = "timelines-by-generation", "D7";
 }
 
 impl fmt::Display for Mutation {

@@ -191,7 +191,8 @@ impl World {
                 sender.names = names;
             }
             let generation = u32::try_from(generation.0).expect("few generations");
-            self.promote_server(peer, timeline.unwrap_or(generation));
+            let stored = timeline.filter(|_| !self.mutated(Mutation::TimelinesByGeneration));
+            self.promote_server(peer, stored.unwrap_or(generation));
             self.check_alone(peer);
             self.check_serving(peer);
             return self.next_phase(peer, life, id, Phase::Begun, 0);
