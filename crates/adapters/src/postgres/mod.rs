@@ -14,6 +14,7 @@ pub(crate) mod files;
 mod force;
 mod guard;
 mod history;
+mod look;
 mod preview;
 mod probe;
 pub(crate) mod process;
@@ -33,6 +34,7 @@ pub use binaries::programs;
 pub use error::{PgCause, PgError};
 pub use guard::{RefusedSetting, check_names};
 pub use history::{Divergence, Refusal, WalFile};
+pub use look::{Database, Found};
 pub use probe::{Probe, Receiver, Sender};
 pub use rewound::Rewound;
 pub use server::{fence_data, fence_dataset};
@@ -43,42 +45,19 @@ use crate::exec::OsUser;
 use crate::storage::{SeedRequest, SeedSource};
 use binaries::Binaries;
 use cluster::{Lsn, PeerId, PgConfig};
-use files::{Marker, Served};
 use server::Server;
 use session::Session;
 use std::{
     collections::BTreeMap,
     fmt, fs,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 use tokio::sync::watch;
 
 /// How often a condition is looked at for which PostgreSQL has no event.
 const POLL: Duration = Duration::from_millis(10);
-
-/// What kind of database a dataset holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Database {
-    /// None at all.
-    None,
-    /// Created here, never served.
-    Prepared,
-    /// One that may hold somebody's data.
-    Established,
-}
-
-/// What a dataset holds.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Found {
-    /// Its database.
-    pub database: Database,
-    /// Whether its server runs.
-    pub running: bool,
-    /// What the running server was last brought to; `None` when that is not known for certain.
-    pub applied: Option<PgConfig>,
-}
 
 /// How to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -467,40 +446,5 @@ impl Inner {
             outcome = alone => outcome,
         };
         outcome.map_err(|cause| self.error(operation, cause))
-    }
-
-    fn look(&self) -> Result<Found, PgCause> {
-        let server = self.find()?;
-        let record = match &server {
-            Some(server) => self.record_of(server)?,
-            None => None,
-        };
-        *self.names.lock().unwrap_or_else(PoisonError::into_inner) =
-            record.as_ref().map(|record| record.names.clone());
-        Ok(Found {
-            database: self.database()?,
-            running: server.is_some(),
-            applied: record.and_then(|record| record.config),
-        })
-    }
-
-    fn database(&self) -> Result<Database, PgCause> {
-        let entries = match fs::read_dir(&self.data) {
-            Ok(mut entries) => entries.next().is_some(),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
-            Err(error) => return Err(PgCause::file(&self.data)(error)),
-        };
-        if !entries {
-            return Ok(Database::None);
-        }
-        let path = self.settings.dataset.join(files::MARKER);
-        let marker: Option<Marker> = files::read_json(&path)?;
-        let prepared = match marker {
-            Some(marker) if marker.database == Served::Prepared => {
-                files::system_identifier(&self.data)? == marker.system_identifier
-            }
-            _ => false,
-        };
-        Ok(if prepared { Database::Prepared } else { Database::Established })
     }
 }
