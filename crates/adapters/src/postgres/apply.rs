@@ -145,6 +145,12 @@ impl Inner {
             self.has_come_to(primary.init_wal).await?;
             server = self.promote_with_names(server, primary, epoch).await?;
         }
+        // Before anybody counts, or is let in.
+        let timeline = self.fill_timelines().await?;
+        if let Some(needed) = primary.timeline.filter(|needed| timeline < *needed) {
+            self.halt(StopMode::Fast).await?;
+            return Err(PgCause::OldTimeline { timeline, needed });
+        }
         self.count(&server, primary).await?;
         // Clients may have been kept out until here: it must be on disk that this database may
         // hold their data before they can write any.
@@ -159,10 +165,6 @@ impl Inner {
         self.senders_agree(&session, primary.counts).await?;
         self.ensure_replication_role(&session).await?;
         self.set_slots(&server, &session, primary.downstream).await?;
-        let timeline = self.fill_timelines().await?;
-        if let Some(needed) = primary.timeline.filter(|needed| timeline < *needed) {
-            return Err(PgCause::OldTimeline { timeline, needed });
-        }
         // An acknowledged commit is flushed here first, and after the proofs above no commit is
         // acknowledged that the old names would have let through. So no such commit lies beyond.
         let position = self.lsn(&session, "pg_current_wal_flush_lsn()").await?;
@@ -393,12 +395,8 @@ impl Inner {
 
     /// The same, where it is to be another one.
     fn note_leaving(&self, server: &Server, to: &PgConfig) -> Result<(), PgCause> {
-        match self.record_of(server)? {
-            Some(record) if record.config.as_ref().is_some_and(|config| config != to) => {
-                self.note(server, None, record.waits, &record.names)
-            }
-            _ => Ok(()),
-        }
+        let before = self.record_of(server)?.and_then(|record| record.config);
+        if before.is_some_and(|config| config != *to) { self.note_change(server) } else { Ok(()) }
     }
 
     fn note(

@@ -104,7 +104,7 @@ pub enum PgCause {
     /// A primary on a timeline that it has been promoted from.
     #[error(
         "it writes timeline {timeline}, and was to be promoted to {needed}: others may have gone on from there; \
-         stop it, and it is promoted at its next start"
+         it was stopped, and is promoted when it is started again"
     )]
     OldTimeline {
         /// The one that it writes.

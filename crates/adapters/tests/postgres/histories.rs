@@ -170,6 +170,13 @@ async fn a_promotion_that_was_cut_off_is_begun_again() {
         .expect("a file");
     b.apply(&fourth(end)).await;
     assert_eq!(b.postgres.probe().await.expect("a probe").timeline, 4);
+    // One that runs on the old timeline is stopped before anybody counts there.
+    a.apply(&primary(Counts::Nobody, &[])).await;
+    let refused = a.postgres.apply(&fourth(Lsn::ZERO)).await.expect_err("it is not promoted");
+    assert!(matches!(refused.cause, PgCause::OldTimeline { .. }), "{}", chain(&refused));
+    assert!(!a.found().await.running);
+    a.apply(&fourth(Lsn::ZERO)).await;
+    assert_eq!(a.postgres.probe().await.expect("a probe").timeline, 4);
     // Once it is done, it is not begun again.
     for how in [StopMode::Immediate, StopMode::Fast] {
         b.postgres.stop(how).await.expect("a stop");
