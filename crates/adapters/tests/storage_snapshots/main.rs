@@ -6,10 +6,15 @@ mod filesystems;
 mod interrupted;
 mod streams;
 
-use adapters::storage::{
-    Btrfs, DatasetName, HoldTag, SendFrom, Snapshot, SnapshotName, Snapshots, StorageCause, Zfs,
+use adapters::{
+    exec::Exec,
+    storage::{
+        Btrfs, DatasetName, HoldTag, SendFrom, Snapshot, SnapshotName, Snapshots, StorageCause, Zfs,
+    },
 };
+use cluster::Millis;
 use filesystems::{BtrfsFile, ZfsFile, isolated};
+use futures_util::future::join_all;
 use std::{fs, path::PathBuf};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -51,6 +56,36 @@ fn zfs_conforms() {
         println!("{found:?}, {:?}", here.features());
         assert_eq!(pool.is_fuse(), !found.resume && !found.bookmarks && here.features().is_empty());
         check_all(Bench { here, there, place: place.to_owned() });
+    });
+}
+
+/// As several sitters of one host do when they start. The daemon of `zfs-fuse` takes each mount in two pieces,
+/// and hangs for ever when one comes between those of another.
+#[test]
+fn zfs_is_mounted_at_the_same_time() {
+    isolated("zfs_is_mounted_at_the_same_time", |place| {
+        let pool = ZfsFile::new(place, 512);
+        let parent = pool.parent("manatee");
+        let datasets: Vec<_> = (0..8).map(|index| name(&format!("a{index}"))).collect();
+        let file = |dataset: &DatasetName| place.join(dataset.as_str()).join("file");
+        runtime().block_on(async {
+            let zfs = Zfs::open(&parent).await.good("a pool");
+            for dataset in &datasets {
+                zfs.create(dataset).await.good("create");
+            }
+            let mount = async |dataset: &DatasetName| {
+                zfs.mount(dataset, &place.join(dataset.as_str())).await.good("mount");
+            };
+            for _ in 0..4 {
+                join_all(datasets.iter().map(mount)).await;
+                for dataset in &datasets {
+                    // Not by a thread of ours: nobody could give up one that hangs.
+                    let touch = Exec::new("touch").arg(file(dataset)).limit(Millis(20_000)).run();
+                    touch.await.unwrap_or_else(|error| panic!("{error}: {}", error.cause));
+                    zfs.unmount(dataset).await.good("unmount");
+                }
+            }
+        });
     });
 }
 
