@@ -61,7 +61,8 @@ impl World {
         self.kill_sitter(peer);
         let host = &mut self.peers[peer];
         host.up = false;
-        host.stopped = [false; 2];
+        host.stopped = [false; 3];
+        host.doomed = None;
         host.held.clear();
     }
 
@@ -171,7 +172,9 @@ impl World {
     /// Lets the checkers judge a primary that has come into force or goes on.
     pub(super) fn check_serving(&mut self, peer: usize) {
         let host = &self.peers[peer];
-        let Some(server) = host.primary().filter(|server| server.clients) else { return };
+        // What was killed answers nobody, even where it cannot end yet.
+        let serves = |server: &&Server| server.clients && host.doomed.is_none();
+        let Some(server) = host.primary().filter(serves) else { return };
         let since = host.sitter.as_ref().map(|sitter| sitter.since.max(host.resumed));
         let serving = Serving {
             now: self.now,
