@@ -107,11 +107,15 @@ impl World {
         let collide = self.setup.mutation == Some(Mutation::TimelinesCollide);
         let number = if collide { 0 } else { at_least };
         disk.end = self.timelines.promote(disk.end, number);
+        let branch = disk.end.branch;
         disk.standby = false;
         server.primary = true;
         server.upstream = None;
         server.received = disk.end;
         self.note(|world| format!("{} is promoted", world.name(peer)));
+        if self.timelines.has_a_namesake(branch) {
+            self.checkers.namesake(self.now, peer, self.timelines.number(branch));
+        }
         self.pump(peer);
     }
 
