@@ -20,6 +20,7 @@ mod guarded;
 mod network;
 mod original_client;
 mod outages;
+mod passwords;
 mod promote;
 mod rebuild;
 mod service;

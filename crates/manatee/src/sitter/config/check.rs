@@ -1,7 +1,7 @@
 //! What no single field can be wrong about, and values that cannot work: each with its line, and what to do.
 
 use super::Config;
-use std::{net::IpAddr, path::Path};
+use std::net::IpAddr;
 
 /// Two looks at PostgreSQL that are further apart count as taken by somebody who stood still, and prove
 /// nothing (rule F1).
@@ -155,9 +155,8 @@ impl Config {
             ("postgres.bin_dir", self.postgres.bin_dir.as_ref()),
             ("postgres.socket_dir", self.postgres.socket_dir.as_ref()),
         ];
-        let is_relative = |path: &Path| !path.is_absolute();
         for (field, path) in paths {
-            if let Some(path) = path.filter(|path| is_relative(path)) {
+            if let Some(path) = path.filter(|path| !path.is_absolute()) {
                 let shown = path.display();
                 return text.at(field, format!("{field} {shown}: give an absolute path"));
             }
