@@ -13,6 +13,17 @@ fn follower(peer: &Peer) -> Option<String> {
     rows.ok()?.first()?.first()?.clone()
 }
 
+/// Writes these fields of a table into the sitter's file.
+pub fn set(peer: &Peer, table: &str, fields: &[(&str, &str)]) -> Result<()> {
+    let mut file: toml::Table = fs::read_to_string(peer.config_file())?.parse()?;
+    let empty = || toml::Value::Table(toml::Table::new());
+    let table = file.entry(table).or_insert_with(empty).as_table_mut().context("a table")?;
+    for (field, value) in fields {
+        table.insert((*field).to_owned(), (*value).into());
+    }
+    Ok(fs::write(peer.config_file(), toml::to_string(&file)?)?)
+}
+
 /// Written into all files and taken by the primary's sitter first, it is everybody's: standbys connect anew with
 /// it, an operator's request that is signed with it is taken, and clients notice nothing.
 #[test]
@@ -22,12 +33,7 @@ fn another_replication_password_is_taken() -> Result<()> {
     let chain = [Role::Primary, Role::Sync, Role::Async].map(|role| world.in_role(role));
     let chain = chain.into_iter().collect::<Result<Vec<_>>>()?;
     for peer in &chain {
-        let mut file: toml::Table = fs::read_to_string(peer.config_file())?.parse()?;
-        let replication = file.get_mut("replication").and_then(toml::Value::as_table_mut);
-        let replication = replication.context("a table")?;
-        let old = replication.insert("password".to_owned(), "another one".into());
-        ensure!(old.is_some_and(|old| old.as_str() != Some("another one")), "there was another");
-        fs::write(peer.config_file(), toml::to_string(&file)?)?;
+        set(peer, "replication", &[("password", "another one")])?;
     }
     let taken = |peer: &Peer, text: &str| {
         fs::read_to_string(peer.log_file()).is_ok_and(|log| log.contains(text))
