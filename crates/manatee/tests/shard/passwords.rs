@@ -2,7 +2,7 @@
 
 use super::rebuild::rebuilt;
 use super::{World, limit};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use cluster::Role;
 use manatee::shard::Peer;
 use std::fs;
