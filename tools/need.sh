@@ -167,35 +167,56 @@ apt_install() {
         --option Dpkg::Use-Pty=0 --no-install-recommends "$@"
 }
 
+# By this line what we change while we install is known as ours, also after a run that was killed.
+readonly ours='# by tools/need.sh of Manatee, while it installs'
+readonly policy=/usr/sbin/policy-rc.d
+readonly createcluster=/etc/postgresql-common/createcluster.conf
+
+# Takes back what is changed for as long as we install.
+undo() {
+    if grep --quiet --no-messages --line-regexp "$ours" "$policy"; then as_root rm "$policy"; fi
+    if grep --quiet --no-messages --line-regexp "$ours" "$createcluster"; then
+        as_root sed --in-place "\|^$ours\$|,+1d" "$createcluster"
+    fi
+}
+
 # Debian's server package creates a cluster of its own and starts it, which nobody asked for here. Its
 # configuration can forbid that, for as long as we install.
 install_postgresql() {
-    local config=/etc/postgresql-common/createcluster.conf
     apt_install postgresql-common
-    as_root cp --preserve=all "$config" "$config.manatee"
-    echo 'create_main_cluster = false' | as_root tee --append "$config" >/dev/null
-    local status=0
-    apt_install postgresql || status=$?
-    as_root mv "$config.manatee" "$config"
-    return "$status"
+    printf '%s\ncreate_main_cluster = false\n' "$ours" | as_root tee --append "$createcluster" >/dev/null
+    apt_install postgresql
 }
 
-# Debian starts the services that it installs at once, unless this file forbids it. All that we want
-# of them is their programs.
+# Debian starts the services that it installs at once, unless this file forbids it, and at each boot,
+# unless they are disabled. All that we want of them is their programs.
 install_unstarted() {
-    local policy=/usr/sbin/policy-rc.d status=0
-    if [[ -e $policy ]]; then # somebody has decided
-        apt_install "$@"
-        return
+    if [[ ! -e $policy ]]; then # otherwise somebody has decided
+        printf '#!/bin/sh\n%s\nexit 101\n' "$ours" | as_root tee "$policy" >/dev/null
+        as_root chmod 755 "$policy"
     fi
-    printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
-    as_root chmod 755 "$policy"
-    apt_install "$@" || status=$?
-    as_root rm "$policy"
-    return "$status"
+    apt_install "$@"
+    local package file
+    for package in "$@"; do
+        for file in $(dpkg --listfiles "$package"); do
+            case $file in
+                */systemd/system/*@*) ;; # a template
+                */systemd/system/*.service | */systemd/system/*.socket | */systemd/system/*.timer)
+                    # As the package's own script would: it answers nobody else.
+                    as_root env DPKG_MAINTSCRIPT_PACKAGE="$package" \
+                        deb-systemd-helper disable "${file##*/}" >/dev/null
+                    ;;
+                /etc/init.d/*) as_root update-rc.d "${file##*/}" disable ;;
+            esac
+        done
+    done
 }
 
 install() {
+    trap undo EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+    undo
     echo "tools/need.sh: installing the Debian packages ${packages[*]}"
     as_root apt-get update --quiet=2
     local package others=()
@@ -204,6 +225,7 @@ install() {
     done
     if ((${#others[@]})); then install_unstarted "${others[@]}"; fi
     if [[ " ${packages[*]} " == *' postgresql '* ]]; then install_postgresql; fi
+    undo
 }
 
 for what in "$@"; do

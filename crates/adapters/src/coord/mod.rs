@@ -14,7 +14,7 @@ pub mod zookeeper;
 
 pub use access::{Access, Credentials, TlsAccess};
 pub use access_file::{AccessConfig, AccessError, AccessTables};
-pub use url::{Options, open};
+pub use url::{Options, check_address, open};
 
 use async_trait::async_trait;
 use cluster::v1::V1Event;

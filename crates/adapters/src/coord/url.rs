@@ -80,6 +80,14 @@ pub fn open(
     })
 }
 
+/// Whether [`open`] can do anything with this address. Nobody is asked.
+///
+/// # Errors
+/// Says what is wrong with it, and what to write.
+pub fn check_address(url: &str, shard: &str) -> Result<(), String> {
+    address(url, shard).map(drop).map_err(|error| error.to_string())
+}
+
 fn address(url: &str, shard: &str) -> Result<Place, AddressError> {
     match url.split_once(':') {
         Some(("sqlite", path)) => file(path, shard),

@@ -6,7 +6,7 @@ use super::{
     guard,
     render::{self, Files, Shape},
     server::Server,
-    session::{Session, identifier, literal, parse},
+    session::{Session, parse},
     timelines::drop_reservations,
 };
 use cluster::{Counts, Gate, Lsn, PeerId, PgConfig};
@@ -163,7 +163,7 @@ impl Inner {
             session = self.reshape(&server, &primary.shape()).await?;
         }
         self.senders_agree(&session, primary.counts).await?;
-        self.ensure_replication_role(&session).await?;
+        self.ensure_roles(&session).await?;
         self.set_slots(&server, &session, primary.downstream).await?;
         // An acknowledged commit is flushed here first, and after the proofs above no commit is
         // acknowledged that the old names would have let through. So no such commit lies beyond.
@@ -336,46 +336,6 @@ impl Inner {
     async fn lsn(&self, session: &Session, expression: &str) -> Result<Lsn, PgCause> {
         let text = session.value(&format!("select {expression}")).await?;
         parse(Some(&text))?.ok_or(PgCause::Answer(text))
-    }
-
-    /// An operator's database may lack the role that standbys connect as.
-    async fn ensure_replication_role(&self, session: &Session) -> Result<(), PgCause> {
-        let user = &self.settings.replication_user;
-        let found = session
-            .rows(&format!(
-                "select rolreplication and rolcanlogin, rolsuper from pg_roles where rolname = {}",
-                literal(user)
-            ))
-            .await?;
-        match found.first().map(Vec::as_slice) {
-            None => {
-                session.rows(&self.replication_role()).await?;
-            }
-            Some([Some(able), Some(superuser)]) if able == "t" && superuser == "f" => {}
-            Some(_) => {
-                return Err(PgCause::settings(
-                    format!("role {user:?} is a superuser, or lacks LOGIN or REPLICATION"),
-                    "name another replication user, or alter the role",
-                ));
-            }
-        }
-        let able = format!(
-            "has_function_privilege({}, 'pg_read_binary_file(text, bigint, bigint, boolean)', 'execute')",
-            literal(user)
-        );
-        if !session.is(&able).await? {
-            session.rows(&self.rewind_grants()).await?;
-        }
-        Ok(())
-    }
-
-    /// The statement that makes the role which standbys connect as.
-    pub fn replication_role(&self) -> String {
-        format!(
-            "create role {} login replication nosuperuser password {}",
-            identifier(&self.settings.replication_user),
-            literal(&self.settings.replication_password)
-        )
     }
 
     /// What is known of this very server.

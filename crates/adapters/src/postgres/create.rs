@@ -1,9 +1,10 @@
-//! A new database.
+//! A new database, and the roles of every one.
+
+mod roles;
 
 use super::{
     Inner, PgCause,
     files::{self, MARKER, Marker, Served},
-    session::{identifier, literal},
 };
 use cluster::Millis;
 use std::{fs, io, path::Path};
@@ -104,8 +105,8 @@ impl Inner {
     async fn make_roles(&self, directory: &Path) -> Result<(), PgCause> {
         let mut statements = self.replication_role() + "\n";
         if let Some(password) = &self.settings.superuser_password {
-            let superuser = identifier(&self.settings.superuser);
-            statements += &format!("alter role {superuser} password {}\n", literal(password));
+            statements += &roles::password_statement(&self.settings.superuser, password);
+            statements += "\n";
         }
         self.bin
             .exec("postgres", self.user.as_ref())
@@ -117,8 +118,6 @@ impl Inner {
             .arg(directory)
             .arg("postgres")
             .stdin(statements)
-            .redact(self.settings.replication_password.as_str())
-            .redact(self.settings.superuser_password.clone().unwrap_or_default())
             .limit(LIMIT)
             .run()
             .await?;

@@ -150,7 +150,18 @@ fn refusal(name: &str, value: &str) -> Option<&'static str> {
     if is_guarded(name) {
         return Some("Manatee sets this itself: remove it");
     }
+    if lacks_room(name, value) {
+        return Some("standbys stream and are copied by these: give at least 3, or remove it");
+    }
     weakens(name, value).then_some("it weakens what the shard rests on: remove it")
+}
+
+/// Whether this leaves standbys no way to stream: one streams, and a copy needs two more.
+fn lacks_room(name: &str, value: &str) -> bool {
+    let is_room = ["max_wal_senders", "max_replication_slots"]
+        .iter()
+        .any(|room| name.eq_ignore_ascii_case(room));
+    is_room && value.trim().parse::<i64>().is_ok_and(|count| count < 3)
 }
 
 /// Whether this value of a setting that is otherwise the operator's breaks a promise of the shard:

@@ -230,7 +230,7 @@ fn hba(settings: &Settings, clients: bool) -> String {
     for client in &settings.client_hba {
         let _ = writeln!(hba, "{client}");
     }
-    hba + "local all all peer\nhost all all all scram-sha-256\n"
+    hba + "local all all peer\n"
 }
 
 fn ident(settings: &Settings) -> String {

@@ -58,6 +58,32 @@ fn ours_come_after_the_operators() {
     assert!(!files.conf.contains("allow_alter_system"));
 }
 
+/// Whom the operator's lines do not let in, nobody does; what is ours does not rest on them.
+#[test]
+fn clients_come_in_by_the_operators_lines_alone() {
+    let check = |lines: &[&str], superuser: Option<&str>, clients: bool, expected: &str| {
+        let mut settings = settings();
+        settings.client_hba = lines.iter().map(|line| (*line).to_owned()).collect();
+        settings.superuser_password = superuser.map(str::to_owned);
+        let shape = Shape::Standby { upstream: None };
+        let hba = files(&settings, "/set/data", 15, &shape, clients).hba;
+        let ours = "local all \"postgres\" peer map=manatee\n\
+            host replication \"replication\" all scram-sha-256\n\
+            host postgres \"replication\" all scram-sha-256\n\
+            local all \"replication\" reject\nhost all \"replication\" all reject\n";
+        let rules = hba.lines().filter(|line| !line.starts_with('#'));
+        let rules: String = rules.map(|line| format!("{line}\n")).collect();
+        assert_eq!(rules, format!("{ours}{expected}"));
+    };
+    let closed = "host all \"postgres\" all reject\n";
+    let app = "hostssl app app 10.0.0.0/8 scram-sha-256";
+    check(&[], None, true, &format!("{closed}local all all peer\n"));
+    check(&[app], None, true, &format!("{closed}{app}\nlocal all all peer\n"));
+    let open = "host all \"postgres\" all scram-sha-256\n";
+    check(&[app], Some("x"), true, &format!("{open}{app}\nlocal all all peer\n"));
+    check(&[app], None, false, "");
+}
+
 #[test]
 fn the_nonce_tells_every_difference() {
     let settings = settings();
@@ -81,6 +107,8 @@ fn settings_that_break_a_rule_are_refused() {
         ("synchronous_commit", "remote_write"),
         ("fsync", "off"),
         ("wal_level", "minimal"),
+        ("max_wal_senders", "0"),
+        ("Max_Replication_Slots", " 2"),
         ("include_if_exists", "x"),
         ("work_mem", "1\nfsync = off"),
         ("work mem", "1"),
@@ -91,9 +119,12 @@ fn settings_that_break_a_rule_are_refused() {
         settings.user_settings.insert(name.into(), value.into());
         assert!(check(&settings).is_err(), "{name} = {value}");
     }
-    for (name, value) in
-        [("synchronous_commit", "remote_apply"), ("wal_level", "logical"), ("a.b", "c")]
-    {
+    for (name, value) in [
+        ("synchronous_commit", "remote_apply"),
+        ("wal_level", "logical"),
+        ("max_wal_senders", "3"),
+        ("a.b", "c"),
+    ] {
         let mut settings = settings();
         settings.user_settings.insert(name.into(), value.into());
         check(&settings).unwrap_or_else(|error| panic!("{name} = {value}: {error}"));

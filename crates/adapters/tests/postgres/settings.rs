@@ -1,7 +1,7 @@
 //! What operators may set, and what keeps a server from starting.
 
-use super::support::{self, Peer, commit, free_port, primary, wait_waiting};
-use adapters::postgres::{PgCause, StopMode};
+use super::support::{self, Peer, commit, free_port, primary, standby, wait_waiting};
+use adapters::postgres::{PgCause, Settings, StopMode};
 use cluster::Counts;
 use std::fs;
 
@@ -119,6 +119,67 @@ async fn the_operators_settings() {
     a.settings.user_settings.insert("fsync".into(), "off".into());
     let error = adapters::postgres::Postgres::open(a.settings.clone()).expect_err("forbidden");
     assert!(support::chain(&error).contains("fsync"), "{error}");
+}
+
+/// The passwords in the file become those of the primary's roles, and no word of them its log's; standbys that
+/// stream go on, and connect anew with theirs.
+#[tokio::test]
+async fn passwords_are_what_the_file_says() {
+    let logged = |settings: &mut Settings| {
+        for (name, value) in [("log_statement", "all"), ("log_min_duration_statement", "0")] {
+            settings.user_settings.insert(name.to_owned(), value.to_owned());
+        }
+    };
+    let (mut b, mut a) = (Peer::new("b"), Peer::with("a", logged));
+    a = a.primary(Counts::Sync(b.id()), &[&b]).await;
+    b = b.standby_of(&a).await;
+    a.wait_sync(&b).await;
+    let config = primary(Counts::Sync(b.id()), &[&b]);
+    let port = a.settings.port;
+    let comes_in = async |user: &str, password: &str| {
+        let mut config = tokio_postgres::Config::new();
+        config.host("127.0.0.1").port(port).user(user).dbname("postgres").password(password);
+        config.connect(tokio_postgres::NoTls).await.is_ok()
+    };
+    let old = a.settings.replication_password.clone();
+    // Unlike what it is prepared to.
+    let (new, own) = ("zweites e\u{301} \u{a0}'x'", "the superuser's");
+    assert!(comes_in("replication", &old).await && !comes_in("postgres", own).await);
+    a.settings.replication_password = new.to_owned();
+    a.settings.superuser_password = Some(own.to_owned());
+    a.restart_sitter().await;
+    a.apply(&config).await;
+    assert!(!comes_in("replication", &old).await);
+    assert!(comes_in("replication", new).await && comes_in("postgres", own).await);
+    a.wait_sync(&b).await;
+
+    b.settings.replication_password = new.to_owned();
+    b.restart_sitter().await;
+    b.apply(&standby(Some(&a), &[])).await;
+    a.value("select count(pg_terminate_backend(pid))::text from pg_stat_replication").await;
+    a.wait_sync(&b).await;
+
+    // What PostgreSQL makes of the same password stays; what is none at all does not.
+    let verifier = "select rolpassword from pg_authid where rolname = 'replication'";
+    let session = a.session().await;
+    let given = format!("alter role replication password '{}'", new.replace('\'', "''"));
+    session.batch_execute("set log_statement = 'none'").await.expect("a setting");
+    session.batch_execute("set log_min_duration_statement = -1").await.expect("a setting");
+    for (statement, stays) in
+        [(given.as_str(), true), ("alter role replication password null", false)]
+    {
+        session.batch_execute(statement).await.expect(statement);
+        let before = a.value(verifier).await;
+        a.apply(&config).await;
+        assert_eq!(a.value(verifier).await == before, stays, "{statement}");
+        assert!(comes_in("replication", new).await, "{statement}");
+    }
+    let log = fs::read_to_string(a.settings.home.join("log/postgresql.log")).expect("a log");
+    assert!(log.contains("statement: select rolpassword"), "statements are logged");
+    for word in ["zweites", own, "SCRAM-SHA-256"] {
+        let lines: Vec<_> = log.lines().filter(|line| line.contains(word)).collect();
+        assert!(lines.is_empty(), "{lines:?}");
+    }
 }
 
 /// Settings are tried on the server program before anything runs with them; what it says of a wrong

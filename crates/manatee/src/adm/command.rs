@@ -101,10 +101,14 @@ pub enum AdmCommand {
         reach: Reach,
     },
     /// Print the shard by role as JSON, with the state of each PostgreSQL
+    ///
+    /// It is JSON, whether that is asked for or not.
     Status {
         /// Take the roles from the order of registrations, as in a shard of the first version
         #[arg(short, long = "legacyOrderMode", visible_alias = "legacy-order-mode")]
         legacy: bool,
+        #[command(flatten)]
+        json: Json,
         #[command(flatten)]
         reach: Reach,
     },
@@ -112,11 +116,14 @@ pub enum AdmCommand {
     ///
     /// In the order of registrations, but for the last async, which becomes the sync, and the sync,
     /// which becomes the last async. The shard is frozen: `unfreeze` when all peers are upgraded but
-    /// the primary. Refuses when there is a state.
+    /// the primary. Refuses when there is a state. What was written is printed as JSON, whether that is
+    /// asked for or not.
     StateBackfill {
         /// Write without asking
         #[arg(short, long)]
         yes: bool,
+        #[command(flatten)]
+        json: Json,
         #[command(flatten)]
         reach: Reach,
     },
@@ -128,6 +135,8 @@ pub enum AdmCommand {
         /// The whole path of the node
         #[arg(short, long, value_parser = node_path)]
         path: String,
+        #[command(flatten)]
+        json: Json,
         #[command(flatten)]
         reach: Reach,
     },
@@ -234,6 +243,13 @@ pub enum AdmCommand {
     /// All of the file is verified before anything is written. What is restored is a database of its own,
     /// no member of the shard: it listens on a socket in its directory only, and follows nobody.
     Restore(Restore),
+    /// Not here: one-node-write mode is a field of the sitter's file
+    #[command(hide = true)]
+    SetOnwm {
+        /// Whatever it was called with
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Print the cluster state exactly as it is stored
     ///
     /// It is stored as JSON, whether that is asked for or not.

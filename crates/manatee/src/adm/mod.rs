@@ -61,6 +61,30 @@ pub(crate) struct Shard {
     target: Target,
 }
 
+impl Shard {
+    /// Tells a person, beside what is printed, that there is nothing of this shard: its name may be wrong.
+    async fn note_nothing(&self) -> Result<()> {
+        let Shard { coord, target } = self;
+        let nothing = coord.read().await?.state.is_none()
+            && coord.history().await?.is_empty()
+            && coord.first_version_history().await?.is_empty();
+        if nothing {
+            eprintln!(
+                "note: there is neither a cluster state nor a history of shard {:?} at {}: it was not set up \
+                 yet, or is not its name",
+                target.shard,
+                coord.target()
+            );
+        }
+        Ok(())
+    }
+}
+
+/// What takes the place of the original's command of this name.
+const SET_ONWM: &str = "there is no set-onwm: one-node-write mode is a field of the sitter's file. To enter it, in a \
+     shard of one peer: one_node_write_mode = true, then SIGHUP to the sitter. To leave it: one_node_write_mode = \
+     false, SIGHUP, `manatee adm unfreeze`, and a second peer";
+
 /// Runs `manatee adm …`.
 pub fn run(adm: Adm) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -87,9 +111,12 @@ pub fn run(adm: Adm) -> Result<ExitCode> {
                 pg_status(&open(reach)?, &rows, wide, period.map(|period| (period, count))).await
             }
             AdmCommand::History { verbose, json, sort, reach } => {
-                let Shard { coord, .. } = open(reach)?;
-                let old = coord.first_version_history().await?;
-                let events = history::events(coord.history().await?, old, sort);
+                let shard = open(reach)?;
+                let old = shard.coord.first_version_history().await?;
+                let events = history::events(shard.coord.history().await?, old, sort);
+                if events.is_empty() {
+                    shard.note_nothing().await?;
+                }
                 let text = if json { history::render_json } else { history::render };
                 print(&text(&events, verbose))
             }
@@ -102,13 +129,15 @@ pub fn run(adm: Adm) -> Result<ExitCode> {
             AdmCommand::Topology { watch: true, json, reach } => {
                 topology::print_changes(&open(reach)?, json.json).await
             }
-            AdmCommand::Status { legacy, reach } => {
+            AdmCommand::Status { legacy, json: _, reach } => {
                 let status = status::status(&open(reach)?, legacy).await?;
                 print(&(serde_json::to_string_pretty(&status)? + "\n"))
             }
-            AdmCommand::StateBackfill { yes, reach } => state_backfill(&open(reach)?, yes).await,
-            AdmCommand::CheckLock { path, reach } => {
-                return check_lock(&target(reach)?, &path).await;
+            AdmCommand::StateBackfill { yes, json: _, reach } => {
+                state_backfill(&open(reach)?, yes).await
+            }
+            AdmCommand::CheckLock { path, json, reach } => {
+                return check_lock(&target(reach)?, &path, json).await;
             }
             AdmCommand::Freeze { reason, json, reach } => {
                 let done = change::freeze(&open(reach)?, &reason, Timestamp::now()).await?;
@@ -140,10 +169,15 @@ pub fn run(adm: Adm) -> Result<ExitCode> {
                 let file = reach.or(outer()).sitter_file(|name| std::env::var(name).ok())?;
                 print(&backup::backup(&file, &to, json).await?)
             }
+            AdmCommand::SetOnwm { .. } => bail!(SET_ONWM),
             AdmCommand::Restore(options) => print(&restore::restore(&options).await?),
             AdmCommand::ZkState { json: _, reach } => zk_state(&open(reach)?).await,
             AdmCommand::ZkActive { json: _, reach } => {
-                let active = open(reach)?.coord.read().await?.active;
+                let shard = open(reach)?;
+                let active = shard.coord.read().await?.active;
+                if active.is_empty() {
+                    shard.note_nothing().await?;
+                }
                 print(&(serde_json::to_string_pretty(&active)? + "\n"))
             }
         }
@@ -294,9 +328,13 @@ async fn verify(shard: &Shard, verbose: bool, json: bool) -> Result<ExitCode> {
     Ok(if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-async fn check_lock(target: &Target, path: &str) -> Result<ExitCode> {
+async fn check_lock(target: &Target, path: &str, json: Json) -> Result<ExitCode> {
     let there = target.node_exists(path).await?;
-    print(&format!("{path} {}\n", if there { "exists" } else { "does not exist" }))?;
+    if json.json {
+        print(&format!("{}\n", json!({ "path": path, "exists": there })))?;
+    } else {
+        print(&format!("{path} {}\n", if there { "exists" } else { "does not exist" }))?;
+    }
     Ok(if there { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 

@@ -88,7 +88,7 @@ pub async fn restore(options: &Restore) -> Result<String> {
         return Ok(format!("{json}\n"));
     }
     Ok(format!(
-        "shard {} as {} had it at {}, timeline {} from {}, is in {}\nstart: {start}\nlook: psql -h {} -p {} -U postgres\n",
+        "shard {} as {} had it at {}, timeline {} from {}, is in {}\nstart: {start}\nlook: psql -h {} -p {} -U postgres (or as postgres.superuser in that peer's file)\n",
         manifest.shard,
         manifest.zone,
         manifest.as_of(),

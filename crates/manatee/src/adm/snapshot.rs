@@ -46,6 +46,8 @@ pub enum SnapshotCommand {
         /// Their names
         #[arg(required = true, value_name = "NAME")]
         names: Vec<String>,
+        #[command(flatten)]
+        json: Json,
     },
     /// Hold one, so that nobody destroys it
     Hold {
@@ -54,6 +56,8 @@ pub enum SnapshotCommand {
         /// Who holds it, or why
         #[arg(short, long, default_value = "operator")]
         tag: String,
+        #[command(flatten)]
+        json: Json,
     },
     /// Let go of one that is held
     Release {
@@ -62,6 +66,8 @@ pub enum SnapshotCommand {
         /// The tag that it is held under
         #[arg(short, long, default_value = "operator")]
         tag: String,
+        #[command(flatten)]
+        json: Json,
     },
 }
 
@@ -85,9 +91,9 @@ pub async fn run(file: &Path, command: SnapshotCommand) -> Result<String> {
     match command {
         SnapshotCommand::Create { purpose, hold, json } => one.create(&purpose, hold, json).await,
         SnapshotCommand::List { measure, json } => one.list(measure, json).await,
-        SnapshotCommand::Destroy { names } => one.destroy(&names).await,
-        SnapshotCommand::Hold { name, tag } => one.hold(&name, &tag).await,
-        SnapshotCommand::Release { name, tag } => one.release(&name, &tag).await,
+        SnapshotCommand::Destroy { names, json } => one.destroy(&names, json).await,
+        SnapshotCommand::Hold { name, tag, json } => one.hold(&name, &tag, json).await,
+        SnapshotCommand::Release { name, tag, json } => one.release(&name, &tag, json).await,
     }
 }
 
@@ -149,30 +155,38 @@ impl One<'_> {
     }
 
     /// All names are looked at before the first snapshot is destroyed.
-    async fn destroy(&self, names: &[String]) -> Result<String> {
+    async fn destroy(&self, names: &[String], json: Json) -> Result<String> {
         let mut found = Vec::new();
         for name in names {
             found.push(self.find(name).await?);
         }
         let mut said = String::new();
-        for name in found {
-            let destroyed = self.snapshots.destroy_snapshot(self.volume.name(), &name).await;
+        for name in &found {
+            let destroyed = self.snapshots.destroy_snapshot(self.volume.name(), name).await;
             destroyed.with_context(|| match said.as_str() {
                 "" => "nothing was destroyed".to_owned(),
                 said => format!("only these were destroyed: {}", said.trim_end()),
             })?;
             said += &format!("{name} destroyed\n");
         }
+        if json.json {
+            let names: Vec<_> = found.iter().map(SnapshotName::as_str).collect();
+            return Ok(format!("{}\n", json!({ "destroyed": names })));
+        }
         Ok(said)
     }
 
-    async fn hold(&self, name: &str, tag: &str) -> Result<String> {
+    async fn hold(&self, name: &str, tag: &str, json: Json) -> Result<String> {
         let (name, tag) = (self.find(name).await?, HoldTag::new(tag)?);
         self.snapshots.hold(self.volume.name(), &name, &tag).await?;
+        if json.json {
+            let tags = self.snapshots.holds(self.volume.name(), &name).await?;
+            return Ok(held_json(&name, &tags));
+        }
         Ok(format!("{name} is held ({tag})\n"))
     }
 
-    async fn release(&self, name: &str, tag: &str) -> Result<String> {
+    async fn release(&self, name: &str, tag: &str, json: Json) -> Result<String> {
         let (name, tag) = (self.find(name).await?, HoldTag::new(tag)?);
         let tags = self.snapshots.holds(self.volume.name(), &name).await?;
         if !tags.contains(&tag) {
@@ -181,6 +195,9 @@ impl One<'_> {
         }
         self.snapshots.release(self.volume.name(), &name, &tag).await?;
         let rest: Vec<_> = tags.into_iter().filter(|other| *other != tag).collect();
+        if json.json {
+            return Ok(held_json(&name, &rest));
+        }
         let held = if rest.is_empty() { "is held no more".to_owned() } else { held_by(&rest) };
         Ok(format!("{name} {held}\n"))
     }
@@ -194,6 +211,11 @@ impl One<'_> {
         let dataset = self.snapshots.full_name(self.volume.name());
         bail!("{dataset} has no snapshot {name}: see `manatee adm snapshot list`")
     }
+}
+
+fn held_json(name: &SnapshotName, tags: &[HoldTag]) -> String {
+    let tags: Vec<_> = tags.iter().map(HoldTag::as_str).collect();
+    format!("{}\n", json!({ "name": name.as_str(), "holds": tags }))
 }
 
 fn held_by(tags: &[HoldTag]) -> String {

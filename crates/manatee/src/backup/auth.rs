@@ -3,6 +3,7 @@
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
+use std::sync::{Arc, PoisonError, RwLock};
 
 /// The header that carries a signature: `seconds-since-the-epoch:hexadecimal HMAC-SHA-256`.
 pub(super) const HEADER: &str = "manatee-auth";
@@ -10,9 +11,9 @@ pub(super) const HEADER: &str = "manatee-auth";
 /// How old a signature may be, and how far two clocks may be apart, in seconds.
 const TOLERANCE: i64 = 300;
 
-/// What the peers of a shard share and nobody else knows.
+/// What the peers of a shard share and nobody else knows. Clones change together.
 #[derive(Clone)]
-pub struct Secret(Hmac<Sha256>);
+pub struct Secret(Arc<RwLock<Hmac<Sha256>>>);
 
 impl std::fmt::Debug for Secret {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -44,7 +45,17 @@ impl Secret {
     pub fn new(shard: &str, password: &str) -> Secret {
         let mut mac = Hmac::<Sha256>::new_from_slice(password.as_bytes()).expect("any length");
         mac.update(format!("manatee backup service\n{shard}\n").as_bytes());
-        Secret(mac)
+        Secret(Arc::new(RwLock::new(mac)))
+    }
+
+    /// Becomes another one, with all clones.
+    pub fn replace(&self, other: &Secret) {
+        let other = other.keyed();
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = other;
+    }
+
+    fn keyed(&self) -> Hmac<Sha256> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The value of the header for this request, at this time (in seconds since the epoch).
@@ -75,7 +86,7 @@ impl Secret {
     }
 
     fn mac(&self, time: i64, method: &str, target: &str, body: &[u8]) -> Hmac<Sha256> {
-        let mut mac = self.0.clone();
+        let mut mac = self.keyed();
         mac.update(format!("{time}\n{method}\n{target}\n").as_bytes());
         mac.update(body);
         mac
@@ -119,6 +130,11 @@ mod tests {
         for stranger in [Secret::new("2.example", "password"), Secret::new("1.example", "other")] {
             assert_eq!(check(&stranger, Some(&header), 1000, request), Err(Unproven::Wrong));
         }
+        let (clone, other) = (secret.clone(), Secret::new("1.example", "other"));
+        clone.replace(&other);
+        assert_eq!(check(&secret, Some(&header), 1000, request), Err(Unproven::Wrong));
+        let signed = secret.sign(1000, request.0, request.1, request.2);
+        assert_eq!(check(&other, Some(&signed), 1000, request), Ok(()));
         for bad in ["", "1000", "1000:", "1000:zz", "1000:€", "x:00", &header[..header.len() - 1]]
         {
             assert_eq!(check(&secret, Some(bad), 1000, request), Err(Unproven::Wrong), "{bad:?}");

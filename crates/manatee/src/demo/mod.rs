@@ -57,7 +57,7 @@ pub struct DemoArgs {
     /// Where everything goes; empty, or not there yet. Default: a new directory for temporary files.
     #[arg(long)]
     dir: Option<PathBuf>,
-    /// Seconds after which a peer that is silent is taken for dead, from 1 to 60.
+    /// Seconds after which a peer that is silent is taken for dead, from 2 to 60.
     #[arg(long, default_value_t = 3.0, value_parser = session_timeout)]
     session_timeout: f64,
 }
@@ -72,8 +72,8 @@ enum Other {
 
 fn session_timeout(text: &str) -> Result<f64, String> {
     match text.parse() {
-        Ok(seconds) if (1.0..=60.0).contains(&seconds) => Ok(seconds),
-        _ => Err("give a number of seconds from 1 to 60".to_owned()),
+        Ok(seconds) if (2.0..=60.0).contains(&seconds) => Ok(seconds),
+        _ => Err("give a number of seconds from 2 to 60".to_owned()),
     }
 }
 

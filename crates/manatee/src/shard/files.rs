@@ -146,7 +146,8 @@ fn sitter_file(
     let slowly = |seconds: f64| seconds * f64::from(options.slowness);
     let session_timeout = slowly(options.session_timeout);
     let (coordination_timeout, query_timeout) = (slowly(2.0), slowly(5.0));
-    let (interval, give_up) = (slowly(0.5), slowly(10.0));
+    // What is seen less often proves nothing.
+    let (interval, give_up) = (slowly(0.5).min(4.0), slowly(10.0));
     Ok(toml::toml! {
         shard = SHARD
         coordination = coordination

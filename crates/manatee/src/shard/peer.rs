@@ -229,6 +229,19 @@ impl Peer {
         }
     }
 
+    /// Has the sitter read its file again.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn reload_sitter(&self) -> Result<()> {
+        match &*locked(&self.sitter) {
+            Sitter::Running(child) => {
+                processes::signal(child.id().cast_signed(), Signal::HUP).map(drop)
+            }
+            _ => bail!("{}: its sitter does not run", self.zone()),
+        }
+    }
+
     /// What its sitter has cost since its start.
     ///
     /// # Errors

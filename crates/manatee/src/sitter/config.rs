@@ -278,73 +278,6 @@ impl Config {
         Ok(config)
     }
 
-    /// What no single field can be wrong about.
-    fn check(&self, text: &str) -> Result<(), String> {
-        let at = |start: usize, problem: String| {
-            let line = text[..start.min(text.len())].matches('\n').count() + 1;
-            Err(format!("line {line}: {problem}"))
-        };
-        if self.replication.password.is_some() && self.replication.password_file.is_some() {
-            let start = text.find("password_file").unwrap_or(0);
-            return at(start, "password_file and password are both given: give one".to_owned());
-        }
-        if let Some(lease) = &self.lease
-            && lease.get_ref().0 > self.session_timeout.get_ref().0
-        {
-            let problem = format!(
-                "lease ({} s) is longer than session_timeout ({} s): a primary that was left behind \
-                 would serve stale reads beside its successor",
-                lease.get_ref().0,
-                self.session_timeout.get_ref().0
-            );
-            return at(lease.span().start, problem);
-        }
-        let ports = [self.postgres.port, self.backup.port, self.status_port()];
-        if ports[0] == ports[1] || ports[0] == ports[2] || ports[1] == ports[2] {
-            let start = self.status.port.as_ref().map_or(0, |port| port.span().start);
-            let [postgres, backup, status] = ports;
-            return at(
-                start,
-                format!(
-                    "postgres.port ({postgres}), backup.port ({backup}) and status.port ({status}) must differ"
-                ),
-            );
-        }
-        if let Err(refused) = adapters::postgres::check_names(
-            &self.user_settings().map_err(|error| error.to_string())?,
-        ) {
-            let start = text.find(&refused.name).unwrap_or(0);
-            return at(start, format!("postgres.settings: {refused}"));
-        }
-        if self.ip.is_unspecified() {
-            let start = text.find("ip").unwrap_or(0);
-            let ip = self.ip;
-            return at(
-                start,
-                format!("ip {ip}: give the address that other peers reach this one at"),
-            );
-        }
-        if !self.dataset.is_absolute() {
-            let start = text.find("dataset").unwrap_or(0);
-            let dataset = self.dataset.display();
-            return at(start, format!("dataset {dataset}: give an absolute path"));
-        }
-        if let Err(problem) = self.check_backup() {
-            let table = problem.split([':', '.']).next().unwrap_or_default();
-            let start = text.find(&format!("[{table}]")).unwrap_or(0);
-            return at(start, problem);
-        }
-        if let Err(problem) = self.check_storage() {
-            let start = text.find("[storage]").unwrap_or(0);
-            return at(start, problem);
-        }
-        if self.shard.is_empty() || self.shard.contains('/') {
-            let start = text.find("shard").unwrap_or(0);
-            return at(start, format!("shard {:?}: not empty, without a slash", self.shard));
-        }
-        Ok(())
-    }
-
     /// The port of the status endpoint.
     pub fn status_port(&self) -> u16 {
         self.status.port.as_ref().map_or(self.postgres.port.wrapping_add(1), |port| *port.get_ref())
@@ -417,6 +350,7 @@ impl Config {
 
 pub use adapters::coord::{AccessConfig, AccessTables};
 mod backup;
+mod check;
 pub use backup::{BackupConfig, SnapshotsConfig, TlsConfig};
 mod storage;
 pub use storage::{Backend, StorageConfig};

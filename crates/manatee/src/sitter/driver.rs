@@ -3,6 +3,7 @@
 //! so that the fence is never late because something else is slow.
 
 use super::{executor::Executor, server::Shared, trace::Trace};
+use crate::backup::Secret;
 use adapters::{clock, postgres::Settings};
 use anyhow::Result;
 use cluster::{Action, Event, Machine, MachineConfig, Monotonic, Now, Snapshot};
@@ -24,6 +25,8 @@ pub struct Reloaded {
     pub machine: MachineConfig,
     /// For PostgreSQL.
     pub settings: Settings,
+    /// For the backup services of the shard.
+    pub secret: Secret,
 }
 
 /// What the operator wants of a running sitter.
@@ -217,7 +220,7 @@ mod tests {
             events.clone(),
             shared.clone(),
             &config,
-            me,
+            (me, config.secret()),
         );
         executor.start(Action::Join { database: Database::None });
         // Its first event fills the queue, and it waits with the next one.

@@ -9,6 +9,7 @@ use super::{
     server::Shared,
     sources::{hold_session, seen, send, watch_exits, whole},
 };
+use crate::backup::Secret;
 use adapters::{
     coord::{self, Coordination},
     postgres::{self, PgCause, PgError, Postgres, Settings, StopMode},
@@ -101,7 +102,7 @@ impl Executor {
         events: mpsc::Sender<Event>,
         shared: Arc<Shared>,
         config: &Config,
-        me: PeerIdent,
+        (me, secret): (PeerIdent, Secret),
     ) -> Self {
         let world = Arc::new(World {
             disk,
@@ -113,7 +114,7 @@ impl Executor {
             events,
             shared,
             keep_aside: config.keep_aside,
-            backups: Backups::of(config, &me),
+            backups: Backups::of(config, &me, secret),
             lease: config.lease(),
             interval: config.health.interval.millis(),
         });
@@ -169,9 +170,10 @@ impl Executor {
     pub(super) fn reload(&self, reloaded: Reloaded, control: mpsc::Sender<Control>) {
         let world = self.world.clone();
         self.world.disk.spawn(async move {
-            let Reloaded { machine, settings } = reloaded;
+            let Reloaded { machine, settings, secret } = reloaded;
             match world.take_settings(settings).await {
                 Ok(()) => {
+                    world.backups.secret.replace(&secret);
                     if control.send(Control::Reloaded(Box::new(machine))).await.is_err() {
                         tracing::debug!("the file was read again while the driver ended");
                     }

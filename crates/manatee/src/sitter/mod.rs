@@ -104,6 +104,7 @@ fn die_of_any_panic() {
 }
 
 async fn serve(path: &Path, config: Config, disk: &Handle) -> Result<ExitCode> {
+    config.doubts().iter().for_each(|doubt| tracing::warn!("{doubt}"));
     let me = config.ident()?;
     let _lock = lock_dataset(&config)?;
     let options = coord::Options {
@@ -124,7 +125,8 @@ async fn serve(path: &Path, config: Config, disk: &Handle) -> Result<ExitCode> {
     let tls = config.tls.clone().map(TlsFiles::from);
     let (control, controls) = mpsc::channel(4);
     let more = rebuild::router(control.clone());
-    let service = Service { jobs, secret: config.secret(), tls, legacy, more };
+    let secret = config.secret();
+    let service = Service { jobs, secret: secret.clone(), tls, legacy, more };
     let backups = disk.spawn(backup::serve(config.backup_address(), service));
     let _backups = backups.await.context("the backup service failed")??;
     let snapshotter = disk.spawn(snapshotter::run(storage.clone(), config.snapshots.clone()));
@@ -139,7 +141,7 @@ async fn serve(path: &Path, config: Config, disk: &Handle) -> Result<ExitCode> {
         events,
         shared.clone(),
         &config,
-        me.clone(),
+        (me.clone(), secret),
     );
     tracing::info!(peer = %me.id, shard = config.shard, "sitter {} starts", crate::VERSION);
     let trace = trace::Trace::open(&config, &machine_config)?;
@@ -186,7 +188,7 @@ fn reload(path: &Path, old: &Config) -> Result<driver::Reloaded> {
         ("backup", new.backup != old.backup),
         ("tls", new.tls != old.tls),
         ("snapshots", new.snapshots != old.snapshots),
-        ("replication.password", new.replication.password != old.replication.password),
+        ("postgres.superuser", new.postgres.superuser != old.postgres.superuser),
         ("lease", new.lease() != old.lease()),
         ("keep_aside", new.keep_aside != old.keep_aside),
         ("coordination_timeout", new.coordination_timeout != old.coordination_timeout),
@@ -204,6 +206,7 @@ fn reload(path: &Path, old: &Config) -> Result<driver::Reloaded> {
     Ok(driver::Reloaded {
         machine: machine_config(&new)?,
         settings: executor::settings(&new, &me)?,
+        secret: new.secret(),
     })
 }
 

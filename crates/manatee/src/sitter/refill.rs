@@ -30,18 +30,14 @@ const STARTING: Duration = Duration::from_secs(5);
 /// How the backup services of the shard are reached.
 #[derive(Debug, Clone)]
 pub(super) struct Backups {
-    secret: Secret,
+    pub(super) secret: Secret,
     tls: Option<TlsFiles>,
     receiver: String,
 }
 
 impl Backups {
-    pub(super) fn of(config: &Config, me: &PeerIdent) -> Backups {
-        Backups {
-            secret: config.secret(),
-            tls: config.tls.clone().map(TlsFiles::from),
-            receiver: me.id.to_string(),
-        }
+    pub(super) fn of(config: &Config, me: &PeerIdent, secret: Secret) -> Backups {
+        Backups { secret, tls: config.tls.clone().map(TlsFiles::from), receiver: me.id.to_string() }
     }
 
     /// That of this peer.

@@ -129,7 +129,7 @@ impl Shared {
             fenced: snapshot.fenced,
             rebuild_asked: snapshot.rebuild_asked,
             may_serve_ms: snapshot.serve_until.filter(|_| primary).map(|until| (until - now).0),
-            failure: snapshot.failure.clone(),
+            failure: snapshot.failure.as_deref().map(without_log),
             copying,
             copies: self.copies.load(Ordering::SeqCst),
             sending: self.jobs.list(),
@@ -148,6 +148,15 @@ impl Shared {
             let why = status.failure.or(status.postgres.error);
             why.unwrap_or_else(|| format!("PostgreSQL does not run yet: {}", status.reason.text))
         })
+    }
+}
+
+/// A failure as it is told to whoever asks: the end of PostgreSQL's log, which may hold statements of clients, is
+/// for the sitter's own log.
+fn without_log(failure: &str) -> String {
+    match failure.split_once(" log ends: ") {
+        Some((before, _)) => format!("{before} log ends as the sitter's log says"),
+        None => failure.to_owned(),
     }
 }
 
@@ -265,6 +274,29 @@ async fn ping(State(shared): State<Arc<Shared>>) -> (StatusCode, Json<serde_json
         Some(problem) => {
             let answer = json!({ "healthy": false, "problem": problem });
             (StatusCode::SERVICE_UNAVAILABLE, Json(answer))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_clients_wrote_is_not_told_to_everybody() {
+        let secret = "STATEMENT: insert into t values ('secret')";
+        for (failure, expected) in [
+            (
+                format!("PostgreSQL ended by itself (exit status: 2); its log ends: {secret}"),
+                "PostgreSQL ended by itself (exit status: 2); its log ends as the sitter's log says",
+            ),
+            (
+                format!("start: no space is left on the device: free some; the log ends: {secret}"),
+                "start: no space is left on the device: free some; the log ends as the sitter's log says",
+            ),
+            ("no peer to copy from".to_owned(), "no peer to copy from"),
+        ] {
+            assert_eq!(without_log(&failure), expected);
         }
     }
 }

@@ -121,6 +121,8 @@ fn from_the_first_version_to_the_second() {
     assert_eq!(done["async"][0]["id"], "10.0.0.2:5433:12346");
     assert_eq!(done["freeze"]["reason"], "manatee-adm state-backfill");
     shard.run(&["state-backfill", "-y"]).fails_with(&["exists already"]);
+    let told = shard.run(&["check-lock", "-j", "-p", &state]).json(1);
+    assert_eq!(told, json!({ "path": state, "exists": true }));
     shard.run(&["check-lock", "-p", &state]).prints(1, &format!("{state} exists\n"));
 
     // State and history in the original's places, with the same text, numbered on from what was there.

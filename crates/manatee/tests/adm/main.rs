@@ -186,9 +186,31 @@ fn no_state_yet() {
     shard.run(&["pg-status"]).fails_with(&refused);
     shard.run(&["freeze", "-r", "x"]).fails_with(&refused);
     shard.run(&["zk-state"]).fails_with(&["no cluster state is stored for shard \"1.example\""]);
-    assert_eq!(shard.run(&["zk-active"]).json(0), serde_json::json!([]));
+    // What is not there is said beside what programs read.
+    let note = "note: there is neither a cluster state nor a history of shard \"1.example\"";
+    let active = shard.run(&["zk-active"]);
+    assert_eq!((active.code, active.out.trim()), (Some(0), "[]"));
+    assert!(active.err.contains(note), "{active:?}");
     let history = shard.run(&["history"]);
     assert_eq!((history.code, history.out.lines().count()), (Some(0), 1));
+    assert!(history.err.contains(note), "{history:?}");
+}
+
+/// What scripts of the original call, and is not here, says what to do instead.
+#[test]
+fn there_is_no_set_onwm() {
+    let shard = Shard::healthy();
+    for arguments in [&["set-onwm"][..], &["set-onwm", "-m", "on", "-y"]] {
+        shard.run(arguments).fails_with(&["one_node_write_mode = true", "SIGHUP", "unfreeze"]);
+    }
+}
+
+/// What prints JSON anyway takes the option, too.
+#[test]
+fn json_may_be_asked_for() {
+    let shard = Shard::healthy();
+    assert_eq!(shard.run(&["status", "--json"]).out, shard.run(&["status"]).out);
+    shard.run(&["state-backfill", "--json", "-y"]).fails_with(&["exists already"]);
 }
 
 #[test]

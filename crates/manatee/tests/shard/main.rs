@@ -21,6 +21,7 @@ mod hung_disk;
 mod network;
 mod original_client;
 mod outages;
+mod passwords;
 mod promote;
 mod rebuild;
 mod service;

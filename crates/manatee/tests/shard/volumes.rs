@@ -206,7 +206,9 @@ fn by_an_operator(world: &World, snapshots: &dyn Snapshots) -> Result<()> {
     refused(&["destroy", name], "is held (")?;
     refused(&["release", name, "-t", "x"], "is not held under the tag x")?;
     ensure!(done(&["release", name])?.contains("is held (audit)"), "one hold is left");
-    done(&["release", name, "-t", "audit"])?;
+    let told: serde_json::Value =
+        serde_json::from_str(&done(&["release", name, "-t", "audit", "--json"])?)?;
+    ensure!(told == serde_json::json!({ "name": name, "holds": [] }), "{told}");
     let (dataset, clone) = (DatasetName::new(peer.zone())?, DatasetName::new("clone")?);
     block_on(snapshots.clone_snapshot(&dataset, &SnapshotName::new(name)?, &clone))?;
     refused(&["destroy", name], "cloned from")?;

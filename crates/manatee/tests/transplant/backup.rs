@@ -50,7 +50,8 @@ fn a_backup_that_is_not_what_the_donor_was_gets_no_name() -> Result<()> {
     let hidden = |path: &PathBuf| {
         path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'))
     };
-    ensure!(files(&backups)?.iter().all(hidden), "{:?}", files(&backups)?);
+    let left = files(&backups)?;
+    ensure!(!left.is_empty() && left.iter().all(hidden), "{left:?}");
     moved.stage.transplant(&["rollback"])?;
     ensure!(files(&backups)?.is_empty(), "{:?}", files(&backups)?);
     moved.check_donor()

@@ -13,7 +13,7 @@ use zookeeper_client::{
 };
 
 /// How many answers are waited for at once where many nodes are read.
-const AT_ONCE: usize = 64;
+pub(super) const AT_ONCE: usize = 64;
 
 /// A child as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -21,6 +21,11 @@ pub(super) enum Failure {
     )]
     Forbidden { action: &'static str, path: String },
     #[error(
+        "these peers are registered without credentials, and would be locked out: {0}; give their sitters, too, \
+         user and password_file in the table [zookeeper], and start them again"
+    )]
+    WithoutCredentials(String),
+    #[error(
         "these servers do not know the transaction that a state is stored by: they have to be ZooKeeper 3.5 \
          or later; what is stored in older ones can only be read"
     )]

@@ -12,7 +12,7 @@ use zookeeper_client::{Acl, Acls, Client, Connector, Error, Permission, TlsOptio
 /// Who may do what with the nodes that we make: without credentials everybody everything, as the
 /// original had it; with them we alone may change anything, and everybody may read.
 static OPEN: [Acl; 1] = [Acl::new_const(Permission::ALL, "world", "anyone")];
-static OWNED: [Acl; 2] = [
+pub(super) static OWNED: [Acl; 2] = [
     Acl::new_const(Permission::ALL, "auth", ""),
     Acl::new_const(Permission::READ, "world", "anyone"),
 ];
@@ -72,6 +72,11 @@ impl Link {
 
     pub(super) fn servers(&self) -> String {
         self.servers.join(", ")
+    }
+
+    /// Whether we are somebody to the servers.
+    pub(super) fn has_credentials(&self) -> bool {
+        self.secret.is_some()
     }
 
     pub(super) fn acls(&self) -> Acls<'static> {

@@ -12,6 +12,7 @@
 
 mod address;
 mod calls;
+mod closing;
 mod failure;
 mod follow;
 mod layout;
@@ -38,6 +39,7 @@ use layout::Layout;
 use link::{End, Link};
 use std::path::PathBuf;
 use std::time::Duration;
+use tokio::task::JoinSet;
 use zookeeper_client::{Client, CreateMode, Error};
 
 /// The coordination of one shard in a ZooKeeper ensemble.
@@ -153,7 +155,11 @@ impl ZkCoord {
         let path = format!("{}/{name}", layout.election);
         let member = Member::new(name, granted, asked, shorter);
         follow::spawn_member(self.shard.clone(), client.clone(), outbox, first, member, asked);
-        Ok(Box::new(ZkMembership { client, path, link: link.clone(), inbox }))
+        let mut closing = JoinSet::new();
+        if link.has_credentials() {
+            closing.spawn(closing::keep_trying(self.shard.clone()));
+        }
+        Ok(Box::new(ZkMembership { client, path, link: link.clone(), inbox, _closing: closing }))
     }
 
     /// Makes the node of our registration, at the end of the order. Its name.
@@ -273,6 +279,8 @@ struct ZkMembership {
     path: String,
     link: Link,
     inbox: mailbox::Receiver,
+    /// Ends with the membership.
+    _closing: JoinSet<()>,
 }
 
 #[async_trait]
@@ -282,7 +290,7 @@ impl Membership for ZkMembership {
     }
 
     async fn leave(self: Box<Self>) -> Result<(), CoordError> {
-        let ZkMembership { client, path, link, inbox } = *self;
+        let ZkMembership { client, path, link, inbox, .. } = *self;
         let limit = Duration::from_millis(link.limit.0);
         let left = match tokio::time::timeout(limit, client.delete(&path, None)).await {
             Ok(Ok(()) | Err(Error::NoNode)) => Ok(()),

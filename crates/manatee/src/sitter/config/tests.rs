@@ -38,7 +38,7 @@ fn everything_set() -> String {
     let without = ["password_file", "# name", "# mountpoint"];
     let lines = EXAMPLE.lines().filter(|line| !without.iter().any(|name| line.starts_with(name)));
     let text = lines.map(set).collect::<Vec<_>>().join("\n");
-    text.replace("[replication]", "[replication]\npassword = \"secret\"")
+    text.replace("\n[replication]\n", "\n[replication]\npassword = \"secret\"\n")
 }
 
 #[test]
@@ -123,6 +123,67 @@ fn contradictions_are_refused_with_their_line() {
         &["cannot read /not/here"],
     );
     assert!(load(LEAST).is_ok());
+}
+
+/// What is accepted by itself and cannot work.
+#[test]
+fn values_that_cannot_work_are_refused_with_their_line() {
+    let postgres = |line: &str| format!("{LEAST}[postgres]\n{line}\n");
+    let health = |lines: &str| format!("{LEAST}[health]\n{lines}\n");
+    for (text, expected) in [
+        (postgres("port = 65535"), ["line 8", "give status.port"]),
+        (postgres("port = 0"), ["line 8", "postgres.port: 0 is no port"]),
+        (format!("{LEAST}[backup]\nport = 0"), ["line 8", "backup.port: 0 is no port"]),
+        (format!("{LEAST}[status]\nport = 0"), ["line 8", "status.port: 0 is no port"]),
+        (format!("backup.port = 0\n{LEAST}"), ["line 1", "backup.port: 0 is no port"]),
+        (postgres("\nsocket_dir = \"run\""), ["line 9", "socket_dir run: give an absolute path"]),
+        (postgres("bin_dir = \"bin\""), ["line 8", "bin_dir bin: give an absolute path"]),
+        (postgres("settings.max_wal_senders = 0"), ["postgres.settings", "at least 3"]),
+        (LEAST.replace("sqlite:", "consul:"), ["line 2", "no address of a coordination service"]),
+        (LEAST.replace("sqlite:/x.db", "zk://a/"), ["line 2", "no path of a node"]),
+        (format!("session_timeout = 0.9\n{LEAST}"), ["line 1", "give more than 2 s"]),
+        (format!("lease = 2\n{LEAST}"), ["line 1", "lease (2 s) is too short"]),
+        (health("interval = 5"), ["line 8", "less than 5 s"]),
+        (health("interval = 3\ngive_up = 2"), ["line 9", "shorter than health.interval"]),
+        (format!("lease = 6\n{}", health("interval = 4")), ["line 1", "give more than 6 s"]),
+    ] {
+        check_refused(&text, &expected);
+    }
+    for text in [
+        format!("{}[status]\nport = 1\n", postgres("port = 65535")),
+        format!("session_timeout = 3\n{LEAST}"),
+        health("interval = 4.9"),
+        format!("lease = 2\n{}", health("interval = 0.5")),
+    ] {
+        load(&text).unwrap_or_else(|error| panic!("{text}: {error:#}"));
+    }
+}
+
+/// What peers on other hosts could not reach is told, and taken.
+#[test]
+fn what_may_be_a_mistake_is_told() {
+    let check = |text: &str, expected: &[&str]| {
+        let doubts = load(text).expect(text).doubts();
+        assert_eq!(doubts.len(), expected.len(), "{doubts:?}");
+        for (doubt, part) in doubts.iter().zip(expected) {
+            assert!(doubt.contains(part), "{part:?} is not in: {doubt}");
+        }
+    };
+    check(LEAST, &[]);
+    check(&LEAST.replace("sqlite:/x.db", "etcd://10.0.0.1"), &["ip 127.0.0.1 is of this host"]);
+    let listens = "[postgres]\nlisten = \"127.0.0.1\"\n[backup]\nlisten = \"::1\"\n\
+        [status]\nlisten = \"127.0.0.1\"\n";
+    check(&format!("{LEAST}{listens}"), &[]);
+    let remote = LEAST.replace("127.0.0.1", "10.0.0.1").replace("sqlite:/x.db", "zk://10.0.0.9");
+    check(&remote, &[]);
+    check(
+        &format!("{remote}{listens}"),
+        &["postgres.listen 127.0.0.1", "backup.listen ::1", "status.listen 127.0.0.1"],
+    );
+    check(
+        &format!("{remote}postgres.listen = \"*\"\n").replace("[replication]\n", "replication."),
+        &[],
+    );
 }
 
 /// The database lies in the peer's directory, or is mounted beside what belongs to the host.
