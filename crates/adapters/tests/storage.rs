@@ -63,8 +63,11 @@ async fn a_seed_falls_back_and_never_overwrites() {
         fs::write(b.postgres.data().join("file"), "").expect("a file");
     }
     fs::create_dir(b.settings.dataset.join("data.mine")).expect("an operator's");
-    let deleted = storage.prune_aside(2).await.expect("pruned");
-    assert_eq!(deleted, kept[..1]);
+    let half = b.settings.dataset.join("data.deposed-20260102T030405.123456Z.incomplete");
+    fs::create_dir(&half).expect("what a deletion that was cut off left");
+    let pruned = storage.prune_aside(2).await.expect("pruned");
+    assert!(pruned.gone == kept[..1] && pruned.left.is_empty(), "{pruned:?}");
+    assert!(!half.exists());
     assert_eq!(names(&b, "data.").len(), 3, "{:?}", names(&b, ""));
     assert!(kept[1].exists() && kept[2].exists());
     for reason in ["", "../x", "incoming", "a b"] {

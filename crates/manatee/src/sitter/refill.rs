@@ -14,7 +14,7 @@ use super::{config::Config, executor::World};
 use crate::backup::{Progress, ReceiveError, Received, Reception, Remote, Secret, TlsFiles};
 use adapters::{
     postgres::{PgCause, Postgres},
-    storage::{Expected, KEPT, SeedPhase, SeedProgress, SeedSource, Volume},
+    storage::{Expected, KEPT, Pruned, SeedPhase, SeedProgress, SeedSource, Volume},
 };
 use anyhow::{Context, Result, ensure};
 use cluster::{PeerIdent, Way};
@@ -75,20 +75,26 @@ impl World {
         postgres.remove_half_rewound().await?;
         let (progress, watched) = watch::channel(SeedProgress::default());
         let _shown = self.shared.show_copy(watched);
-        wait_for_any(postgres, &addresses(sources)?).await;
+        let addresses = addresses(sources)?;
+        wait_for_any(postgres, &addresses).await;
         if let Some(volume) = self.storage.volume() {
             let mut silent = 0;
             for source in sources {
                 match self.receive(postgres, volume, source, &progress, Leftover::Resume).await {
                     Ok(()) => return Ok(()),
+                    // What has come is worth waiting for.
+                    Err(error) if is_busy(&error) && volume.unfinished().await?.is_some() => {
+                        return Err(error);
+                    }
                     Err(error) => {
                         silent += usize::from(error.is::<Silent>());
                         not_this_way("no snapshot from this peer", source, &error);
                     }
                 }
             }
-            // One that answers only now has snapshots to send as well: they are for the next try.
-            if silent > 0 && silent == sources.len() {
+            // One that answers only now has snapshots to send as well: they are for the next try. And what
+            // has come of one is not given up for nobody's base backup.
+            if silent > 0 && silent == sources.len() || !any_answers(postgres, &addresses).await {
                 return Err(Silent.into());
             }
             self.storage.prepare().await?;
@@ -250,6 +256,14 @@ impl World {
         sources: &[PeerIdent],
         progress: &watch::Sender<SeedProgress>,
     ) -> Result<()> {
+        if let Some(volume) = self.storage.volume() {
+            // Never gone on with, once there was another database here; and it needs the room.
+            volume.expect_nothing()?;
+            if let Err(error) = volume.discard_incoming().await {
+                let error = anyhow::Error::from(error);
+                tracing::warn!("what came of a snapshot could not be removed: {error:#}");
+            }
+        }
         let request = postgres.seed_request(addresses(sources)?);
         let seeded = self.storage.seed(&request, progress).await?;
         tracing::info!(source = %seeded.source, timeline = seeded.timeline, "the database is copied");
@@ -259,11 +273,18 @@ impl World {
     /// Removes what is kept beyond the configured number. That this fails spoils no copy.
     async fn prune(&self) {
         match self.storage.prune_aside(self.keep_aside).await {
-            Ok(pruned) => {
-                for path in pruned {
+            Ok(Pruned { gone, left }) => {
+                for path in gone {
                     tracing::info!(
                         "an older database that was kept is removed: {}",
                         path.display()
+                    );
+                }
+                for (path, cause) in left {
+                    let error = anyhow::Error::from(cause);
+                    let path = path.display();
+                    tracing::warn!(
+                        "an older database stays, as it cannot be removed: {path}: {error:#}"
                     );
                 }
             }
@@ -273,6 +294,20 @@ impl World {
             }
         }
     }
+}
+
+/// Whether the source sends as many snapshots as it may.
+fn is_busy(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<ReceiveError>().is_some_and(ReceiveError::is_busy)
+}
+
+async fn any_answers(postgres: &Postgres, sources: &[SeedSource]) -> bool {
+    for source in sources {
+        if postgres.answers(source).await {
+            return true;
+        }
+    }
+    false
 }
 
 fn not_this_way(what: &str, source: &PeerIdent, error: &anyhow::Error) {
@@ -291,12 +326,7 @@ fn addresses(sources: &[PeerIdent]) -> Result<Vec<SeedSource>> {
 /// to copy from is often still starting. Whether one does is for the copy to find out.
 async fn wait_for_any(postgres: &Postgres, sources: &[SeedSource]) {
     let connected = async {
-        loop {
-            for source in sources {
-                if postgres.answers(source).await {
-                    return;
-                }
-            }
+        while !any_answers(postgres, sources).await {
             sleep(Duration::from_millis(100)).await;
         }
     };
