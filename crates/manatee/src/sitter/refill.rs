@@ -77,6 +77,7 @@ impl World {
         let _shown = self.shared.show_copy(watched);
         let addresses = addresses(sources)?;
         wait_for_any(postgres, &addresses).await;
+        refuse_tablespaces(postgres, &addresses).await?;
         if let Some(volume) = self.storage.volume() {
             let mut silent = 0;
             for source in sources {
@@ -128,6 +129,7 @@ impl World {
                 Err(error) => not_this_way("what is here cannot be rewound", source, &error),
             }
         }
+        refuse_tablespaces(postgres, &addresses).await?;
         if let (Some(volume), Some(source)) = (self.storage.volume(), sources.first()) {
             let leftover = if way == Way::Whole { Leftover::Ignore } else { Leftover::Discard };
             match self.receive(postgres, volume, source, &progress, leftover).await {
@@ -169,6 +171,7 @@ impl World {
             // Rewinding would be refused as well, after what is here was kept.
             Err(error) => return Err(error.into()),
         }
+        refuse_tablespaces(postgres, std::slice::from_ref(source)).await?;
         let kept = self.storage.keep(KEPT).await?;
         tracing::info!("the old database is kept in {}", kept.display());
         let told = |done, total| {
@@ -308,6 +311,23 @@ async fn any_answers(postgres: &Postgres, sources: &[SeedSource]) -> bool {
         }
     }
     false
+}
+
+/// Refuses to copy, or to keep a copy of, a database of which a part lies outside its data directory. One
+/// that does not answer is not copied, either.
+async fn refuse_tablespaces(postgres: &Postgres, sources: &[SeedSource]) -> Result<()> {
+    for source in sources {
+        let Ok(found) = postgres.tablespaces_of(source).await else { continue };
+        ensure!(
+            found.is_empty(),
+            "{} has tablespaces outside its data directory ({}), which no copy would hold: move what is \
+             in them to pg_default (ALTER TABLE, INDEX and DATABASE … SET TABLESPACE) and drop them on \
+             the primary; then the copy is made by itself",
+            source.peer,
+            found.join(", ")
+        );
+    }
+    Ok(())
 }
 
 fn not_this_way(what: &str, source: &PeerIdent, error: &anyhow::Error) {
