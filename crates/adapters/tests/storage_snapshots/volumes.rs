@@ -71,6 +71,9 @@ async fn only_what_is_seen_to_be_empty_is_destroyed(place: &Path, open: Open<'_>
     assert_eq!(noted(), 1);
     volume.expect_nothing().expect("taken back");
     assert_eq!(noted(), 0);
+    volume.refuse_shortage(1).expect("there is room");
+    let error = volume.refuse_shortage(u64::MAX).expect_err("there is none");
+    assert!(matches!(error.cause, StorageCause::NoSpace { .. }), "{error:?}");
 
     put_database(&volume, "mine");
     fs.unmount(volume.name()).await.good("unmount");
