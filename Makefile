@@ -19,7 +19,7 @@ VECTORS ?= $(wildcard ../shared/conformance/*.jsonl)
 
 # The tests of whole shards that bring their own coordination, or are about file systems. All others
 # run against whichever is named: all by `make test-coordination`, three of them by `make test`.
-NOT_ON_EACH := ensemble:: slow_disks:: zookeeper:: etcd:: original_client:: network:: volumes:: bench::
+NOT_ON_EACH := ensemble:: slow_disks:: zookeeper:: etcd:: original_client:: network:: volumes:: hung_disk:: bench::
 ON_EACH := deaths::the_sync_takes_over_from_a_host_that_died \
 	deaths::a_sitter_that_died_is_not_noticed_by_clients \
 	outages::losing_coordination_alone_stops_nobody

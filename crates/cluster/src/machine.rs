@@ -133,6 +133,8 @@ pub struct Machine {
     failing_since: Option<Monotonic>,
     /// Since when PostgreSQL runs and does not answer.
     unanswered_since: Option<Monotonic>,
+    /// Since when it is being stopped so that the session can be given up (rule H2).
+    ending_since: Option<Monotonic>,
     failure: Option<String>,
 
     /// Newest proof that this peer may serve as primary (rule F1).
@@ -186,6 +188,7 @@ impl Machine {
             retry_at: start,
             failing_since: None,
             unanswered_since: None,
+            ending_since: None,
             failure: None,
             proof: None,
             fenced: false,

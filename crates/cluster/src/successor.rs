@@ -65,13 +65,18 @@ pub fn check_successor(
         return illegal("D3", "initTimeline went back");
     }
     if before.primary.id == *writer {
-        return match next.primary_timeline == before.primary_timeline {
-            true => Ok(()),
-            false => illegal("D7", "primaryTimeline changes only by a takeover"),
-        };
+        if next.primary_timeline != before.primary_timeline {
+            return illegal("D7", "primaryTimeline changes only by a takeover");
+        }
+        if next.init_timeline < before.primary_timeline {
+            return illegal("D7", "initTimeline is older than the timeline of the primary");
+        }
+        return Ok(());
     }
     // Where none knew it, none is known after.
-    let begins_another = next.primary_timeline > before.primary_timeline.max(next.init_timeline);
+    let generation = u32::try_from(before.generation.0).ok();
+    let known = before.primary_timeline.max(next.init_timeline).max(generation);
+    let begins_another = next.primary_timeline > known;
     if (next.primary_timeline.is_some() || before.primary_timeline.is_some()) && !begins_another {
         return illegal("D7", "a takeover begins a timeline with a number of its own");
     }

@@ -155,6 +155,25 @@ fn a_hung_server_is_given_up() {
     assert_eq!(leaves_or_stops(&actions), (true, false), "{actions:?}");
 }
 
+/// One that cannot be stopped either, because it waits for a disk that hangs, keeps its peer in its session for as
+/// long again; the peer comes back when it has ended.
+#[test]
+fn a_server_that_does_not_end_is_given_up() {
+    let (mut sync, _) = Sync::new(Database::Established);
+    sync.done(1000, applied());
+    sync.at(20_000, Event::ProbeFailed("no answer".to_owned()));
+    let stopping = 20_000 + GIVE_UP;
+    assert_eq!(leaves_or_stops(&sync.at(stopping, Event::Wake)), (false, true));
+    let left = stopping + GIVE_UP;
+    assert_eq!(leaves_or_stops(&sync.at(left - 1, Event::Wake)), (false, false));
+    assert_eq!(leaves_or_stops(&sync.at(left, Event::Wake)), (true, false));
+    sync.at(left, Event::Left);
+    let later = left + 10 * GIVE_UP;
+    assert!(!sync.at(later, Event::Wake).iter().any(is_join), "it hangs still");
+    let actions = sync.done(later, PgOutcome::Stopped);
+    assert!(actions.iter().any(is_join), "{actions:?}");
+}
+
 fn leaves_or_stops(actions: &[Action]) -> (bool, bool) {
     let stops = actions.contains(&Action::Postgres(PgCommand::Stop));
     (actions.contains(&Action::Leave), stops || actions.contains(&Action::Fence))

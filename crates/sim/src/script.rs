@@ -155,6 +155,7 @@ impl Script {
             ["kill", "postgres", peer] => Fault::KillPostgres(self.who(peer)?),
             ["stop", "sitter", peer] => Fault::Stop(self.who(peer)?, Part::Sitter),
             ["stop", "postgres", peer] => Fault::Stop(self.who(peer)?, Part::Postgres),
+            ["stop", "disk", peer] => Fault::Stop(self.who(peer)?, Part::Disk),
             ["resume", peer] => Fault::Resume(self.who(peer)?),
             ["lose", "disk", peer] => Fault::LoseDisk(self.who(peer)?),
             ["expire", peer] => Fault::ExpireSession(self.who(peer)?),

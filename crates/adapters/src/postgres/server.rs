@@ -185,11 +185,21 @@ impl Inner {
 
     /// The running postmaster, whoever started it.
     pub fn find(&self) -> Result<Option<Arc<Server>>, PgCause> {
-        let mut known = self.process.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(server) = known.as_ref().filter(|server| server.lives(&self.data)) {
+        // Looked for without the lock: a fence waits for that, and must not wait for a disk.
+        let before = self.process.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(server) = before.as_ref().filter(|server| server.lives(&self.data)) {
             return Ok(Some(server.clone()));
         }
-        *known = self.find_unknown()?.map(|process| self.watch(process, None));
+        let found = self.find_unknown()?;
+        let mut known = self.process.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = match (known.as_ref(), before.as_ref()) {
+            (Some(known), Some(before)) => Arc::ptr_eq(known, before),
+            (known, before) => known.is_none() && before.is_none(),
+        };
+        // Otherwise one was started, or found, meanwhile.
+        if same {
+            *known = found.map(|process| self.watch(process, None));
+        }
         Ok(known.clone())
     }
 
@@ -297,7 +307,11 @@ impl Inner {
             .and_then(|process| process.ok_or_else(|| io::Error::other("gone at once")))
             .map_err(problem(pid))?;
         let server = self.watch(process, Some(child));
-        *known = Some(server.clone());
+        // The end of one that was started anew since is no news any more.
+        if let Some(before) = known.replace(server.clone()) {
+            before.expected.store(true, Ordering::SeqCst);
+            self.exits.send_replace(None);
+        }
         Ok((server, log_start))
     }
 

@@ -119,6 +119,12 @@ impl ZfsFile {
     }
 
     #[allow(dead_code, reason = "not every test that uses this module asks")]
+    /// The process of the daemon, where the kernel does not serve it.
+    pub fn daemon(&self) -> Option<u32> {
+        self.daemon.as_ref().map(Child::id)
+    }
+
+    #[allow(dead_code, reason = "not every test that uses this module asks")]
     /// Whether it is the old one, with the dialect that all share and nothing more.
     pub fn is_fuse(&self) -> bool {
         self.daemon.is_some()

@@ -8,11 +8,16 @@ mod promotion;
 mod streams;
 mod volumes;
 
-use adapters::storage::{
-    Btrfs, DatasetName, HoldTag, SendFrom, Snapshot, SnapshotName, Snapshots, StorageCause, Volume,
-    Zfs,
+use adapters::{
+    exec::Exec,
+    storage::{
+        Btrfs, DatasetName, HoldTag, SendFrom, Snapshot, SnapshotName, Snapshots, StorageCause,
+        Volume, Zfs,
+    },
 };
+use cluster::Millis;
 use filesystems::{BtrfsFile, ZfsFile, isolated};
+use futures_util::future::join_all;
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -86,6 +91,36 @@ fn zfs_volumes() {
         let parent = pool.parent("manatee");
         let volume = |on: &Path| Volume::zfs(&format!("{parent}/a"), on).expect("a name");
         runtime().block_on(volumes::check_all(place, &volume));
+    });
+}
+
+/// As several sitters of one host do when they start. The daemon of `zfs-fuse` takes each mount in two pieces,
+/// and hangs for ever when one comes between those of another.
+#[test]
+fn zfs_is_mounted_at_the_same_time() {
+    isolated("zfs_is_mounted_at_the_same_time", |place| {
+        let pool = ZfsFile::new(place, 512);
+        let parent = pool.parent("manatee");
+        let datasets: Vec<_> = (0..8).map(|index| name(&format!("a{index}"))).collect();
+        let file = |dataset: &DatasetName| place.join(dataset.as_str()).join("file");
+        runtime().block_on(async {
+            let zfs = Zfs::open(&parent).await.good("a pool");
+            for dataset in &datasets {
+                zfs.create(dataset).await.good("create");
+            }
+            let mount = async |dataset: &DatasetName| {
+                zfs.mount(dataset, &place.join(dataset.as_str())).await.good("mount");
+            };
+            for _ in 0..4 {
+                join_all(datasets.iter().map(mount)).await;
+                for dataset in &datasets {
+                    // Not by a thread of ours: nobody could give up one that hangs.
+                    let touch = Exec::new("touch").arg(file(dataset)).limit(Millis(20_000)).run();
+                    touch.await.unwrap_or_else(|error| panic!("{error}: {}", error.cause));
+                    zfs.unmount(dataset).await.good("unmount");
+                }
+            }
+        });
     });
 }
 

@@ -23,6 +23,7 @@ impl Machine {
         self.settle();
         self.check_fence(now.monotonic, actions);
         self.explain(now.monotonic);
+        self.note_ending(now.monotonic);
         self.drive_session(now.monotonic, actions);
         self.drive_write(now.monotonic, actions);
         self.drive_postgres(now.monotonic, actions);
@@ -207,20 +208,32 @@ impl Machine {
             && state.asyncs.iter().any(active)
     }
 
+    /// Since when PostgreSQL is being stopped for others to act, if it is not yet. Until it is, a session
+    /// that was given up is not begun again.
+    fn note_ending(&mut self, now: Monotonic) {
+        let stopped = self.server == Server::Stopped && self.postgres.is_none();
+        if stopped || self.decision.postgres != PgTarget::Abdicate {
+            self.ending_since = None;
+        } else {
+            self.ending_since.get_or_insert(now);
+        }
+    }
+
     fn drive_session(&mut self, now: Monotonic, actions: &mut Vec<Action>) {
+        // What the kernel does not let go of, because it waits for a disk that hangs, ends when it may.
+        let hangs = self.ending_since.is_some_and(|since| now - since >= self.config.give_up);
         match self.session {
-            Session::None if now >= self.join_at => {
+            Session::None if now >= self.join_at && self.ending_since.is_none() => {
                 self.session = Session::Joining;
                 let database = self.database.expect("joins only after it has looked");
                 actions.push(Action::Join { database });
             }
-            // Only once PostgreSQL is down: until then this peer may still be needed.
+            // Only once PostgreSQL is down, or does not come down: until then this peer may still be needed.
             Session::Joined
                 // In a new session it decides anew first: the old decision would end it at once.
                 if self.is_informed()
                     && self.decision.postgres == PgTarget::Abdicate
-                    && self.server == Server::Stopped
-                    && self.postgres.is_none()
+                    && (self.ending_since.is_none() || hangs)
                     && self.writing == Writing::Nothing =>
             {
                 let why = &self.decision.reason;
@@ -417,7 +430,8 @@ impl Machine {
         let fence_again = self.exposed.then_some(self.fence_at);
         let failing = self.failing_since.map(|since| since + self.config.give_up);
         let hung = self.unanswered_since.map(|since| since + self.config.give_up);
-        [join, put, retry, fence, fence_again, failing, hung]
+        let ending = self.ending_since.map(|since| since + self.config.give_up);
+        [join, put, retry, fence, fence_again, failing, hung, ending]
             .into_iter()
             .flatten()
             .filter(|at| *at > now)

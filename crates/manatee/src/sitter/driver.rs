@@ -183,6 +183,7 @@ mod tests {
     use crate::sitter::{config::Config, executor, machine_config};
     use adapters::coord::{Coordination, memory::MemoryService};
     use cluster::Database;
+    use tokio::runtime::Handle;
 
     /// Whoever has something to tell must not wait for a driver that has ended: the session's task would never come
     /// to leave, and the session be kept alive.
@@ -210,6 +211,7 @@ mod tests {
         let coordination: Arc<dyn Coordination> = Arc::new(service.client());
         let mut executor = Executor::new(
             settings,
+            Handle::current(),
             storage,
             coordination.clone(),
             events.clone(),

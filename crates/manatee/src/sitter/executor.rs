@@ -24,6 +24,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
+    runtime::Handle,
     sync::{Mutex, mpsc, oneshot, watch},
     task::JoinHandle,
     time::timeout,
@@ -64,6 +65,8 @@ pub(crate) fn settings(config: &Config, me: &PeerIdent) -> Result<Settings> {
 
 /// What the tasks share.
 pub(super) struct World {
+    /// Where everything runs that may wait for the file system of the database.
+    disk: Handle,
     coordination: Arc<dyn Coordination>,
     pub(super) storage: Arc<dyn Storage>,
     settings: RwLock<Settings>,
@@ -92,6 +95,7 @@ pub(super) struct Executor {
 impl Executor {
     pub(super) fn new(
         settings: Settings,
+        disk: Handle,
         storage: Arc<dyn Storage>,
         coordination: Arc<dyn Coordination>,
         events: mpsc::Sender<Event>,
@@ -100,6 +104,7 @@ impl Executor {
         me: PeerIdent,
     ) -> Self {
         let world = Arc::new(World {
+            disk,
             coordination,
             storage,
             settings: RwLock::new(settings),
@@ -120,7 +125,7 @@ impl Executor {
     pub(super) fn start(&mut self, action: Action) {
         let world = self.world.clone();
         match action {
-            Action::Inspect => drop(tokio::spawn(async move { world.inspect().await })),
+            Action::Inspect => drop(self.world.disk.spawn(async move { world.inspect().await })),
             Action::Join { database } => self.join(database),
             Action::Leave => {
                 let told = self.session.take().is_some_and(|(leave, _)| leave.send(()).is_ok());
@@ -136,7 +141,8 @@ impl Executor {
             Action::Postgres(command) => {
                 let (cancel, cancelled) = oneshot::channel();
                 self.cancel = Some(cancel);
-                drop(tokio::spawn(async move { world.command(command, cancelled).await }));
+                let command = async move { world.command(command, cancelled).await };
+                drop(self.world.disk.spawn(command));
             }
             Action::CancelPostgres => self.cancel(),
             Action::Fence => fence(world),
@@ -162,7 +168,7 @@ impl Executor {
     /// Says so by `control` when that is done.
     pub(super) fn reload(&self, reloaded: Reloaded, control: mpsc::Sender<Control>) {
         let world = self.world.clone();
-        tokio::spawn(async move {
+        self.world.disk.spawn(async move {
             let Reloaded { machine, settings } = reloaded;
             match world.take_settings(settings).await {
                 Ok(()) => {
@@ -178,9 +184,40 @@ impl Executor {
     /// Stops PostgreSQL, in an orderly way unless an operation on it does not end, then ends the session.
     pub(super) async fn shut_down(mut self) -> Result<()> {
         self.cancel();
-        let busy = timeout(STOP_PATIENCE, self.world.busy.lock()).await;
-        let postgres = self.world.postgres.borrow().clone();
-        let stopped = match (postgres, &busy) {
+        let world = self.world.clone();
+        let stopped = self.world.disk.spawn(async move { world.stop().await });
+        let stopped = stopped.await.context("the task that stops PostgreSQL failed")?;
+        if let Some((leave, session)) = self.session.take()
+            && leave.send(()).is_ok()
+        {
+            session.await.context("the session's task failed")?;
+        }
+        stopped.context("PostgreSQL could not be stopped")
+    }
+}
+
+/// Nothing comes before this: a server that is known has been told to end when this returns, whatever its disk
+/// does; only waiting for its processes to be gone comes later.
+fn fence(world: Arc<World>) {
+    let postgres = world.postgres.borrow().clone();
+    let dataset = world.storage.dataset().to_owned();
+    let fenced = postgres.map(|postgres| postgres.fence());
+    world.disk.clone().spawn(async move {
+        let result = match fenced {
+            Some(fenced) => fenced.await,
+            // Without a `Postgres`, because its programs or settings are wrong, what runs is stopped too.
+            None => postgres::fence_dataset(&dataset).await.map(drop),
+        };
+        let result = result.map_err(|error| whole(&error));
+        send(&world.events, Event::Fenced(result)).await;
+    });
+}
+
+impl World {
+    async fn stop(&self) -> Result<(), PgError> {
+        let busy = timeout(STOP_PATIENCE, self.busy.lock()).await;
+        let postgres = self.postgres.borrow().clone();
+        match (postgres, &busy) {
             (None, _) => Ok(()),
             (Some(postgres), Ok(_idle)) => postgres.stop(StopMode::Fast).await,
             (Some(postgres), Err(_)) => {
@@ -191,36 +228,9 @@ impl Executor {
                 );
                 postgres.fence().await
             }
-        };
-        if let Some((leave, session)) = self.session.take()
-            && leave.send(()).is_ok()
-        {
-            session.await.context("the session's task failed")?;
         }
-        stopped.context("PostgreSQL could not be stopped")
     }
-}
 
-/// Nothing comes before this: what stops the server happens before this returns; only waiting for
-/// its processes to be gone does not.
-fn fence(world: Arc<World>) {
-    let postgres = world.postgres.borrow().clone();
-    let dataset = world.storage.dataset().to_owned();
-    let fenced = postgres.map(|postgres| postgres.fence());
-    // Without a `Postgres`, because its programs or settings are wrong, what runs is stopped too.
-    let unknown = fenced.is_none().then(|| postgres::fence_dataset(&dataset));
-    tokio::spawn(async move {
-        let result = match (fenced, unknown) {
-            (Some(fenced), _) => fenced.await,
-            (None, Some(unknown)) => unknown.await.map(drop),
-            (None, None) => Ok(()),
-        };
-        let result = result.map_err(|error| whole(&error));
-        send(&world.events, Event::Fenced(result)).await;
-    });
-}
-
-impl World {
     async fn take_settings(self: &Arc<Self>, settings: Settings) -> Result<()> {
         let _busy = timeout(STOP_PATIENCE, self.busy.lock())
             .await

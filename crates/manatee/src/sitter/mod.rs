@@ -3,6 +3,9 @@
 //! A coordination backend and PostgreSQL turn what happens into events ([`sources`]); the driver,
 //! one task with one queue, hands each to the machine and its actions to the executor, which
 //! answers every operation with exactly one event. Nobody here decides anything.
+//!
+//! There are two runtimes. Whatever may wait for the file system of the database runs in one, so that a disk
+//! that hangs holds up neither the session nor the fence nor the status, which run in the other.
 
 pub mod config;
 mod driver;
@@ -32,6 +35,7 @@ use std::{
     sync::Arc,
 };
 use tokio::{
+    runtime::{Handle, Runtime},
     signal::unix::{SignalKind, signal},
     sync::mpsc,
 };
@@ -51,13 +55,21 @@ pub fn run(path: &Path) -> Result<ExitCode> {
     let config = Config::load(path)?;
     let _log = log_to_stderr(&config)?;
     die_of_any_panic();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    let (own, disk) = (runtime("sitter")?, runtime("disk")?);
+    let ended = own.block_on(serve(path, config, disk.handle()));
+    // What hangs there is not waited for.
+    disk.shutdown_background();
+    ended
+}
+
+fn runtime(name: &str) -> Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .thread_name(name)
         .worker_threads(2)
         .max_blocking_threads(16)
         .enable_all()
         .build()
-        .context("cannot start the runtime")?;
-    runtime.block_on(serve(path, config))
+        .context("cannot start the runtime")
 }
 
 /// The log is written by a thread of its own, and loses lines rather than making anybody wait: stderr
@@ -91,7 +103,7 @@ fn die_of_any_panic() {
     }));
 }
 
-async fn serve(path: &Path, config: Config) -> Result<ExitCode> {
+async fn serve(path: &Path, config: Config, disk: &Handle) -> Result<ExitCode> {
     let me = config.ident()?;
     let _lock = lock_dataset(&config)?;
     let options = coord::Options {
@@ -113,11 +125,15 @@ async fn serve(path: &Path, config: Config) -> Result<ExitCode> {
     let (control, controls) = mpsc::channel(4);
     let more = rebuild::router(control.clone());
     let service = Service { jobs, secret: config.secret(), tls, legacy, more };
-    let _backups = backup::serve(config.backup_address(), service).await?;
-    let snapshotter = snapshotter::run(storage.clone(), config.snapshots.clone());
-    let snapshotter = tokio::spawn(snapshotter);
+    let backups = disk.spawn(backup::serve(config.backup_address(), service));
+    let _backups = backups.await.context("the backup service failed")??;
+    let snapshotter = disk.spawn(snapshotter::run(storage.clone(), config.snapshots.clone()));
+    let looks =
+        probe::watch_the_looks(shared.clone(), events.clone(), probe::longest_silence(&config));
+    let looks = tokio::spawn(looks);
     let executor = Executor::new(
         executor::settings(&config, &me)?,
+        disk.clone(),
         storage,
         coordination,
         events,
@@ -145,6 +161,7 @@ async fn serve(path: &Path, config: Config) -> Result<ExitCode> {
             ended = &mut driver => {
                 server.abort();
                 snapshotter.abort();
+                looks.abort();
                 ended.context("the driver failed")??;
                 tracing::info!("sitter stopped");
                 return Ok(ExitCode::SUCCESS);

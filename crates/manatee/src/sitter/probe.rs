@@ -3,6 +3,7 @@
 //! waits for it and after each change, else as configured.
 
 use super::{
+    config::{Config, HealthConfig},
     executor::is_waiting,
     server::{PgSeen, Shared},
     sources::{send, whole},
@@ -30,6 +31,12 @@ const AFTER_A_CHANGE: Millis = Millis(25);
 /// what reconnecting takes.
 const SILENT: Millis = Millis(5_000);
 
+/// How much longer a look may take than the query in it: it may ask the upstream as well.
+const LONGEST_LOOK: Millis = Millis(20_000);
+
+/// How long WAL may wait for the disk before that counts as no answer.
+const LONGEST_FLUSH: Millis = Millis(5_000);
+
 /// Two looks further apart than this were not taken in time: this process or this host stood still.
 const LONGEST_GAP: Millis = Millis(5_000);
 
@@ -37,6 +44,12 @@ const LONGEST_GAP: Millis = Millis(5_000);
 pub(super) struct Timing {
     pub(super) interval: Millis,
     pub(super) lease: Millis,
+}
+
+/// How long nobody may come to look.
+pub(super) fn longest_silence(config: &Config) -> Millis {
+    let HealthConfig { interval, .. } = config.health;
+    Millis(interval.millis().0 + config.postgres.query_timeout.millis().0 + LONGEST_LOOK.0)
 }
 
 /// Looks until another `Postgres` takes the place of this one.
@@ -52,6 +65,7 @@ pub(super) async fn watch(
     let mut silence = Silence::default();
     let mut said = None;
     let mut lost = LostSlots::default();
+    let mut flushes = Flushes::default();
     let mut settling = AFTER_A_CHANGE;
     while current.borrow().as_ref().is_some_and(|now| Arc::ptr_eq(now, &postgres)) {
         let snapshot = snapshots.borrow_and_update().clone();
@@ -59,7 +73,10 @@ pub(super) async fn watch(
             let began = clock::now();
             match postgres.probe().await {
                 Ok(probe) => {
-                    let event = answers.read(began, &snapshot, &probe);
+                    let event = match flushes.judge(began, &probe) {
+                        Some(problem) => Event::ProbeFailed(problem),
+                        None => answers.read(began, &snapshot, &probe),
+                    };
                     shared.publish_postgres(PgSeen { at: began, probe: Ok(probe.clone()) });
                     // Before anybody else is asked, which takes a while: of what is here then it may say nothing.
                     send(&events, event).await;
@@ -110,6 +127,29 @@ pub(super) async fn watch(
                 Ok(_) => settling = AFTER_A_CHANGE,
                 Err(_) => return,
             },
+        }
+    }
+}
+
+/// Tells when nobody comes to look any more, because whoever does waits for a disk that hangs: that is no answer
+/// either (rule H2).
+pub(super) async fn watch_the_looks(
+    shared: Arc<Shared>,
+    events: mpsc::Sender<Event>,
+    limit: Millis,
+) {
+    let mut last = clock::now();
+    loop {
+        sleep(Duration::from_millis(limit.0 / 4)).await;
+        let now = clock::now();
+        last = last.max(shared.last_look(now).unwrap_or(last));
+        let silent = now - last;
+        if silent >= limit {
+            let seconds = silent.0 / 1000;
+            let problem = format!(
+                "PostgreSQL could not be looked at for {seconds} s: does a disk of this host hang?"
+            );
+            send(&events, Event::ProbeFailed(problem)).await;
         }
     }
 }
@@ -205,6 +245,33 @@ impl Silence {
     }
 }
 
+/// Since when WAL waits to be flushed, and up to where it was flushed then.
+#[derive(Default)]
+struct Flushes {
+    waits: Option<(Lsn, Monotonic)>,
+}
+
+impl Flushes {
+    /// Why a server that answers has failed all the same: it needs no disk to answer, and nothing is flushed there
+    /// any more (rule H2).
+    fn judge(&mut self, now: Monotonic, probe: &Probe) -> Option<String> {
+        if !probe.unflushed {
+            self.waits = None;
+            return None;
+        }
+        let (flushed, since) = *self.waits.get_or_insert((probe.wal, now));
+        if flushed != probe.wal {
+            self.waits = Some((probe.wal, now));
+            return None;
+        }
+        let waited = now - since;
+        (waited >= LONGEST_FLUSH).then(|| {
+            let seconds = waited.0 / 1000;
+            format!("PostgreSQL has flushed no WAL after {flushed} for {seconds} s: its disk hangs")
+        })
+    }
+}
+
 /// Which replication slots have lost their WAL, by name, and when that was told.
 #[derive(Default)]
 struct LostSlots {
@@ -281,4 +348,38 @@ fn counting<'a>(snapshot: &'a Snapshot, probe: &'a Probe) -> Option<(&'a PeerId,
     let PgConfig::Primary { counts: Counts::Sync(sync), .. } = config else { return None };
     let sender = probe.senders.iter().find(|sender| sender.application_name == sync.as_str())?;
     (sender.sync_priority > 0).then_some((sync, sender))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_flushed_for_long_is_a_failure() {
+        let probe = |wal, unflushed| Probe {
+            in_recovery: false,
+            system_identifier: 7,
+            timeline: 1,
+            wal: Lsn::new(wal),
+            unflushed,
+            replay: None,
+            replayed_commit: None,
+            receiver: None,
+            senders: Vec::new(),
+            lost_slots: None,
+            names_in_force: None,
+        };
+        let longest = LONGEST_FLUSH.0;
+        let mut flushes = Flushes::default();
+        let mut fails =
+            |at, wal, unflushed| flushes.judge(Monotonic(at), &probe(wal, unflushed)).is_some();
+        assert!(!fails(0, 100, true));
+        assert!(!fails(longest - 1, 100, true));
+        assert!(fails(longest, 100, true), "nothing was flushed");
+        assert!(!fails(longest + 1, 101, true), "slow is not hung");
+        assert!(!fails(2 * longest, 101, true));
+        assert!(fails(2 * longest + 1, 101, true));
+        assert!(!fails(3 * longest, 101, false), "all is flushed");
+        assert!(!fails(9 * longest, 101, true), "new WAL has only begun to wait");
+    }
 }

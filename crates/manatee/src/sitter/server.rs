@@ -96,6 +96,12 @@ impl Shared {
         CopyShown(self)
     }
 
+    /// When PostgreSQL was looked at last; `now` where none runs.
+    pub(super) fn last_look(&self, now: Monotonic) -> Option<Monotonic> {
+        let seen = self.postgres.lock().expect("no holder panics");
+        if self.snapshot.borrow().running { seen.as_ref().map(|seen| seen.at) } else { Some(now) }
+    }
+
     /// Counts a copy that is complete. Before the machine is told of it, so that whoever sees what it does then
     /// finds it counted.
     pub(super) fn count_copy(&self) {

@@ -17,6 +17,7 @@ mod files;
 mod filesystems;
 #[path = "../../../adapters/tests/coord_access/guarded.rs"]
 mod guarded;
+mod hung_disk;
 mod network;
 mod original_client;
 mod outages;

@@ -147,6 +147,12 @@ impl Checkers {
         self.judge("histories", now, Err(problem));
     }
 
+    /// Two promotions have got one number (rule D7).
+    pub(crate) fn namesake(&mut self, now: u64, peer: usize, number: u32) {
+        let problem = format!("peer {peer} is promoted to timeline {number}, which another is on");
+        self.judge("histories", now, Err(problem));
+    }
+
     pub(crate) fn disk_lost(&mut self, peer: usize) {
         self.disks_lost |= 1 << peer;
     }

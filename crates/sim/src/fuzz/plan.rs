@@ -95,6 +95,8 @@ struct Dice {
     random: Xoshiro256PlusPlus,
     peers: usize,
     disk_lost: bool,
+    /// What stops is the disk of a server, and not its processes.
+    disk_hangs: bool,
 }
 
 impl Plan {
@@ -115,6 +117,7 @@ impl Plan {
         };
         // Beside the dice, so that it changes nothing of what else a seed holds.
         let rare_timeline = seed % 4 == 3;
+        (dice.disk_hangs, rare.disk_hangs) = (seed % 8 == 6, seed % 8 == 6);
         let setup = Setup {
             peers: dice.peers,
             seed,
@@ -140,7 +143,8 @@ impl Plan {
 
 impl Dice {
     fn new(seed: u64) -> Self {
-        Dice { random: Xoshiro256PlusPlus::seed_from_u64(seed), peers: 0, disk_lost: false }
+        let random = Xoshiro256PlusPlus::seed_from_u64(seed);
+        Dice { random, peers: 0, disk_lost: false, disk_hangs: false }
     }
 
     fn below(&mut self, bound: usize) -> usize {
@@ -218,7 +222,8 @@ impl Dice {
             Kind::KillHost => Fault::KillHost(self.who()),
             Kind::StartHost => Fault::StartHost(self.peer()),
             Kind::Stop => {
-                let part = [Part::Sitter, Part::Postgres][self.below(2)];
+                let postgres = if self.disk_hangs { Part::Disk } else { Part::Postgres };
+                let part = [Part::Sitter, postgres][self.below(2)];
                 Fault::Stop(self.who(), part)
             }
             Kind::Resume => Fault::Resume(self.peer()),

@@ -108,9 +108,13 @@ impl World {
         }
     }
 
-    /// A stopped server answers nothing: the command runs into its limit.
+    /// A stopped server answers nothing: the command runs into its limit; with its disk, it waits for that.
     fn hangs(&mut self, peer: usize, life: u32, operation: u32) -> bool {
-        let host = &self.peers[peer];
+        let host = &mut self.peers[peer];
+        if host.is_stopped(super::Part::Disk) {
+            host.held.push(Happening::Command { peer, life, operation });
+            return true;
+        }
         let hangs = host.server.is_some() && host.is_stopped(super::Part::Postgres);
         if hangs {
             self.schedule_in(PATIENCE, Happening::CommandLimit { peer, life, operation });

@@ -217,12 +217,17 @@ impl World {
     /// Whatever was due in the meantime happens now, in its order.
     fn resume(&mut self, peer: usize) {
         let host = &mut self.peers[peer];
-        if host.stopped == [false; 2] {
+        if host.stopped == [false; 3] {
             return;
         }
-        host.stopped = [false; 2];
+        host.stopped = [false; 3];
         host.resumed = self.now;
-        for happening in std::mem::take(&mut host.held) {
+        match host.doomed.take() {
+            Some(life) if life == host.life => self.crash_server(peer),
+            Some(_) => self.kill_postgres(peer),
+            None => {}
+        }
+        for happening in std::mem::take(&mut self.peers[peer].held) {
             self.schedule_in(0, happening);
         }
         self.revive_streams();
@@ -283,6 +288,7 @@ impl fmt::Display for Part {
         f.write_str(match self {
             Part::Sitter => "the sitter",
             Part::Postgres => "PostgreSQL",
+            Part::Disk => "the disk",
         })
     }
 }

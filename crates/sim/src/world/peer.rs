@@ -7,13 +7,15 @@ use std::{
     hash::{Hash, Hasher},
 };
 
-/// A part of a host that can be stopped by itself (SIGSTOP).
+/// A part of a host that can be stopped by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Part {
-    /// The sitter.
+    /// The sitter (SIGSTOP).
     Sitter,
-    /// PostgreSQL, every process of it.
+    /// PostgreSQL, every process of it (SIGSTOP).
     Postgres,
+    /// The disk of the database: every process of PostgreSQL waits for it, and cannot even be killed.
+    Disk,
 }
 
 /// A boot clock that runs at its own rate.
@@ -206,7 +208,9 @@ pub struct Peer {
     pub(super) boots: u32,
     pub(super) operations: u32,
     /// What is stopped.
-    pub(super) stopped: [bool; 2],
+    pub(super) stopped: [bool; 3],
+    /// PostgreSQL was killed by this sitter, and ends as soon as its disk lets it.
+    pub(super) doomed: Option<u32>,
     pub(super) resumed: u64,
     pub(super) held: Vec<super::Happening>,
     /// The database, if there is one.
@@ -223,7 +227,7 @@ pub struct Peer {
 impl Peer {
     /// Whether this part is stopped.
     pub fn is_stopped(&self, part: Part) -> bool {
-        self.stopped[part as usize]
+        self.stopped[part as usize] || part == Part::Postgres && self.stopped[Part::Disk as usize]
     }
 
     /// The server, if it runs as a primary.

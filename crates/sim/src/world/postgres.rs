@@ -61,7 +61,8 @@ impl World {
         self.kill_sitter(peer);
         let host = &mut self.peers[peer];
         host.up = false;
-        host.stopped = [false; 2];
+        host.stopped = [false; 3];
+        host.doomed = None;
         host.held.clear();
     }
 
@@ -106,11 +107,15 @@ impl World {
         let collide = self.setup.mutation == Some(Mutation::TimelinesCollide);
         let number = if collide { 0 } else { at_least };
         disk.end = self.timelines.promote(disk.end, number);
+        let branch = disk.end.branch;
         disk.standby = false;
         server.primary = true;
         server.upstream = None;
         server.received = disk.end;
         self.note(|world| format!("{} is promoted", world.name(peer)));
+        if self.timelines.has_a_namesake(branch) {
+            self.checkers.namesake(self.now, peer, self.timelines.number(branch));
+        }
         self.pump(peer);
     }
 
@@ -171,7 +176,9 @@ impl World {
     /// Lets the checkers judge a primary that has come into force or goes on.
     pub(super) fn check_serving(&mut self, peer: usize) {
         let host = &self.peers[peer];
-        let Some(server) = host.primary().filter(|server| server.clients) else { return };
+        // What was killed answers nobody, even where it cannot end yet.
+        let serves = |server: &&Server| server.clients && host.doomed.is_none();
+        let Some(server) = host.primary().filter(serves) else { return };
         let since = host.sitter.as_ref().map(|sitter| sitter.since.max(host.resumed));
         let serving = Serving {
             now: self.now,

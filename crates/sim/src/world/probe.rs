@@ -35,6 +35,9 @@ impl World {
             return;
         };
         let (Some(server), Some(disk)) = (&host.server, &host.disk) else { return };
+        if host.is_stopped(Part::Disk) {
+            return self.tell(peer, Event::ProbeFailed("it does not answer in time".to_owned()));
+        }
         if host.is_stopped(Part::Postgres) {
             return;
         }

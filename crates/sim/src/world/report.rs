@@ -92,6 +92,7 @@ impl World {
             Fault::Stop(who, Part::Postgres) => {
                 format!("the PostgreSQL of {} is stopped", whom(who))
             }
+            Fault::Stop(who, Part::Disk) => format!("the disk of {} hangs", whom(who)),
             Fault::Resume(who) => format!("what is stopped on {} goes on", whom(who)),
             Fault::LoseDisk(who) => format!("the host of {} fails and loses its disk", whom(who)),
             Fault::ExpireSession(who) => format!("the service ends the session of {}", whom(who)),

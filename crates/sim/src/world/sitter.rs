@@ -25,7 +25,8 @@ impl Peer {
             life: 0,
             boots: 0,
             operations: 0,
-            stopped: [false; 2],
+            stopped: [false; 3],
+            doomed: None,
             resumed: 0,
             held: Vec::new(),
             disk: None,
@@ -209,6 +210,12 @@ impl World {
             return;
         }
         self.note(|world| format!("{} stops its PostgreSQL at once (fence)", world.name(peer)));
+        let host = &mut self.peers[peer];
+        if host.server.is_some() && host.is_stopped(super::Part::Disk) {
+            host.doomed = Some(life);
+            host.held.push(Happening::Fenced { peer, life });
+            return;
+        }
         self.crash_server(peer);
         if let Some(sitter) = &mut self.peers[peer].sitter
             && let Some(operation) = &mut sitter.operation

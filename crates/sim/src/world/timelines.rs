@@ -88,6 +88,13 @@ impl Timelines {
         self.add(Branch { parent: Some(from), system, number: (number + 1).max(at_least), end })
     }
 
+    /// Whether another timeline of the same database has the number of this one.
+    pub(super) fn has_a_namesake(&self, id: BranchId) -> bool {
+        let Branch { system, number, .. } = *self.get(id);
+        let alike = |one: &&Branch| one.system == system && one.number == number;
+        self.branches.iter().filter(alike).count() > 1
+    }
+
     /// Appends a record. `None` when somebody else wrote on this timeline since: two servers take
     /// themselves for its primary.
     pub fn append(&mut self, to: Point) -> Option<Point> {

@@ -173,7 +173,7 @@ impl Snapshots for Zfs {
         mountpoint(at)?;
         run(zfs().args(["set", "canmount=noauto"]).arg(&full)).await?;
         run(zfs().arg("set").arg(format!("mountpoint={}", at.display())).arg(&full)).await?;
-        run(zfs().arg("mount").arg(&full)).await.map(drop)
+        run(mount_one_by_one(&full)).await.map(drop)
     }
 
     async fn unmount(&self, dataset: &DatasetName) -> Result<(), StorageCause> {
@@ -364,6 +364,21 @@ impl Snapshots for Zfs {
 
 fn zfs() -> Exec {
     Exec::new("zfs")
+}
+
+/// Where the daemon of `zfs-fuse` is reached.
+const FUSE: &str = "/var/run/zfs/zfs_socket";
+
+/// Mounts a dataset. The daemon of `zfs-fuse` tells its own threads of each mount in two pieces: two
+/// mounts at the same time mix them, and it hangs for ever. So they queue there, whoever runs them.
+fn mount_one_by_one(full: &str) -> Exec {
+    let fuse = Path::new(FUSE);
+    match fuse.parent() {
+        Some(directory) if fuse.exists() => {
+            Exec::new("flock").arg(directory).args(["zfs", "mount"]).arg(full)
+        }
+        _ => zfs().arg("mount").arg(full),
+    }
 }
 
 /// Runs a command that sends no data.
