@@ -12,6 +12,7 @@ use rustix::process::Signal;
 use std::{
     fs,
     io::Write,
+    os::unix::fs::chown,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -26,6 +27,27 @@ fn names(peer: &Peer, prefix: &str) -> Vec<String> {
         .collect();
     names.sort();
     names
+}
+
+/// Of a source it is told what lies where no copy would hold it.
+#[tokio::test]
+async fn tablespaces_elsewhere_are_told() {
+    let a = Peer::new("a").primary(Counts::Alone, &[]).await;
+    let asked = async || a.postgres.tablespaces_of(&a.source()).await;
+    assert_eq!(asked().await.expect("an answer"), Vec::<String>::new());
+    let place = tempfile::tempdir().expect("a directory");
+    for path in [place.path(), &place.path().join("elsewhere")] {
+        fs::create_dir_all(path).expect("a directory");
+        if let Some(user) = a.postgres.os_user() {
+            chown(path, Some(user.uid), Some(user.gid)).expect("given");
+        }
+    }
+    let at = place.path().join("elsewhere");
+    let create = format!("create tablespace elsewhere location '{}'", at.display());
+    a.session().await.batch_execute(&create).await.expect("a tablespace");
+    assert_eq!(asked().await.expect("an answer"), ["elsewhere"]);
+    let error = Peer::new("b").postgres.tablespaces_of(&Peer::new("dead").source()).await;
+    error.expect_err("nobody answers");
 }
 
 /// The first source that answers gives the database; it comes in whole, is a standby's, and never
@@ -63,8 +85,11 @@ async fn a_seed_falls_back_and_never_overwrites() {
         fs::write(b.postgres.data().join("file"), "").expect("a file");
     }
     fs::create_dir(b.settings.dataset.join("data.mine")).expect("an operator's");
-    let deleted = storage.prune_aside(2).await.expect("pruned");
-    assert_eq!(deleted, kept[..1]);
+    let half = b.settings.dataset.join("data.deposed-20260102T030405.123456Z.incomplete");
+    fs::create_dir(&half).expect("what a deletion that was cut off left");
+    let pruned = storage.prune_aside(2).await.expect("pruned");
+    assert!(pruned.gone == kept[..1] && pruned.left.is_empty(), "{pruned:?}");
+    assert!(!half.exists());
     assert_eq!(names(&b, "data.").len(), 3, "{:?}", names(&b, ""));
     assert!(kept[1].exists() && kept[2].exists());
     for reason in ["", "../x", "incoming", "a b"] {

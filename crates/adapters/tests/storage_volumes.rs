@@ -5,6 +5,7 @@ mod filesystems;
 mod support;
 
 use adapters::{
+    exec::Exec,
     postgres::StopMode,
     storage::{
         DatasetName, Dir, Expected, Incoming, Receivable, SeedProgress, SendConflict, SendFrom,
@@ -114,13 +115,16 @@ async fn what_is_replaced_is_kept(place: &Path, a: &Stored, open: Open<'_>) {
     for bad in ["", "../x", "incoming", "a b"] {
         b.storage.set_aside(bad).await.expect_err(bad);
     }
-    assert_eq!(b.storage.prune_aside(2).await.expect("pruned"), kept[..1]);
-    assert_eq!(b.storage.prune_aside(2).await.expect("again"), Vec::<std::path::PathBuf>::new());
+    for gone in [&kept[..1], &[]] {
+        let pruned = b.storage.prune_aside(2).await.expect("pruned");
+        assert!(pruned.gone == gone && pruned.left.is_empty(), "{pruned:?}");
+    }
     b.peer.apply(&standby(Some(&a.peer), &[])).await;
     b.peer.postgres.stop(StopMode::Fast).await.expect("stopped");
 }
 
-/// Without snapshots, a stopped database is copied as it is, and a running one is not.
+/// Without snapshots, a stopped database is copied as it is, and a running one is not. One that cannot be
+/// deleted as a whole has the name of a whole one no more, and keeps no other one from going.
 async fn a_stopped_database_is_copied(place: &Path, a: &Stored) {
     let (dir, to) = (Dir::new(&a.peer.settings.dataset), place.join("copy"));
     let error = dir.copy_stopped(&to).await.expect_err("its server runs");
@@ -136,6 +140,30 @@ async fn a_stopped_database_is_copied(place: &Path, a: &Stored) {
     fs::remove_file(to.join("global/pg_control")).expect("removed");
     let error = examine(a, &to).await.expect_err("not whole");
     assert!(error.to_string().contains("there is no global/pg_control"), "{error}");
+
+    let mut kept = Vec::new();
+    for _ in 0..2 {
+        kept.push(a.storage.keep("deposed").await.unwrap_or_else(|e| panic!("{}", chain(&e))));
+    }
+    let busy = kept[0].join("base");
+    mount(&["-t", "tmpfs", "none"], &busy);
+    let pruned = a.storage.prune_aside(0).await.expect("pruned");
+    assert_eq!(pruned.gone, kept[1..]);
+    assert!(pruned.left.iter().any(|(path, _)| *path == kept[0]), "{pruned:?}");
+    assert!(!kept[0].exists(), "half of it has the name of a whole one");
+    let moved = kept[0].with_file_name(format!(
+        "{}.incomplete",
+        kept[0].file_name().expect("a name").to_string_lossy()
+    ));
+    let gone = Exec::new("umount").arg(moved.join("base")).run().await;
+    gone.expect("unmounted");
+    let pruned = a.storage.prune_aside(0).await.expect("pruned");
+    assert!(pruned.left.is_empty() && !moved.exists(), "{pruned:?}");
+}
+
+fn mount(what: &[&str], on: &Path) {
+    let mounted = Exec::new("mount").args(what).arg(on).run_briefly();
+    mounted.unwrap_or_else(|error| panic!("{error}: {:?}", error.cause));
 }
 
 async fn examine(

@@ -14,7 +14,7 @@
 //! on a branch that the source is not on, would be overlooked: nothing would seem to have diverged.
 
 use super::{
-    Inner, POLL, PgCause,
+    Inner, POLL, PgCause, PgError, Postgres,
     connection::to_copy_from,
     files::{self, MARKER, Marker, STANDBY_SIGNAL, Served},
     process,
@@ -60,7 +60,26 @@ struct State {
     knows_its_timeline: Option<bool>,
 }
 
+impl Postgres {
+    /// The names of that server's tablespaces which lie outside its data directory.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn tablespaces_of(&self, source: &SeedSource) -> Result<Vec<String>, PgError> {
+        let asked = self.inner.tablespaces_of(source).await;
+        asked.map_err(|cause| self.inner.error("ask another server for its tablespaces", cause))
+    }
+}
+
 impl Inner {
+    async fn tablespaces_of(&self, source: &SeedSource) -> Result<Vec<String>, PgCause> {
+        let client = self.client_at(&source.host, source.port).await?;
+        let sql = "select spcname::text from pg_tablespace where pg_tablespace_location(oid) like '/%' order by 1";
+        let asked = client.query(sql, &[]);
+        let rows = within(self.settings.query_timeout, "an answer of the source", asked).await??;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
     /// See [`super::Postgres::answers`].
     pub async fn answers(&self, source: &SeedSource) -> bool {
         self.client_at(&source.host, source.port).await.is_ok()

@@ -1,6 +1,6 @@
 //! What is set aside: when it may be, and what it is called: `REASON-TIME`.
 
-use super::{StorageCause, error::at};
+use super::{DatasetName, StorageCause, error::at};
 use crate::postgres::process;
 use std::path::Path;
 
@@ -23,6 +23,11 @@ pub(super) fn time_of(suffix: &str) -> Option<&str> {
     let (reason, time) = suffix.rsplit_once('-')?;
     let shape: String = time.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
     (shape == "00000000T000000.000000Z" && !RESERVED.contains(&reason)).then_some(time)
+}
+
+/// When the dataset of this name was set aside, if it is what was set aside of that one.
+pub(super) fn of<'a>(dataset: &DatasetName, name: &'a DatasetName) -> Option<&'a str> {
+    time_of(name.as_str().strip_prefix(dataset.as_str())?.strip_prefix('.')?)
 }
 
 /// Refuses to move a database that is not there, or that a server runs in: it would go on writing,

@@ -20,7 +20,7 @@ use tokio::sync::{oneshot, watch};
 /// The highest rate that PostgreSQL can be told, in MiB a second.
 const HIGHEST_RATE: u64 = 1024;
 /// The start of the name of a database that has not come in completely.
-const INCOMING: &str = "data.incoming-";
+pub(super) const INCOMING: &str = "data.incoming-";
 
 /// Fills `data` in this directory, which must not be there, from the first source that gives a
 /// database.
@@ -193,7 +193,7 @@ fn transferred(line: &str) -> Option<(u64, u64)> {
 }
 
 /// Why so many bytes have no room there.
-fn shortage(dataset: &Path, needed: u64) -> Option<StorageCause> {
+pub(super) fn shortage(dataset: &Path, needed: u64) -> Option<StorageCause> {
     // When the file system does not tell, the transfer itself will.
     let found = statvfs(dataset).ok()?;
     let free = found.f_bavail.saturating_mul(found.f_frsize);

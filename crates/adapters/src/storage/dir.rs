@@ -2,7 +2,8 @@
 //! goes as that, or as a plain copy of one that is stopped.
 
 use super::{
-    Capabilities, SeedProgress, SeedRequest, Seeded, Storage, StorageCause, StorageError, aside,
+    Capabilities, Pruned, SeedProgress, SeedRequest, Seeded, Storage, StorageCause, StorageError,
+    aside,
     basebackup::{self, delete, entries, full_or_failed},
     error::at,
 };
@@ -80,7 +81,7 @@ impl Storage for Dir {
         self.copy_aside(reason).await.map_err(self.error("keep a copy of its database"))
     }
 
-    async fn prune_aside(&self, keep: usize) -> Result<Vec<PathBuf>, StorageError> {
+    async fn prune_aside(&self, keep: usize) -> Result<Pruned, StorageError> {
         self.prune(keep).await.map_err(self.error("delete old databases in it"))
     }
 }
@@ -100,7 +101,13 @@ impl Dir {
 
     async fn copy_aside(&self, reason: &str) -> Result<PathBuf, StorageCause> {
         let aside = self.dataset.join(format!("data.{}", aside::suffix(reason)?));
-        // Its name has a time, so that no later copy would come upon what an interrupted one left.
+        self.sweep().await?;
+        self.copy(&aside).await?;
+        Ok(aside)
+    }
+
+    /// Deletes what is not whole: their names have a time, so that nobody would come upon them.
+    async fn sweep(&self) -> Result<(), StorageCause> {
         for path in entries(&self.dataset, "data.")? {
             if path
                 .to_str()
@@ -111,19 +118,22 @@ impl Dir {
                 delete(path).await?;
             }
         }
-        self.copy(&aside).await?;
-        Ok(aside)
+        Ok(())
     }
 
-    async fn prune(&self, keep: usize) -> Result<Vec<PathBuf>, StorageCause> {
+    async fn prune(&self, keep: usize) -> Result<Pruned, StorageCause> {
         let known = |path: PathBuf| Some((set_aside_at(path.to_str()?)?.to_owned(), path));
         let found = entries(&self.dataset, "data.")?.into_iter().filter_map(known).collect();
-        let mut deleted = Vec::new();
+        let mut pruned = Pruned::default();
         for path in aside::beyond(found, keep) {
-            delete(path.clone()).await?;
-            deleted.push(path);
+            let deleted = delete_whole(&path).await;
+            pruned.note(path, deleted);
         }
-        Ok(deleted)
+        // What an earlier one, or a copy, left.
+        if let Err(cause) = self.sweep().await {
+            pruned.left.push((self.dataset.clone(), cause));
+        }
+        Ok(pruned)
     }
 
     async fn copy(&self, to: &Path) -> Result<(), StorageCause> {
@@ -132,9 +142,7 @@ impl Dir {
         if to.exists() {
             return Err(StorageCause::InTheWay(to.to_owned()));
         }
-        let mut name = to.file_name().unwrap_or_default().to_owned();
-        name.push(INCOMPLETE);
-        let incomplete = to.with_file_name(name);
+        let incomplete = incomplete(to);
         if incomplete.exists() {
             delete(incomplete.clone()).await?;
         }
@@ -150,6 +158,20 @@ impl Dir {
         }
         fs::rename(&incomplete, to).and_then(|()| files::sync_parent(to)).map_err(at(to))
     }
+}
+
+/// What a database is called while it is not whole.
+fn incomplete(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(INCOMPLETE);
+    path.with_file_name(name)
+}
+
+/// Deletes a database. Half of one never has the name of a whole one.
+async fn delete_whole(path: &Path) -> Result<(), StorageCause> {
+    let going = incomplete(path);
+    fs::rename(path, &going).and_then(|()| files::sync_parent(path)).map_err(at(path))?;
+    delete(going).await
 }
 
 /// Copies a stopped database, durably.

@@ -4,6 +4,7 @@
 //! Two traits: [`Storage`] is what a sitter needs of any backend; [`Snapshots`] is what file systems
 //! with snapshots can do beyond it. A [`Volume`] is a [`Storage`] on one of the latter.
 
+mod arrival;
 mod aside;
 mod basebackup;
 mod btrfs;
@@ -13,6 +14,7 @@ mod incoming;
 mod mounts;
 mod names;
 mod plan;
+mod prune;
 mod retention;
 mod snapshots;
 mod volume;
@@ -117,6 +119,24 @@ pub struct Seeded {
     pub timeline: u32,
 }
 
+/// What became of databases that were to be deleted: directories, or names of datasets and snapshots.
+#[derive(Debug, Default)]
+pub struct Pruned {
+    /// These are gone.
+    pub gone: Vec<PathBuf>,
+    /// These, or some of what is here, are not, and why.
+    pub left: Vec<(PathBuf, StorageCause)>,
+}
+
+impl Pruned {
+    fn note(&mut self, path: PathBuf, ended: Result<(), StorageCause>) {
+        match ended {
+            Ok(()) => self.gone.push(path),
+            Err(cause) => self.left.push((path, cause)),
+        }
+    }
+}
+
 /// A dataset on some kind of storage.
 #[async_trait]
 pub trait Storage: Send + Sync {
@@ -153,6 +173,7 @@ pub trait Storage: Send + Sync {
     /// there are none.
     async fn keep(&self, reason: &str) -> Result<PathBuf, StorageError>;
 
-    /// Deletes the oldest of the databases that were set aside or kept, all but `keep`; which.
-    async fn prune_aside(&self, keep: usize) -> Result<Vec<PathBuf>, StorageError>;
+    /// Deletes the oldest of the databases that were set aside or kept, all but `keep`. One that cannot be
+    /// deleted keeps no other one from going.
+    async fn prune_aside(&self, keep: usize) -> Result<Pruned, StorageError>;
 }

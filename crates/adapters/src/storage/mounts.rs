@@ -8,10 +8,16 @@ use std::{
 
 /// What is mounted on exactly this directory, as this process sees it.
 pub(super) fn mounted_on(at: &Path) -> Result<Option<String>, StorageCause> {
-    let mounts = mounts()?;
+    let (mounts, at) = (mounts()?, resolved(at));
     // The last one covers the others.
-    let found = mounts.into_iter().rev().find(|(on, _, _)| on == at);
+    let found = mounts.into_iter().rev().find(|(on, _, _)| *on == at);
     Ok(found.map(|(_, kind, source)| format!("{kind} {source}")))
+}
+
+/// A directory as the kernel names what is mounted on it: without links. One that is not there has
+/// nothing mounted on it.
+pub(super) fn resolved(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| path.to_owned())
 }
 
 /// Where what is mounted, in the order of mounting: the directory, the kind, the source.

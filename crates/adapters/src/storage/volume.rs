@@ -4,7 +4,7 @@
 //! What is set aside is called `NAME.REASON-TIME`, beside it.
 
 use super::{
-    Btrfs, Capabilities, DatasetName, Purpose, SeedProgress, SeedRequest, Seeded, SnapshotName,
+    Btrfs, Capabilities, DatasetName, Pruned, SeedProgress, SeedRequest, Seeded, SnapshotName,
     Snapshots, Storage, StorageCause, StorageError, Zfs, aside, basebackup,
 };
 use async_trait::async_trait;
@@ -34,7 +34,7 @@ pub struct Volume {
     kind: Kind,
     parent: String,
     name: DatasetName,
-    mountpoint: PathBuf,
+    pub(super) mountpoint: PathBuf,
     /// Opened when it is first needed: the file system may come later than we do.
     snapshots: OnceCell<Arc<dyn Snapshots>>,
 }
@@ -89,11 +89,11 @@ impl Volume {
         opened.map_err(self.error("use its file system"))
     }
 
-    /// Frees the dataset's name for one that came in: what has a database is set aside, and where to is
-    /// returned; one without is destroyed. Nothing is mounted then.
+    /// Frees the dataset's name for one that came in: it is set aside, and where to is returned; one in
+    /// which nothing is, which only shows when it is mounted, is destroyed. Nothing is mounted then.
     ///
     /// # Errors
-    /// When a server runs in it, or the file system refuses.
+    /// When a server runs in it, it cannot be mounted where it belongs, or the file system refuses.
     pub async fn make_way(&self, reason: &str) -> Result<Option<PathBuf>, StorageError> {
         self.free_the_name(reason).await.map_err(self.error("make way for what came in"))
     }
@@ -104,7 +104,8 @@ impl Volume {
         if !known.iter().any(|dataset| dataset.name == self.name) {
             return Ok(None);
         }
-        if self.data().exists() || !snapshots.list(&self.name).await?.is_empty() {
+        self.make_ready().await?;
+        if !self.is_empty()? || !snapshots.list(&self.name).await?.is_empty() {
             return self.take_the_name_away(reason).await.map(Some);
         }
         snapshots.unmount(&self.name).await?;
@@ -112,7 +113,7 @@ impl Volume {
         Ok(None)
     }
 
-    async fn open(&self) -> Result<&Arc<dyn Snapshots>, StorageCause> {
+    pub(super) async fn open(&self) -> Result<&Arc<dyn Snapshots>, StorageCause> {
         let open = || async {
             Ok(match self.kind {
                 Kind::Zfs => Arc::new(Zfs::open(&self.parent).await?) as Arc<dyn Snapshots>,
@@ -122,16 +123,19 @@ impl Volume {
         self.snapshots.get_or_try_init(open).await
     }
 
-    fn error(&self, operation: &'static str) -> impl FnOnce(StorageCause) -> StorageError {
+    pub(super) fn error(
+        &self,
+        operation: &'static str,
+    ) -> impl FnOnce(StorageCause) -> StorageError {
         let dataset = PathBuf::from(format!("{}/{}", self.parent, self.name));
         move |cause| StorageError { dataset, operation, cause }
     }
 
-    fn data(&self) -> PathBuf {
+    pub(super) fn data(&self) -> PathBuf {
         self.mountpoint.join("data")
     }
 
-    async fn make_ready(&self) -> Result<(), StorageCause> {
+    pub(super) async fn make_ready(&self) -> Result<(), StorageCause> {
         let snapshots = self.open().await?;
         let known = snapshots.datasets().await?;
         if !known.iter().any(|dataset| dataset.name == self.name) {
@@ -167,32 +171,6 @@ impl Volume {
         let snapshots = self.open().await?;
         let made = snapshots.snapshot(&self.name, &SnapshotName::now(reason)?).await?;
         Ok(PathBuf::from(format!("{}@{}", snapshots.full_name(&self.name), made.name)))
-    }
-
-    async fn prune(&self, keep: usize) -> Result<Vec<PathBuf>, StorageCause> {
-        let snapshots = self.open().await?;
-        let known = |name: DatasetName| {
-            let suffix = name.as_str().strip_prefix(self.name.as_str())?.strip_prefix('.')?;
-            Some((aside::time_of(suffix)?.to_owned(), name))
-        };
-        let datasets = snapshots.datasets().await?.into_iter();
-        let found = datasets.filter_map(|dataset| known(dataset.name)).collect();
-        let mut destroyed = Vec::new();
-        for name in aside::beyond(found, keep) {
-            snapshots.destroy(&name).await?;
-            destroyed.push(PathBuf::from(snapshots.full_name(&name)));
-        }
-        let kept = snapshots.list(&self.name).await?.into_iter().filter_map(|snapshot| {
-            let kept = snapshot.name.purpose() == Purpose::For(KEPT);
-            let free = snapshot.holds == 0 && snapshot.clones.is_empty();
-            (kept && free).then(|| (snapshot.name.to_string(), snapshot.name))
-        });
-        for name in aside::beyond(kept.collect(), keep) {
-            snapshots.destroy_snapshot(&self.name, &name).await?;
-            let full_name = snapshots.full_name(&self.name);
-            destroyed.push(PathBuf::from(format!("{full_name}@{name}")));
-        }
-        Ok(destroyed)
     }
 }
 
@@ -254,7 +232,7 @@ impl Storage for Volume {
         self.keep_snapshot(reason).await.map_err(self.error("keep its database in a snapshot"))
     }
 
-    async fn prune_aside(&self, keep: usize) -> Result<Vec<PathBuf>, StorageError> {
+    async fn prune_aside(&self, keep: usize) -> Result<Pruned, StorageError> {
         self.prune(keep).await.map_err(self.error("destroy what was set aside"))
     }
 }

@@ -4,18 +4,24 @@ mod datasets;
 #[path = "../filesystems/mod.rs"]
 mod filesystems;
 mod interrupted;
+mod promotion;
 mod streams;
+mod volumes;
 
 use adapters::{
     exec::Exec,
     storage::{
-        Btrfs, DatasetName, HoldTag, SendFrom, Snapshot, SnapshotName, Snapshots, StorageCause, Zfs,
+        Btrfs, DatasetName, HoldTag, SendFrom, Snapshot, SnapshotName, Snapshots, StorageCause,
+        Volume, Zfs,
     },
 };
 use cluster::Millis;
 use filesystems::{BtrfsFile, ZfsFile, isolated};
 use futures_util::future::join_all;
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Two parents of datasets, as on two hosts, and a place for directories.
@@ -56,6 +62,35 @@ fn zfs_conforms() {
         println!("{found:?}, {:?}", here.features());
         assert_eq!(pool.is_fuse(), !found.resume && !found.bookmarks && here.features().is_empty());
         check_all(Bench { here, there, place: place.to_owned() });
+    });
+}
+
+#[test]
+fn btrfs_goes_on_where_it_was_cut_off() {
+    isolated("btrfs_goes_on_where_it_was_cut_off", |place| {
+        let file = BtrfsFile::new(place, 512);
+        runtime().block_on(promotion::a_split_that_was_cut_off_loses_nothing(&file, place));
+        runtime().block_on(promotion::what_cannot_be_swept_is_in_nobodys_way(&file));
+    });
+}
+
+#[test]
+fn btrfs_volumes() {
+    isolated("btrfs_volumes", |place| {
+        let file = BtrfsFile::new(place, 512);
+        let parent = file.parent("manatee").display().to_string();
+        let volume = |on: &Path| Volume::btrfs(&format!("{parent}/a"), on).expect("a name");
+        runtime().block_on(volumes::check_all(place, &volume));
+    });
+}
+
+#[test]
+fn zfs_volumes() {
+    isolated("zfs_volumes", |place| {
+        let pool = ZfsFile::new(place, 512);
+        let parent = pool.parent("manatee");
+        let volume = |on: &Path| Volume::zfs(&format!("{parent}/a"), on).expect("a name");
+        runtime().block_on(volumes::check_all(place, &volume));
     });
 }
 

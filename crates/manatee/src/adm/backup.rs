@@ -17,6 +17,7 @@ use adapters::{clock, exec::Exec, postgres::Postgres};
 use anyhow::{Context, Result, bail};
 use cluster::{Lsn, Millis, PeerIdent};
 use jiff::Timestamp;
+use rustix::fs::{FlockOperation, flock};
 use std::{
     fs::{self, File},
     io::{self, BufWriter, Write},
@@ -139,19 +140,50 @@ fn target(to: &Path, config: &Config, me: &PeerIdent, begun: Timestamp) -> Resul
     Ok(target)
 }
 
-/// A file that has another name until it is complete; removed when it does not become so.
+/// A file that has another name until it is complete; removed when it does not become so, or when the next
+/// one is begun there.
 struct Unfinished {
     path: PathBuf,
+    /// Locked for as long as it is written.
     file: File,
 }
+
+/// Between the name of the backup and the process that writes it.
+const UNFINISHED: &str = ".unfinished-";
 
 impl Unfinished {
     fn create(target: &Path) -> Result<Unfinished> {
         let name = target.file_name().context("give a file or a directory")?.to_string_lossy();
-        let path = target.with_file_name(format!(".{name}.unfinished-{}", std::process::id()));
+        Unfinished::sweep(directory(target))?;
+        let path = target.with_file_name(format!(".{name}{UNFINISHED}{}", std::process::id()));
         let file = File::options().write(true).create_new(true).mode(0o600).open(&path);
         let file = file.with_context(|| format!("cannot make {}", path.display()))?;
+        // Where nothing can be locked, nobody takes it for one that was left, either.
+        flock(&file, FlockOperation::NonBlockingLockExclusive).ok();
         Ok(Unfinished { path, file })
+    }
+
+    /// Removes what those left that were killed: their process is gone, here, and nobody locks it, anywhere.
+    fn sweep(directory: &Path) -> Result<()> {
+        let entries = fs::read_dir(directory);
+        for entry in entries.with_context(|| format!("cannot read {}", directory.display()))? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let writer =
+                name.to_str().and_then(|name| name.strip_prefix('.')?.rsplit_once(UNFINISHED));
+            let Some(Ok(pid)) = writer.map(|(_, pid)| pid.parse::<u32>()) else { continue };
+            if Path::new("/proc").join(pid.to_string()).exists() {
+                continue;
+            }
+            let Ok(file) = File::open(entry.path()) else { continue };
+            if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+                let path = entry.path();
+                fs::remove_file(&path).with_context(|| {
+                    format!("cannot remove {}, which was cut off", path.display())
+                })?;
+            }
+        }
+        Ok(())
     }
 
     /// Gives it its name, if nobody has taken that meanwhile.
@@ -164,10 +196,14 @@ impl Unfinished {
             _ => anyhow::Error::from(error).context(format!("cannot make {}", target.display())),
         })?;
         // What a cut of power leaves is under both names or under one: never half of it under the last.
-        let directory = target.parent().filter(|parent| !parent.as_os_str().is_empty());
-        File::open(directory.unwrap_or(Path::new(".")))?.sync_all()?;
+        File::open(directory(target))?.sync_all()?;
         Ok(())
     }
+}
+
+fn directory(file: &Path) -> &Path {
+    let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty());
+    directory.unwrap_or(Path::new("."))
 }
 
 impl Drop for Unfinished {
@@ -208,15 +244,19 @@ async fn base_backup(
 
 /// Copies all that the command prints and says how far it is; its beginning.
 async fn copy(command: Exec, writer: &mut Output, watch: &Watch<'_>) -> Result<Vec<u8>> {
+    let mut interrupted = signal(SignalKind::interrupt())?;
+    let mut terminated = signal(SignalKind::terminate())?;
+    let mut hung_up = signal(SignalKind::hangup())?;
     let mut input = command.reader()?;
     let (mut chunk, mut head) = (vec![0; CHUNK], Vec::new());
     let begun = clock::now();
     let mut told = begun;
-    let mut interrupted = signal(SignalKind::interrupt())?;
     loop {
         let read = tokio::select! {
             read = input.read(&mut chunk) => read?,
             _ = interrupted.recv() => bail!("interrupted"),
+            _ = terminated.recv() => bail!("terminated"),
+            _ = hung_up.recv() => bail!("hung up"),
         };
         if read == 0 {
             return Ok(head);
@@ -269,5 +309,52 @@ mod tests {
         head[0] = b'x';
         assert_eq!(label(&head), None);
         assert_eq!(label(&head[..600]), None);
+    }
+
+    #[tokio::test]
+    async fn what_ends_a_backup_leaves_no_file() -> Result<()> {
+        let place = tempfile::tempdir()?;
+        for (signal, said) in [("INT", "interrupted"), ("TERM", "terminated"), ("HUP", "hung up")] {
+            let unfinished = Unfinished::create(&place.path().join("one"))?;
+            let mut writer = Writer::new(BufWriter::new(unfinished.file.try_clone()?))?;
+            let script = format!("kill -{signal} {}; exec sleep 600", std::process::id());
+            let command = Exec::new("sh").args(["-c", &script]);
+            let watch = Watch { period: PERIOD, tell: &|_, _, _| {} };
+            let copied = copy(command, &mut writer, &watch).await;
+            assert_eq!(copied.expect_err("a signal came").to_string(), said);
+            drop((writer, unfinished));
+            assert_eq!(fs::read_dir(place.path())?.count(), 0, "after {signal}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn what_was_killed_is_swept_and_nobody_elses() -> Result<()> {
+        let place = tempfile::tempdir()?;
+        let mut child = std::process::Command::new("true").spawn()?;
+        let gone = child.id();
+        child.wait()?;
+        let own = std::process::id();
+        let name = |name: String| place.path().join(name);
+        let left = name(format!(".a.tar.zst{UNFINISHED}{gone}"));
+        let stays = [
+            name(format!(".b.tar.zst{UNFINISHED}{own}")),
+            name(format!(".locked{UNFINISHED}{gone}")),
+            name(format!("mine{UNFINISHED}{gone}")),
+            name(format!(".mine{UNFINISHED}")),
+        ];
+        for path in stays.iter().chain([&left]) {
+            fs::write(path, "half")?;
+        }
+        // As somebody does on another host, in a directory that both have.
+        let elsewhere = File::open(&stays[1])?;
+        flock(&elsewhere, FlockOperation::NonBlockingLockExclusive)?;
+        let unfinished = Unfinished::create(&place.path().join("c"))?;
+        assert!(!left.exists());
+        assert!(stays.iter().all(|path| path.exists()));
+        // Our own is locked as well.
+        let ours = File::open(&unfinished.path)?;
+        flock(&ours, FlockOperation::NonBlockingLockExclusive).expect_err("it is being written");
+        Ok(())
     }
 }

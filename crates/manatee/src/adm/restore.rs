@@ -132,9 +132,11 @@ impl Place<'_> {
         }
         self.make_its_own(port, self.at)?;
         match manifest.taken {
-            Taken::BaseBackup => Ok(()),
-            Taken::Snapshot => self.recover().await,
+            Taken::BaseBackup => {}
+            Taken::Snapshot => self.recover().await?,
         }
+        // Nobody is told that it is there before it outlives a loss of power.
+        Ok(rustix::fs::syncfs(File::open(self.at)?)?)
     }
 
     async fn extract(&self, file: &mut File, manifest: &Manifest) -> Result<()> {

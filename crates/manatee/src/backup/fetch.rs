@@ -189,6 +189,16 @@ impl Remote {
         self.post("/v1/streams".to_owned(), request).await
     }
 
+    /// Ends a stream that was begun and is not wanted.
+    ///
+    /// # Errors
+    /// When the sender is not told; it ends by itself then, when it was not asked for in a while.
+    pub async fn end(&self, started: &StreamStarted) -> Result<(), FetchError> {
+        let (remote, target) = (self.clone(), stream(started.id));
+        let ended = spawn_blocking(move || remote.call("DELETE", &target, &[]).map(drop));
+        ended.await.map_err(|error| FetchError::Write(io::Error::other(error)))?
+    }
+
     /// Writes a stream that was begun to `sink`, all of it, and says how far it is. A sender that cannot
     /// be reached is tried again for a minute. Dropping the future stops it.
     ///

@@ -6,7 +6,7 @@ use super::{
 };
 use adapters::storage::{
     DatasetName, HoldTag, Mark, Purpose, ResumeToken, SendFrom, Snapshot, SnapshotName, Snapshots,
-    Storage, Volume,
+    Storage, StorageCause, Volume,
 };
 use async_trait::async_trait;
 use std::{collections::BTreeSet, sync::Arc};
@@ -42,14 +42,10 @@ impl StorageOutlet {
 
     async fn send(&self, snapshot: Snapshot, how: How<'_>) -> Result<Outgoing, Refusal> {
         let (snapshots, dataset) = self.snapshots().await?;
-        let tag = HoldTag::new(&format!("stream-{}", uuid::Uuid::new_v4())).map_err(failed)?;
-        snapshots.hold(dataset, &snapshot.name, &tag).await.map_err(failed)?;
-        // From here on it is let go of however this ends.
-        let hold = Hold {
-            snapshots: snapshots.clone(),
-            dataset: dataset.clone(),
-            snapshot: snapshot.name.clone(),
-            tag,
+        let hold = self.hold(&snapshot.name).await?;
+        let base = match &how {
+            How::From(SendFrom::Snapshot(base), _) => Some(self.hold(base).await?),
+            How::From(SendFrom::Nothing | SendFrom::Bookmark(_), _) | How::Rest(_) => None,
         };
         let stream = match how {
             How::From(from, accepted) => {
@@ -62,10 +58,21 @@ impl StorageOutlet {
             snapshot: info(&snapshot),
             estimate: stream.estimate,
             input: Input::of(stream),
-            guard: Box::new(hold),
+            guard: Box::new((hold, base)),
         })
     }
+
+    /// Holds a snapshot. It is let go of however this ends.
+    async fn hold(&self, snapshot: &SnapshotName) -> Result<Hold, Refusal> {
+        let (snapshots, dataset) = self.snapshots().await?;
+        let tag = HoldTag::new(&format!("{STREAM}{}", uuid::Uuid::new_v4())).map_err(failed)?;
+        snapshots.hold(dataset, snapshot, &tag).await.map_err(failed)?;
+        Ok(Hold(Held { storage: self.storage.clone(), snapshot: snapshot.clone(), tag }))
+    }
 }
+
+/// How the tags of our holds begin.
+const STREAM: &str = "stream-";
 
 /// What of a snapshot is sent.
 enum How<'a> {
@@ -75,25 +82,41 @@ enum How<'a> {
     Rest(ResumeToken),
 }
 
-/// Lets go of a snapshot when it is dropped. A sitter that dies leaves a hold behind; the next one
-/// takes it away when it starts.
-struct Hold {
-    snapshots: Arc<dyn Snapshots>,
-    dataset: DatasetName,
+/// Lets go of a snapshot when it is dropped. A sitter that dies leaves a hold behind; the next one takes
+/// it away when it starts.
+struct Hold(Held);
+
+#[derive(Clone)]
+struct Held {
+    storage: Arc<dyn Storage>,
     snapshot: SnapshotName,
     tag: HoldTag,
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        let (snapshots, dataset) = (self.snapshots.clone(), self.dataset.clone());
-        let (snapshot, tag) = (self.snapshot.clone(), self.tag.clone());
+        let held = self.0.clone();
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         runtime.spawn(async move {
-            if let Err(error) = snapshots.release(&dataset, &snapshot, &tag).await {
-                tracing::warn!(%snapshot, "a snapshot is still held: {error}");
+            if let Err(error) = held.release().await {
+                tracing::warn!(snapshot = %held.snapshot, "a snapshot is still held: {error:#}");
             }
         });
+    }
+}
+
+impl Held {
+    /// Wherever the snapshot is by now: its dataset may have been set aside, or split.
+    async fn release(&self) -> anyhow::Result<()> {
+        let Some(volume) = self.storage.volume() else { return Ok(()) };
+        let snapshots = volume.snapshots().await?;
+        for dataset in volume.datasets().await? {
+            match snapshots.release(&dataset, &self.snapshot, &self.tag).await {
+                Ok(()) | Err(StorageCause::NoSnapshot(_) | StorageCause::NoDataset(_)) => {}
+                Err(cause) => return Err(cause.into()),
+            }
+        }
+        Ok(())
     }
 }
 
@@ -179,19 +202,25 @@ impl LegacyOutlet for StorageOutlet {
     }
 }
 
-/// Takes away the holds that an earlier sitter left because it died while it sent.
+/// Takes away the holds that an earlier sitter left because it died while it sent. One that stays is
+/// told of, and keeps no other one from going.
 ///
 /// # Errors
 /// When the file system cannot be asked.
 pub async fn release_leftovers(volume: &Volume) -> anyhow::Result<()> {
     let snapshots = volume.snapshots().await?;
-    for snapshot in snapshots.list(volume.name()).await? {
-        if snapshot.holds == 0 {
-            continue;
-        }
-        for tag in snapshots.holds(volume.name(), &snapshot.name).await? {
-            if tag.as_str().starts_with("stream-") {
-                snapshots.release(volume.name(), &snapshot.name, &tag).await?;
+    for dataset in volume.datasets().await? {
+        for snapshot in snapshots.list(&dataset).await? {
+            if snapshot.holds == 0 {
+                continue;
+            }
+            for tag in snapshots.holds(&dataset, &snapshot.name).await? {
+                if tag.as_str().starts_with(STREAM)
+                    && let Err(error) = snapshots.release(&dataset, &snapshot.name, &tag).await
+                {
+                    let error = anyhow::Error::from(error);
+                    tracing::warn!(%dataset, snapshot = %snapshot.name, "it is still held: {error:#}");
+                }
             }
         }
     }

@@ -59,6 +59,13 @@ pub enum ReceiveError {
     },
 }
 
+impl ReceiveError {
+    /// Whether the sender sends as much as it may, and is to be asked again.
+    pub fn is_busy(&self) -> bool {
+        matches!(self, ReceiveError::Fetch(error) if is_busy(error))
+    }
+}
+
 /// What is to be filled, and with what.
 pub struct Reception<'a> {
     /// The dataset.
@@ -69,8 +76,8 @@ pub struct Reception<'a> {
     pub receiver: String,
     /// Bytes a second that the stream is not to exceed.
     pub rate: Option<u64>,
-    /// Whether what an earlier transfer left may be gone on with: it brings the snapshot of then, not
-    /// one of now.
+    /// Whether what an earlier transfer left may be gone on with, and this one later: it brings the
+    /// snapshot of then, not one of now. Only where there is no database.
     pub resume: bool,
     /// Whether all of the snapshot is to come, whatever both sides have.
     pub whole: bool,
@@ -124,10 +131,16 @@ impl Reception<'_> {
         if offer.format != ours {
             return Err(ReceiveError::Format { theirs: offer.format, ours });
         }
-        let into = self.beside("incoming")?;
+        let into = self.volume.incoming()?;
         let Begun { started, wanted, incremental } = self.begin(&snapshots, &into, offer).await?;
         if let Some(estimate) = started.estimate {
             estimated(estimate);
+        }
+        if let Err(error) = self.make_ready(started.estimate, &wanted).await {
+            if let Err(error) = self.remote.end(&started).await {
+                tracing::debug!("the stream was not let go of, and ends by itself: {error}");
+            }
+            return Err(error.into());
         }
         let taken = take(self.remote, &*snapshots, &into, &started, progress).await?;
         let (snapshot, Progress { bytes, .. }) = taken;
@@ -154,8 +167,15 @@ impl Reception<'_> {
         Ok(Received { snapshot, incremental, bytes, facts })
     }
 
-    fn beside(&self, what: &str) -> Result<DatasetName, BadName> {
-        DatasetName::new(&format!("{}.{what}", self.volume.name()))
+    /// Sees to it that there is room, and that what comes can be gone on with where it may be.
+    async fn make_ready(&self, estimate: Option<u64>, wanted: &Guid) -> Result<(), StorageError> {
+        if let Some(estimate) = estimate {
+            self.volume.refuse_shortage(estimate)?;
+        }
+        match self.resume {
+            true => self.volume.expect(wanted).await,
+            false => Ok(()),
+        }
     }
 
     /// Begins what is to come, and makes the dataset that it comes into fit for it.
@@ -167,7 +187,7 @@ impl Reception<'_> {
     ) -> Result<Begun, ReceiveError> {
         let sendable =
             Sendable { snapshots: marks(&offer.snapshots)?, bookmarks: marks(&offer.bookmarks)? };
-        let unfinished = if self.resume { snapshots.unfinished(into).await? } else { None };
+        let unfinished = if self.resume { self.volume.unfinished().await? } else { None };
         if let Some(part) = unfinished.and_then(|unfinished| rest(&sendable, unfinished)) {
             match self.ask(snapshots, part, true).await {
                 Err(error) if is_in_vain(&error) => {
@@ -204,8 +224,7 @@ impl Reception<'_> {
         into: &DatasetName,
         mut sendable: Sendable,
     ) -> Result<(Part, bool), ReceiveError> {
-        snapshots.abandon(into).await?;
-        self.clear(&**snapshots, into).await?;
+        self.volume.discard_incoming().await?;
         let request = SnapshotRequest { purpose: SEED.to_owned() };
         let to = mark(&self.remote.snapshot(&request).await?)?;
         sendable.snapshots.push(to.clone());
@@ -228,7 +247,7 @@ impl Reception<'_> {
             }
             // The branch is of no use; without it everything comes.
             _ => {
-                self.clear(&**snapshots, into).await?;
+                self.volume.discard_incoming().await?;
                 Ok((Part::Full { to: to.guid.to_string() }, false))
             }
         }
@@ -250,31 +269,6 @@ impl Reception<'_> {
             all.any(|mark| mark.guid == *guid)
         };
         Ok(ours.iter().rev().find(|one| theirs(&one.guid)).map(|one| one.mark()))
-    }
-
-    /// Removes what an earlier transfer left: what came in completely and was never put in place, or the
-    /// branch that a difference was to come into. That has snapshots of what it was split off from, which
-    /// gets them back.
-    async fn clear(
-        &self,
-        snapshots: &dyn Snapshots,
-        into: &DatasetName,
-    ) -> Result<(), StorageCause> {
-        let known = snapshots.datasets().await?;
-        if !known.iter().any(|dataset| dataset.name == *into) {
-            return Ok(());
-        }
-        snapshots.unmount(into).await?;
-        loop {
-            let list = snapshots.list(into).await?;
-            let mut clones = list.iter().flat_map(|one| &one.clones);
-            let first = clones.next();
-            let own = first.into_iter().chain(clones).find(|clone| *clone == self.volume.name());
-            // Each time it has fewer of them.
-            let Some(next) = own.or(first) else { break };
-            snapshots.promote(next).await?;
-        }
-        snapshots.destroy(into).await
     }
 }
 
@@ -318,8 +312,13 @@ fn rest(sendable: &Sendable, unfinished: Unfinished) -> Option<Part> {
 /// Whether the sender will not give the rest of a transfer later, either: its file system may not be
 /// able to, or not know any more what the token is of. One that sends as much as it may will.
 fn is_in_vain(error: &FetchError) -> bool {
+    matches!(error, FetchError::Refused { .. }) && !is_busy(error)
+}
+
+/// Whether the sender sends as much as it may.
+fn is_busy(error: &FetchError) -> bool {
     let busy = StatusCode::SERVICE_UNAVAILABLE.as_u16();
-    matches!(error, FetchError::Refused { status, .. } if *status != busy)
+    matches!(error, FetchError::Refused { status, .. } if *status == busy)
 }
 
 /// Where what came in is looked at.

@@ -14,7 +14,7 @@ use super::{config::Config, executor::World};
 use crate::backup::{Progress, ReceiveError, Received, Reception, Remote, Secret, TlsFiles};
 use adapters::{
     postgres::{PgCause, Postgres},
-    storage::{Expected, KEPT, SeedPhase, SeedProgress, SeedSource, Volume},
+    storage::{Expected, KEPT, Pruned, SeedPhase, SeedProgress, SeedSource, Volume},
 };
 use anyhow::{Context, Result, ensure};
 use cluster::{PeerIdent, Way};
@@ -71,20 +71,27 @@ impl World {
         postgres.remove_half_rewound().await?;
         let (progress, watched) = watch::channel(SeedProgress::default());
         let _shown = self.shared.show_copy(watched);
-        wait_for_any(postgres, &addresses(sources)?).await;
+        let addresses = addresses(sources)?;
+        wait_for_any(postgres, &addresses).await;
+        refuse_tablespaces(postgres, &addresses).await?;
         if let Some(volume) = self.storage.volume() {
             let mut silent = 0;
             for source in sources {
                 match self.receive(postgres, volume, source, &progress, Leftover::Resume).await {
                     Ok(()) => return Ok(()),
+                    // What has come is worth waiting for.
+                    Err(error) if is_busy(&error) && volume.unfinished().await?.is_some() => {
+                        return Err(error);
+                    }
                     Err(error) => {
                         silent += usize::from(error.is::<Silent>());
                         not_this_way("no snapshot from this peer", source, &error);
                     }
                 }
             }
-            // One that answers only now has snapshots to send as well: they are for the next try.
-            if silent > 0 && silent == sources.len() {
+            // One that answers only now has snapshots to send as well: they are for the next try. And what
+            // has come of one is not given up for nobody's base backup.
+            if silent > 0 && silent == sources.len() || !any_answers(postgres, &addresses).await {
                 return Err(Silent.into());
             }
             self.storage.prepare().await?;
@@ -118,6 +125,7 @@ impl World {
                 Err(error) => not_this_way("what is here cannot be rewound", source, &error),
             }
         }
+        refuse_tablespaces(postgres, &addresses).await?;
         if let (Some(volume), Some(source)) = (self.storage.volume(), sources.first()) {
             let leftover = if way == Way::Whole { Leftover::Ignore } else { Leftover::Discard };
             match self.receive(postgres, volume, source, &progress, leftover).await {
@@ -159,6 +167,7 @@ impl World {
             // Rewinding would be refused as well, after what is here was kept.
             Err(error) => return Err(error.into()),
         }
+        refuse_tablespaces(postgres, std::slice::from_ref(source)).await?;
         let kept = self.storage.keep(KEPT).await?;
         tracing::info!("the old database is kept in {}", kept.display());
         let told = |done, total| {
@@ -246,6 +255,14 @@ impl World {
         sources: &[PeerIdent],
         progress: &watch::Sender<SeedProgress>,
     ) -> Result<()> {
+        if let Some(volume) = self.storage.volume() {
+            // Never gone on with, once there was another database here; and it needs the room.
+            volume.expect_nothing()?;
+            if let Err(error) = volume.discard_incoming().await {
+                let error = anyhow::Error::from(error);
+                tracing::warn!("what came of a snapshot could not be removed: {error:#}");
+            }
+        }
         let request = postgres.seed_request(addresses(sources)?);
         let seeded = self.storage.seed(&request, progress).await?;
         tracing::info!(source = %seeded.source, timeline = seeded.timeline, "the database is copied");
@@ -255,11 +272,18 @@ impl World {
     /// Removes what is kept beyond the configured number. That this fails spoils no copy.
     async fn prune(&self) {
         match self.storage.prune_aside(self.keep_aside).await {
-            Ok(pruned) => {
-                for path in pruned {
+            Ok(Pruned { gone, left }) => {
+                for path in gone {
                     tracing::info!(
                         "an older database that was kept is removed: {}",
                         path.display()
+                    );
+                }
+                for (path, cause) in left {
+                    let error = anyhow::Error::from(cause);
+                    let path = path.display();
+                    tracing::warn!(
+                        "an older database stays, as it cannot be removed: {path}: {error:#}"
                     );
                 }
             }
@@ -269,6 +293,37 @@ impl World {
             }
         }
     }
+}
+
+/// Whether the source sends as many snapshots as it may.
+fn is_busy(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<ReceiveError>().is_some_and(ReceiveError::is_busy)
+}
+
+async fn any_answers(postgres: &Postgres, sources: &[SeedSource]) -> bool {
+    for source in sources {
+        if postgres.answers(source).await {
+            return true;
+        }
+    }
+    false
+}
+
+/// Refuses to copy, or to keep a copy of, a database of which a part lies outside its data directory. One
+/// that does not answer is not copied, either.
+async fn refuse_tablespaces(postgres: &Postgres, sources: &[SeedSource]) -> Result<()> {
+    for source in sources {
+        let Ok(found) = postgres.tablespaces_of(source).await else { continue };
+        ensure!(
+            found.is_empty(),
+            "{} has tablespaces outside its data directory ({}), which no copy would hold: move what is \
+             in them to pg_default (ALTER TABLE, INDEX and DATABASE … SET TABLESPACE) and drop them on \
+             the primary; then the copy is made by itself",
+            source.peer,
+            found.join(", ")
+        );
+    }
+    Ok(())
 }
 
 fn not_this_way(what: &str, source: &PeerIdent, error: &anyhow::Error) {
@@ -287,12 +342,7 @@ fn addresses(sources: &[PeerIdent]) -> Result<Vec<SeedSource>> {
 /// to copy from is often still starting. Whether one does is for the copy to find out.
 async fn wait_for_any(postgres: &Postgres, sources: &[SeedSource]) {
     let connected = async {
-        loop {
-            for source in sources {
-                if postgres.answers(source).await {
-                    return;
-                }
-            }
+        while !any_answers(postgres, sources).await {
             sleep(Duration::from_millis(100)).await;
         }
     };

@@ -328,8 +328,11 @@ fn peers_show_their_certificates() {
             ensure!(offer.is_ok() == good, "{offer:?}");
         }
 
-        // It loses its disk, and comes back with a certificate of another authority.
+        // It loses its disk in the middle of a transfer, and comes back with a certificate of another
+        // authority: a base backup is all that it can have, and nothing is left of what had come.
         lose_disk(peer, &snapshots)?;
+        let incoming = DatasetName::new(&format!("{}.incoming", peer.zone()))?;
+        block_on(snapshots.create(&incoming))?;
         let written = fs::read_to_string(peer.config_file())?;
         let here = place.display();
         let stranger = written.replace(&format!("{here}/ours-"), &format!("{here}/theirs-"));
@@ -340,6 +343,8 @@ fn peers_show_their_certificates() {
         let log = fs::read_to_string(peer.log_file())?;
         ensure!(log.matches(came).count() == 2, "a stranger was given a snapshot: {log}");
         ensure!(log.contains("no snapshot from this peer"), "it did not ask: {log}");
+        let known = block_on(snapshots.datasets())?;
+        ensure!(known.iter().all(|one| one.name != incoming), "it is still there: {known:?}");
         world.finish()
     });
 }

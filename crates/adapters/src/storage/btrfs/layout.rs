@@ -3,6 +3,7 @@
 //! ```text
 //! PARENT/DATASET/current             the dataset: a subvolume; bound to where it is mounted
 //!                origin              the snapshot that it was cloned from: its UUID, its name
+//!                origin.next         while it is promoted: what `origin` will be then; empty for none
 //!                snapshots/NAME/NAME          a read-only subvolume, called so in streams
 //!                               hold-TAG      an empty file: TAG holds it
 //! PARENT/.new-DATASET, .old-DATASET           one that is being made or destroyed
@@ -15,6 +16,7 @@
 
 use crate::{
     exec::Exec,
+    postgres::files,
     storage::{DatasetName, Guid, SnapshotName, StorageCause, error::at, mounts},
 };
 use cluster::Millis;
@@ -63,6 +65,10 @@ impl Place {
         self.0.join("origin")
     }
 
+    fn next_origin(&self) -> PathBuf {
+        self.0.join("origin.next")
+    }
+
     pub fn snapshots(&self) -> PathBuf {
         self.0.join("snapshots")
     }
@@ -94,28 +100,43 @@ impl Place {
 
     /// The snapshot that it was cloned from: its UUID, its name.
     pub fn cloned_from(&self) -> Result<Option<(String, String)>, StorageCause> {
-        let path = self.origin();
-        match fs::read_to_string(&path) {
-            Ok(text) => {
-                let (uuid, name) = text.trim().split_once(' ').unwrap_or((text.trim(), ""));
-                Ok(Some((uuid.to_owned(), name.to_owned())))
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(at(&path)(error)),
-        }
+        let text = files::read(&self.origin())?;
+        Ok(text.map(|text| {
+            let (uuid, name) = text.trim().split_once(' ').unwrap_or((text.trim(), ""));
+            (uuid.to_owned(), name.to_owned())
+        }))
     }
 
     /// Notes the snapshot that it was cloned from.
     pub fn set_origin(&self, origin: Option<(&str, &str)>) -> Result<(), StorageCause> {
-        let path = self.origin();
-        let Some((uuid, name)) = origin else {
-            return match fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(&path)(error)),
-                _ => Ok(()),
-            };
-        };
-        crate::postgres::files::write(&path, &format!("{uuid} {name}\n"), None)?;
-        Ok(())
+        match origin {
+            Some(origin) => note(&self.origin(), Some(origin)),
+            None => Ok(files::remove(&self.origin()).map(drop)?),
+        }
+    }
+
+    /// Notes what its origin will be when its promotion is over, unless one that was cut off has.
+    pub fn begin_promotion(&self, next: Option<(&str, &str)>) -> Result<(), StorageCause> {
+        if self.next_origin().exists() {
+            return Ok(());
+        }
+        note(&self.next_origin(), next)
+    }
+
+    /// Gives it the origin that was noted. Nothing of that is left which a later promotion would take for
+    /// its own, wherever this is cut off.
+    pub fn end_promotion(&self) -> Result<(), StorageCause> {
+        let next = self.next_origin();
+        match files::read(&next)? {
+            Some(text) if !text.trim().is_empty() => {
+                fs::rename(&next, self.origin()).map_err(at(&next))?;
+                files::sync_parent(&next).map_err(at(&next))
+            }
+            _ => {
+                files::remove(&next)?;
+                self.set_origin(None)
+            }
+        }
     }
 
     /// Destroys all of it, whatever of it is there.
@@ -132,15 +153,17 @@ impl Place {
         }
     }
 
-    /// Removes what interrupted operations on snapshots left.
+    /// Removes what interrupted operations on snapshots left, as much of it as can be; what was wrong with
+    /// the last of the rest.
     pub async fn sweep(&self) -> Result<(), StorageCause> {
+        let mut swept = Ok(());
         for path in entries(&self.snapshots())? {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             if name.starts_with(".taking-") || name.starts_with(".going-") {
-                remove_wrapper(&path).await?;
+                swept = remove_wrapper(&path).await.and(swept);
             }
         }
-        Ok(())
+        swept
     }
 
     /// Puts a writable copy of a subvolume in place of `current`.
@@ -155,6 +178,12 @@ impl Place {
             rename(&next, &current)
         }
     }
+}
+
+/// Writes down a snapshot: its UUID, its name.
+fn note(path: &Path, snapshot: Option<(&str, &str)>) -> Result<(), StorageCause> {
+    let text = snapshot.map(|(uuid, name)| format!("{uuid} {name}\n"));
+    Ok(files::write(path, &text.unwrap_or_default(), None)?)
 }
 
 /// What the file system says of a subvolume.

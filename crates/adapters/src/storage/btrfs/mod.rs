@@ -12,13 +12,14 @@
 
 mod adopted;
 mod layout;
+mod promotion;
 mod streams;
 
 use super::{
     Capabilities, Dataset, DatasetName, HoldTag, Mark, ReceiveStream, ResumeToken, SendFrom,
     SendStream, Size, Snapshot, SnapshotName, Snapshots, StorageCause, Unfinished,
     error::at,
-    mounts::mounted_on,
+    mounts::{mounted_on, resolved},
     snapshots::{expendable, mountpoint, newest},
 };
 use crate::exec::Exec;
@@ -214,7 +215,7 @@ impl Snapshots for Btrfs {
     async fn mount(&self, dataset: &DatasetName, on: &Path) -> Result<(), StorageCause> {
         let place = self.existing(dataset)?;
         match place.mounted()? {
-            Some(mounted) if mounted == on => return Ok(()),
+            Some(mounted) if mounted == resolved(on) => return Ok(()),
             Some(at) => {
                 return Err(StorageCause::Mounted { dataset: self.full_name(dataset), at });
             }
@@ -264,7 +265,10 @@ impl Snapshots for Btrfs {
     ) -> Result<Snapshot, StorageCause> {
         let _changing = self.changing.lock().await;
         let place = self.existing(dataset)?;
-        place.sweep().await?;
+        if let Err(error) = place.sweep().await {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(%dataset, error, "what an operation left that was cut off stays there");
+        }
         let wrapper = place.wrapper(name);
         if wrapper.exists() {
             return Err(StorageCause::Exists(self.of(dataset, name)));
@@ -387,29 +391,7 @@ impl Snapshots for Btrfs {
     }
 
     async fn promote(&self, dataset: &DatasetName) -> Result<(), StorageCause> {
-        let _changing = self.changing.lock().await;
-        let place = self.existing(dataset)?;
-        let Some((origin, _)) = place.cloned_from()? else {
-            return Ok(());
-        };
-        for (name, source) in self.find_datasets()? {
-            let known = self.known(&source).await?;
-            let found = known.iter().position(|(_, subvolume)| subvolume.uuid == origin);
-            let Some(found) = found.filter(|_| name != *dataset) else {
-                continue;
-            };
-            // The origin goes last: as long as it is there, doing this again does the rest.
-            for (snapshot, _) in &known[..=found] {
-                rename(&source.wrapper(&snapshot.name), &place.wrapper(&snapshot.name))?;
-            }
-            let before = source.cloned_from()?;
-            let new = self.of(dataset, &known[found].0.name);
-            source.set_origin(Some((&origin, &new)))?;
-            let before = before.as_ref().map(|(uuid, name)| (uuid.as_str(), name.as_str()));
-            return place.set_origin(before);
-        }
-        // What it was cloned from is its own already, or gone.
-        place.set_origin(None)
+        self.hand_over_to(dataset).await
     }
 
     async fn send(
