@@ -29,7 +29,7 @@ pub use inventory::{
 pub use journal_file::{JournalFile, Locked, journal_of};
 pub use manatee::ShardFacts;
 pub use patroni::PatroniFacts;
-pub use plan::{Facts, ROLLED_BACK, plan};
+pub use plan::{Facts, MADE_BY, ROLLED_BACK, plan};
 pub use preflight::{LIBRARY_SETTINGS, Problem, Seen, look, notes, problems};
 pub use recipient::{BackupPlace, Hindrance, PeerFacts, Progress, REPLICATED};
 pub use runbook::runbook;

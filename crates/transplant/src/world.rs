@@ -67,12 +67,19 @@ impl Env for World<'_> {
     }
 }
 
-/// How many transactions wrote since the recipient opened; `None` when it never did.
+/// How many transactions wrote since the recipient opened; `None` when it is not open.
 ///
 /// # Errors
-/// When the shard's primary cannot be asked.
+/// When that cannot be told.
 pub async fn written_since(journal: &Journal, without: &Without) -> Result<Option<u64>> {
-    steps::open_recipient::lost(&Scene::of(journal, without)?).await
+    // What was undone has been brought back, or given up, already.
+    if matches!(
+        journal.state(&steps::OPEN_RECIPIENT.into()),
+        StepState::Pending | StepState::Ended(Way::Undo)
+    ) {
+        return Ok(None);
+    }
+    steps::opened::lost(&Scene::of(journal, without)?).await
 }
 
 /// The donor is as the plan and the steps so far left it.

@@ -446,7 +446,7 @@ async fn rollback(
             Ok(Some(lost)) => {
                 format!("up to {lost} transactions that wrote since the shard opened")
             }
-            Ok(None) => "nothing: the shard has not opened".to_owned(),
+            Ok(None) => "nothing: the shard is not open".to_owned(),
             Err(error) => format!("writes that cannot be counted ({error:#})"),
         };
         confirm(&format!("this loses {lost}; undo the transplant"), yes)?;

@@ -19,6 +19,7 @@ mod ground;
 mod guarded;
 mod harness;
 mod manatee;
+mod opened;
 mod ours;
 mod pair;
 mod patroni;

@@ -165,10 +165,13 @@ impl Step for KeepWayBack {
     }
 
     async fn undo(&self, how: Undo, tell: &dyn Tell) -> Result<(), StepError> {
-        let Some(primary) = self.0.primary().await? else { return Ok(()) };
+        let Some(primary) = self.0.opened(how).await? else { return Ok(()) };
         if !how.discard_writes {
             if self.0.is_gone(primary) {
                 return Err(self.0.without_primary(primary.zone()).into());
+            }
+            if let Some(state) = self.0.made().await? {
+                self.0.check_serves(primary, &state).await?;
             }
             follow_back(&self.0, primary, tell).await?;
         }
