@@ -5,7 +5,7 @@ use crate::{
     DonorKind,
     donor::STANDBY_SIGNAL,
     steps::{
-        copy_back::{COPY, LOOK, PLACE},
+        copy_back::{COPY, LOOK, PLACE, SETTLE},
         drop_slot_sql,
     },
 };
@@ -114,20 +114,24 @@ impl Book<'_> {
         self.line("keep \"peer$from\"");
         let rate = self.facts.inventory.limits.rate_mib;
         let rate = rate.map_or_else(String::new, |rate| format!(" -r {rate}M"));
-        let args = format!(" {} \"$from\"{rate}", quote(&donor.bin_dir));
+        let id = &self.facts.id;
+        let args = format!(" {id} {} \"$from\"{rate}", quote(&donor.bin_dir));
         let copy = format!("IFS= read -r from; {}", shell(COPY, &args));
         let secret = Book::verb(self.first().0, "secret", " --raw");
         let copy = fed(&donor.host, Some(&donor.os_user), &copy);
         self.line(&format!("{{ address; {secret}; }} | {copy}"));
         self.note("Where the one that it had is kept:");
-        self.line(&Book::at(donor, &shell(PLACE, "")));
+        self.line(&Book::at(donor, &shell(PLACE, &format!(" {id}"))));
         self.line("copy=");
     }
 
     /// The shard ends, with all that it wrote in the donor.
     fn drain(&mut self) {
         self.section("3", "the shard is stopped, its primary last; the donor has all of it");
-        self.line("if [ \"$(shard)\" = open ]; then");
+        self.line("shard=$(shard)");
+        self.line(
+            "if [ \"$shard\" = open ] || [ \"$shard$discard_writes_of_shard\" = lostyes ]; then",
+        );
         self.note("In a new shell begin with section 2: who serves is known from there.");
         self.line(": \"${from:?type section 2 first}\"");
         self.note("From here on clients have no database until the donor is open.");

@@ -58,7 +58,7 @@ pub(crate) fn drop_slot_sql() -> String {
 /// it needs is not kept any more, it is copied anew first.
 pub(super) async fn follow_back(scene: &Scene, primary: &Recipient, tell: &dyn Tell) -> Result<()> {
     let donor = &scene.donor;
-    copy_back::place(donor, tell).await?;
+    copy_back::place(scene, tell).await?;
     let Secret { password } = primary.verb("secret", &[]).await?;
     if come_level(scene, primary, &password, tell).await? == Way::Level {
         return Ok(());
