@@ -117,7 +117,9 @@ pub async fn guard(journal: &Journal) -> Result<()> {
     if let Some(patroni) = &scene.patroni
         && done(steps::HOLD_DONOR)
     {
-        patroni.is_held(begun(steps::STOP_DONOR)).await?;
+        // Once their end is begun, the recipient has opened, and none of them may be left to answer.
+        let silent = begun(steps::STOP_STANDBYS);
+        patroni.is_held(begun(steps::STOP_DONOR), silent).await?;
     }
     let level = journal.state(&steps::LEVEL_DONOR.into());
     let asked = journal.state(&steps::COMPARE_ANSWERS.into());

@@ -40,7 +40,7 @@ impl OpenRecipient {
         }
         manatee::check_closed(&self.0.facts).await?;
         if let Some(patroni) = &self.0.patroni {
-            patroni.is_held(true).await?;
+            patroni.is_held(true, false).await?;
         }
         let copy: Control = self.0.outcome(COMPARE)?;
         let (wal, timeline) = (copy.checkpoint.to_string(), copy.timeline.to_string());
