@@ -63,6 +63,26 @@ impl Locked {
         file.write_all(operator.as_bytes())?;
         Ok(Locked { _file: file })
     }
+
+    /// Who has the lock of this journal; `None` when nobody has.
+    ///
+    /// # Errors
+    /// When it cannot be looked at.
+    pub fn holder(journal: &Path) -> Result<Option<String>> {
+        let path = journal.with_extension("lock");
+        let told = || format!("cannot look at {}", path.display());
+        let mut file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).with_context(told),
+        };
+        if flock(&file, FlockOperation::NonBlockingLockShared).is_ok() {
+            return Ok(None);
+        }
+        let mut holder = String::new();
+        file.read_to_string(&mut holder).with_context(told)?;
+        Ok(Some(holder.trim().to_owned()))
+    }
 }
 
 /// What a journal says, and how many bytes of it count. A last line that was not written to its end may end

@@ -36,4 +36,4 @@ pub use runbook::runbook;
 pub use snapshots::{Arrived, DatasetFacts, Rest, SnapshotFacts};
 pub use steps::{FENCE_FILES, PORT_BESIDE, Proof};
 pub use without::Without;
-pub use world::{Screen, World, guard, written_since};
+pub use world::{Screen, World, verify, written_since};

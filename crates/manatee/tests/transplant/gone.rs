@@ -87,3 +87,27 @@ fn a_lost_peer_does_not_block_the_end() -> Result<()> {
     moved.wait_for_writes_to("amber")?;
     moved.check_peer(moved.primary())
 }
+
+/// The donor, after the cut-over: the shard grows without it, and only the way back is lost.
+#[test]
+fn a_lost_donor_does_not_block_the_shard() -> Result<()> {
+    let moved = Move::prepare()?;
+    let without = ["run", "--yes", "--without", DONOR];
+    moved.stage.transplant(&["run", "--yes", "--until", "compare"])?;
+    let told = moved.stage.transplant(&without).unwrap_err().to_string();
+    ensure!(told.contains("the shard has not opened"), "{told}");
+    moved.stage.transplant(&["run", "--yes", "--until", "keep-way-back"])?;
+    moved.wait_for_writes_to("amber")?;
+    let data = moved.stage.data();
+    fs::rename(&data, data.with_file_name("lost"))?;
+    moved.stage.transplant(&["run", "--yes"]).unwrap_err();
+    let told = moved.stage.transplant(&["run", "--yes", "--without", "amber"]).unwrap_err();
+    ensure!(told.to_string().contains("give amber another host"), "{told}");
+    let told = moved.stage.transplant(&without)?;
+    ensure!(told.contains("what is left is `commit`"), "{told}");
+    for peer in moved.stage.peers() {
+        moved.check_peer(peer)?;
+    }
+    moved.stage.transplant(&["commit", "--without", DONOR, "--yes"])?;
+    moved.wait_for_writes_to("amber")
+}

@@ -25,6 +25,7 @@ mod pair;
 mod patroni;
 mod postgres;
 mod preflight;
+mod runner;
 mod snapshots;
 mod ssh;
 mod systemd;

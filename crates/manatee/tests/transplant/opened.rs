@@ -55,6 +55,8 @@ fn a_shard_whose_state_is_lost_may_have_opened() -> Result<()> {
     let told = moved.stage.transplant(&["rollback"]).unwrap_err().to_string();
     ensure!(told.contains("Restore the cluster state"), "{told}");
     moved.wait_for_writes_to("amber").context("nobody was stopped")?;
+    let told = moved.stage.transplant(&["verify"]).unwrap_err().to_string();
+    ensure!(told.contains("it is being undone"), "{told}");
 
     restore_state(&moved)?;
     let told = moved.stage.transplant(&["rollback", "--discard-writes"]).unwrap_err().to_string();
