@@ -134,11 +134,16 @@ impl OpenRecipient {
         }
         if how.discard_writes {
             self.stop(None, tell).await?;
-            tell.note(&format!(
-                "shard {:?} has no cluster state that it could be written into that this was undone: whoever \
-                 of it was not asked would serve if it were started",
-                first.facts.shard
-            ));
+            let gone = self.0.peers.iter().filter(|peer| self.0.is_gone(peer));
+            let gone: Vec<&str> = gone.map(Recipient::zone).collect();
+            if !gone.is_empty() {
+                tell.note(&format!(
+                    "there is no cluster state of shard {:?} that could say that this was undone: {} would \
+                     serve if it were started",
+                    first.facts.shard,
+                    gone.join(", ")
+                ));
+            }
             return Ok(());
         }
         self.0.never_opened().await?;
