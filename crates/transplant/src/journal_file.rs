@@ -63,6 +63,38 @@ impl Locked {
         file.write_all(operator.as_bytes())?;
         Ok(Locked { _file: file })
     }
+
+    /// Who has the lock of this journal; `None` when nobody has.
+    ///
+    /// # Errors
+    /// When it cannot be looked at.
+    pub fn holder(journal: &Path) -> Result<Option<String>> {
+        let path = journal.with_extension("lock");
+        let told = || format!("cannot look at {}", path.display());
+        let mut file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).with_context(told),
+        };
+        if flock(&file, FlockOperation::NonBlockingLockShared).is_ok() {
+            return Ok(None);
+        }
+        let mut holder = String::new();
+        file.read_to_string(&mut holder).with_context(told)?;
+        Ok(Some(holder.trim().to_owned()))
+    }
+}
+
+/// What a journal says, and how many bytes of it count. A last line that was not written to its end may end
+/// within a character.
+fn parse(path: &Path, bytes: &[u8]) -> Result<(Journal, usize)> {
+    let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+    let told = || {
+        let name = path.display();
+        format!("{name} cannot be gone on with; look at it, and put back what was changed")
+    };
+    let text = std::str::from_utf8(&bytes[..whole]).with_context(told)?;
+    Journal::parse(text).with_context(told)
 }
 
 /// A journal's file.
@@ -78,15 +110,12 @@ impl JournalFile {
     /// When it cannot be read, or was changed.
     pub fn read(path: &Path) -> Result<Option<Journal>> {
         let name = path.display();
-        let text = match fs::read_to_string(path) {
-            Ok(text) => text,
+        let bytes = match fs::read(path) {
+            Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error).with_context(|| format!("cannot read {name}")),
         };
-        let (journal, _) = Journal::parse(&text).with_context(|| {
-            format!("{name} cannot be gone on with; look at it, and put back what was changed")
-        })?;
-        Ok(Some(journal))
+        Ok(Some(parse(path, &bytes)?.0))
     }
 
     /// Opens it to be gone on with. A line that was not written to its end is cut off.
@@ -100,11 +129,9 @@ impl JournalFile {
             .write(true)
             .open(path)
             .with_context(|| format!("cannot open {name}"))?;
-        let mut text = String::new();
-        file.read_to_string(&mut text).with_context(|| format!("cannot read {name}"))?;
-        let (journal, whole) = Journal::parse(&text).with_context(|| {
-            format!("{name} cannot be gone on with; look at it, and put back what was changed")
-        })?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).with_context(|| format!("cannot read {name}"))?;
+        let (journal, whole) = parse(path, &bytes)?;
         file.set_len(whole as u64)?;
         file.seek(SeekFrom::End(0))?;
         Ok((journal, JournalFile { file }))
@@ -152,5 +179,33 @@ impl Store for JournalFile {
     fn append(&mut self, line: &str) -> io::Result<()> {
         self.file.write_all(line.as_bytes())?;
         self.file.sync_all()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    #[test]
+    fn a_line_that_ends_within_a_character_does_not_count() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("move.journal");
+        let plan = Plan { title: "moves señor".to_owned(), facts: Value::Null, steps: Vec::new() };
+        let begun = JournalFile::begin(&path, plan, Timestamp::UNIX_EPOCH, "josé");
+        drop(begun.expect("a journal"));
+        let whole = fs::read(&path).expect("its bytes");
+        let at = whole.iter().position(|byte| !byte.is_ascii()).expect("a longer character");
+        let torn = [&whole[..], &whole[..=at]].concat();
+        assert!(std::str::from_utf8(&torn).is_err(), "it is torn within a character");
+        fs::write(&path, &torn).expect("written");
+        let read = JournalFile::read(&path).expect("it is read").expect("it is there");
+        assert_eq!(read.records().len(), 1);
+        let (opened, _file) = JournalFile::open(&path).expect("it is opened");
+        assert_eq!(opened.records().len(), 1);
+        assert_eq!(fs::read(&path).expect("its bytes"), whole, "what was torn is cut off");
+        fs::write(&path, [&torn[..], b"\n"].concat()).expect("written");
+        let told = format!("{:#}", JournalFile::read(&path).expect_err("a line of its own"));
+        assert!(told.contains("put back what was changed"), "{told}");
     }
 }

@@ -29,11 +29,11 @@ pub use inventory::{
 pub use journal_file::{JournalFile, Locked, journal_of};
 pub use manatee::ShardFacts;
 pub use patroni::PatroniFacts;
-pub use plan::{Facts, ROLLED_BACK, plan};
+pub use plan::{Facts, MADE_BY, ROLLED_BACK, plan};
 pub use preflight::{LIBRARY_SETTINGS, Problem, Seen, look, notes, problems};
 pub use recipient::{BackupPlace, Hindrance, PeerFacts, Progress, REPLICATED};
 pub use runbook::runbook;
 pub use snapshots::{Arrived, DatasetFacts, Rest, SnapshotFacts};
 pub use steps::{FENCE_FILES, PORT_BESIDE, Proof};
 pub use without::Without;
-pub use world::{Screen, World, guard, written_since};
+pub use world::{Screen, World, verify, written_since};

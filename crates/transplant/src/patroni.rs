@@ -366,13 +366,19 @@ impl Patroni {
         }
     }
 
-    /// It is as it was held: paused, and nobody leads in the donor's place. Where the donor is stopped,
-    /// nobody has to answer.
-    pub async fn is_held(&self, stopped: bool) -> Result<()> {
+    /// It is as it was held: paused, and nobody leads in the donor's place. Where the donor is stopped, and
+    /// there are no other members or they may be stopped too, nobody has to answer.
+    pub async fn is_held(&self, stopped: bool, others_stopped: bool) -> Result<()> {
         let cluster = match self.cluster().await {
             Ok(cluster) => cluster,
-            Err(_) if stopped => return Ok(()),
-            Err(error) => return Err(error),
+            Err(_) if stopped && (others_stopped || self.standbys().next().is_none()) => {
+                return Ok(());
+            }
+            Err(error) => {
+                return Err(error.context(
+                    "whether the Patroni cluster is still paused cannot be seen: let its members answer, or                      undo the transplant with `rollback`",
+                ));
+            }
         };
         self.check_leader(&cluster)?;
         if !cluster.pause {

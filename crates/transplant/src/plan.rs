@@ -7,6 +7,8 @@ use saga::{Notice, Plan, Planned, WayBack};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
+/// The field of the cluster state of a shard that says which transplant made it, by its id.
+pub const MADE_BY: &str = "transplant";
 /// A field of the cluster state of a shard that a transplant was rolled back from: another one may use it.
 pub const ROLLED_BACK: &str = "transplantRolledBack";
 

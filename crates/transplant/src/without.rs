@@ -1,7 +1,9 @@
-//! Hosts that are off for good: nothing is asked of them, on the way back and at the end (rule K8).
+//! Hosts that are off for good: nothing is asked of them, on the way back, at the end, and, of the donor's side,
+//! once the shard has opened (rule K8).
 
-use crate::Facts;
+use crate::{Facts, steps::OPEN_RECIPIENT};
 use anyhow::{Result, bail};
+use saga::Journal;
 use std::collections::BTreeSet;
 
 /// Whose hosts are off for good.
@@ -49,6 +51,29 @@ impl Without {
             }
         }
         Ok(without)
+    }
+
+    /// That it can be gone on with, not back, without them.
+    ///
+    /// # Errors
+    /// When the move needs one of them yet.
+    pub fn check_forward(&self, journal: &Journal) -> Result<()> {
+        if *self == Without::default() {
+            return Ok(());
+        }
+        if let Some(peer) = self.peers.first() {
+            bail!(
+                "--without {peer}: the shard is to grow to all of its peers: give {peer} another host, or undo \
+                 the transplant with `rollback`"
+            );
+        }
+        if journal.outcome(&OPEN_RECIPIENT.into()).is_none() {
+            bail!(
+                "the shard has not opened: what the donor and its standbys are is looked at until then; let \
+                 their hosts answer, or undo the transplant with `rollback`"
+            );
+        }
+        Ok(())
     }
 
     pub(crate) fn has_peer(&self, zone: &str) -> bool {

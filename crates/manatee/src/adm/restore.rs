@@ -158,7 +158,8 @@ impl Place<'_> {
     }
 
     /// Takes from it what made it a member of the shard: what it follows, who may connect, and its
-    /// settings, which stay beside for whoever wants to read them. Its own user alone can reach its server.
+    /// settings, which stay beside for whoever wants to read them. Its own user alone can reach its server, and
+    /// that reaches nobody: a subscription would take from its publisher what the original still needs.
     pub fn make_its_own(&self, port: u16, socket_dir: &Path) -> Result<()> {
         for name in ["standby.signal", "recovery.signal", "postmaster.pid", "postmaster.opts"] {
             match fs::remove_file(self.at.join(name)) {
@@ -180,7 +181,8 @@ impl Place<'_> {
         let conf = format!(
             "# A copy, to look inside: it follows nobody, and nobody follows it.\n\
              port = {port}\nlisten_addresses = ''\nunix_socket_directories = '{socket_dir}'\n\
-             unix_socket_permissions = 0700\narchive_mode = off\nmax_wal_senders = 0\nmax_prepared_transactions = 1000\n"
+             unix_socket_permissions = 0700\narchive_mode = off\nmax_wal_senders = 0\nmax_prepared_transactions = 1000\n\
+             max_logical_replication_workers = 0\n"
         );
         let hba = "local all all trust\n";
         for (name, text) in

@@ -14,8 +14,8 @@ pub(super) fn confirm(question: &str, yes: bool) -> Result<()> {
     if !stdin().is_terminal() {
         bail!("{question}? Nobody is there to answer: give --yes");
     }
-    print!("{question} (y/n)? ");
-    stdout().flush()?;
+    let mut out = stdout();
+    write!(out, "{question} (y/n)? ").and_then(|()| out.flush())?;
     let mut answer = String::new();
     stdin().read_line(&mut answer)?;
     if matches!(answer.trim(), "y" | "yes") { Ok(()) } else { bail!("nothing was changed") }
@@ -31,6 +31,11 @@ pub struct Absent {
 }
 
 impl Absent {
+    /// As they were named.
+    pub(super) fn names(&self) -> &[String] {
+        &self.without
+    }
+
     /// Those of this transplant, once a person has said that they are off.
     pub(super) fn confirmed(&self, journal: &Journal, yes: bool) -> Result<Without> {
         let facts: Facts = serde_json::from_value(journal.plan().facts.clone())?;

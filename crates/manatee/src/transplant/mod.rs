@@ -14,6 +14,7 @@ mod peer;
 mod place;
 mod screen;
 mod show;
+mod watch;
 
 use anyhow::{Context, Result, bail};
 use ask::{Absent, confirm};
@@ -139,6 +140,10 @@ pub struct Run {
     /// Stop after one step.
     #[arg(long)]
     step: bool,
+    /// Whose hosts are off for good: the donor's, and its standbys', and only once the shard has opened. There is no
+    /// way back then.
+    #[command(flatten)]
+    without: Absent,
     /// Nobody is there to look: stop nowhere.
     #[arg(short, long)]
     yes: bool,
@@ -158,9 +163,9 @@ pub fn run(command: TransplantCommand) -> Result<ExitCode> {
             TransplantCommand::Runbook { inventory } => runbook(&inventory).await,
             TransplantCommand::Run(run) => forward(&run, false).await,
             TransplantCommand::Resume(run) => forward(&run, true).await,
-            TransplantCommand::Pause(which) => pause(&which),
-            TransplantCommand::Status(told) => status(&told),
-            TransplantCommand::Verify(told) => verify(&told).await,
+            TransplantCommand::Pause(which) => watch::pause(&which),
+            TransplantCommand::Status(told) => watch::status(&told),
+            TransplantCommand::Verify(told) => watch::verify(&told).await,
             TransplantCommand::Rollback { which, discard_writes, without, yes } => {
                 rollback(&which, discard_writes, &without, yes).await
             }
@@ -280,7 +285,7 @@ fn watch_interrupts() {
             if INTERRUPTED.swap(true, Ordering::Relaxed) {
                 std::process::exit(130);
             }
-            eprintln!("stopping after this step; Ctrl-C again stops at once");
+            screen::warn("stopping after this step; Ctrl-C again stops at once\n");
         }
     });
 }
@@ -306,7 +311,10 @@ async fn forward(run: &Run, resume: bool) -> Result<ExitCode> {
             Mode::Committed => bail!("it was committed: there is nothing left to run"),
             Mode::RolledBack => {
                 let aside = JournalFile::set_aside(&path, Timestamp::now())?;
-                println!("the journal of the one that was undone is kept in {}", aside.display());
+                let aside = aside.display();
+                screen::say(&format!(
+                    "the journal of the one that was undone is kept in {aside}\n"
+                ));
             }
             _ => {}
         }
@@ -333,8 +341,10 @@ async fn forward(run: &Run, resume: bool) -> Result<ExitCode> {
         let steps: Vec<&str> = journal.plan().steps.iter().map(|step| step.id.0.as_str()).collect();
         bail!("there is no step {step}; there are {}", steps.join(", "));
     }
+    Without::parse(run.without.names(), &facts)?.check_forward(&journal)?;
+    let without = run.without.confirmed(&journal, run.yes)?;
     let goal = Goal { until, one_step: run.step, pass_all: run.yes };
-    go(&run.which, &Without::default(), journal, file, operator, &goal, |runner| {
+    go(&run.which, (&without, run.without.names()), journal, file, operator, &goal, |runner| {
         if resume { runner.pass() } else { Ok(()) }
     })
     .await
@@ -343,7 +353,7 @@ async fn forward(run: &Run, resume: bool) -> Result<ExitCode> {
 /// Goes on, and says how it ended.
 async fn go(
     which: &Which,
-    without: &Without,
+    (without, names): (&Without, &[String]),
     journal: Journal,
     file: JournalFile,
     operator: String,
@@ -361,12 +371,13 @@ async fn go(
     let mut runner = Runner::new(journal, file, &world, operator);
     first(&mut runner)?;
     let result = runner.run(goal).await;
-    println!();
+    screen::say("\n");
     match result {
-        Ok(stopped) => told(&stopped, &show::status(runner.journal(), &which.inventory)),
+        Ok(stopped) => told(&stopped, &show::status(runner.journal(), &which.inventory, names)),
         // The screen has said why.
         Err(RunError::Step { .. } | RunError::Blocked { .. } | RunError::Changed { .. }) => {
-            println!("{}", show::hint(runner.journal(), &which.inventory));
+            let hint = show::hint(runner.journal(), &which.inventory, names);
+            screen::say(&format!("{hint}\n"));
             return Ok(ExitCode::FAILURE);
         }
         Err(error) => return Err(error.into()),
@@ -376,52 +387,13 @@ async fn go(
 
 fn told(stopped: &Stopped, status: &str) {
     match stopped {
-        Stopped::RolledBack => println!("everything is undone: the donor serves, as before"),
-        Stopped::Committed => println!(
+        Stopped::RolledBack => screen::say("everything is undone: the donor serves, as before\n"),
+        Stopped::Committed => screen::say(
             "committed: nothing is kept for a way back; the donor stays stopped and closed, remove it \
-             when you like"
+             when you like\n",
         ),
-        _ => print!("{status}"),
+        _ => screen::say(status),
     }
-}
-
-fn pause(which: &Which) -> Result<ExitCode> {
-    let path = journal_of(&which.inventory);
-    let journal = JournalFile::read(&path)?;
-    if journal.is_none_or(|journal| has_ended(&journal)) {
-        bail!("there is nothing to stop: see `manatee transplant status`");
-    }
-    fs::write(pause_file(&which.inventory), "")?;
-    print("the run stops after the step that it is at; `run` goes on\n")
-}
-
-fn status(Told { which, json }: &Told) -> Result<ExitCode> {
-    let path = journal_of(&which.inventory);
-    let Some(journal) = JournalFile::read(&path)? else {
-        bail!("it was not begun: there is no {}", path.display());
-    };
-    if *json {
-        return print(&format!("{}\n", show::status_json(&journal, &which.inventory)));
-    }
-    print(&show::status(&journal, &which.inventory))
-}
-
-async fn verify(Told { which, json }: &Told) -> Result<ExitCode> {
-    let path = journal_of(&which.inventory);
-    let Some(journal) = JournalFile::read(&path)? else {
-        bail!("it was not begun: there is no {}", path.display());
-    };
-    let result = transplant::guard(&journal).await.map_err(|error| format!("{error:#}"));
-    if *json {
-        let problem = result.as_ref().err();
-        print(&format!("{}\n", serde_json::json!({ "problem": problem })))?;
-    } else {
-        print(&match &result {
-            Ok(()) => "the donor is as the steps so far left it\n".to_owned(),
-            Err(problem) => format!("{problem}\n"),
-        })?;
-    }
-    Ok(if result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 async fn rollback(
@@ -446,12 +418,13 @@ async fn rollback(
             Ok(Some(lost)) => {
                 format!("up to {lost} transactions that wrote since the shard opened")
             }
-            Ok(None) => "nothing: the shard has not opened".to_owned(),
+            Ok(None) => "nothing: the shard is not open".to_owned(),
             Err(error) => format!("writes that cannot be counted ({error:#})"),
         };
         confirm(&format!("this loses {lost}; undo the transplant"), yes)?;
     }
-    go(which, &without, journal, file, operator, &Goal::default(), |runner| {
+    let without = (&without, absent.names());
+    go(which, without, journal, file, operator, &Goal::default(), |runner| {
         runner.turn_back(discard_writes)
     })
     .await
@@ -465,5 +438,6 @@ async fn commit(which: &Which, absent: &Absent, yes: bool) -> Result<ExitCode> {
     }
     let without = absent.confirmed(&journal, yes)?;
     confirm("after this there is no way back; commit", yes)?;
-    go(which, &without, journal, file, operator, &Goal::default(), |runner| runner.commit()).await
+    let without = (&without, absent.names());
+    go(which, without, journal, file, operator, &Goal::default(), |runner| runner.commit()).await
 }

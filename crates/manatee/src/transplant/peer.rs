@@ -32,14 +32,12 @@ use std::{
     time::Duration,
 };
 use tokio::sync::watch;
-use transplant::{Control, PeerFacts, Progress, REPLICATED, ROLLED_BACK};
+use transplant::{Control, MADE_BY, PeerFacts, Progress, REPLICATED, ROLLED_BACK};
 
 /// How long the verb of a runner that has ended may take to end, too.
 const LOCK_PATIENCE: Millis = Millis(60_000);
 /// Between two lines of progress.
 const PERIOD: Duration = Duration::from_secs(1);
-/// The field of the cluster state that says which transplant made it.
-const MADE_BY: &str = "transplant";
 
 /// Which peer.
 #[derive(Debug, Args)]

@@ -4,13 +4,26 @@ use adapters::clock;
 use cluster::{Millis, Monotonic};
 use saga::{Planned, Tell, Way};
 use std::{
-    io::{IsTerminal, Write, stdout},
+    io::{IsTerminal, Write, stderr, stdout},
     sync::Mutex,
 };
 use transplant::Screen;
 
 /// Between two lines of progress where there is no terminal.
 const PERIOD: Millis = Millis(5_000);
+
+/// Prints this to whoever still reads. That nobody does stops no transplant, nor anything in the middle of it.
+pub(super) fn say(text: &str) {
+    let mut out = stdout();
+    if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
+        warn(text);
+    }
+}
+
+/// The same by the standard error.
+pub(super) fn warn(text: &str) {
+    let _ = stderr().write_all(text.as_bytes());
+}
 
 /// The standard output.
 pub(super) struct Output {
@@ -35,12 +48,10 @@ impl Output {
         act(&mut self.state.lock().expect("no holder panics"))
     }
 
-    /// Prints a line. That nobody reads it any more stops no transplant.
+    /// Prints a line.
     fn line(&self, line: &str) {
         let clear = if self.terminal { "\r\x1b[K" } else { "" };
-        if writeln!(stdout(), "{clear}{line}").is_err() {
-            eprintln!("{line}");
-        }
+        say(&format!("{clear}{line}\n"));
     }
 }
 
@@ -57,10 +68,7 @@ impl Tell for Output {
         });
         if due && self.terminal {
             let line: String = line.chars().take(76).collect();
-            let mut out = stdout();
-            if write!(out, "\r\x1b[K    {line}").and_then(|()| out.flush()).is_err() {
-                eprintln!("    {line}");
-            }
+            say(&format!("\r\x1b[K    {line}"));
         } else if due {
             self.line(&format!("    {line}"));
         }

@@ -56,12 +56,13 @@ fn word(state: StepState) -> &'static str {
     }
 }
 
-/// What can be done now, as a command.
-pub(super) fn hint(journal: &Journal, inventory: &Path) -> String {
+/// What can be done now, as a command, where these hosts were named as gone for what is under way.
+pub(super) fn hint(journal: &Journal, inventory: &Path, without: &[String]) -> String {
     let file = inventory.display();
+    let without: String = without.iter().map(|name| format!(" --without {name}")).collect();
     match (next(journal), journal.mode()) {
         (Next::Pause(step, why), _) => format!(
-            "stopped before {}: {why}\ngo on with `manatee transplant resume {file}`, or undo it all \
+            "stopped before {}: {why}\ngo on with `manatee transplant resume {file}{without}`, or undo it all \
              with `manatee transplant rollback {file}`",
             step.id
         ),
@@ -71,18 +72,23 @@ pub(super) fn hint(journal: &Journal, inventory: &Path) -> String {
         ),
         (Next::Ended, mode) => mode.to_string(),
         (_, Mode::Forward) => format!(
-            "go on with `manatee transplant run {file}`, or undo it all with `manatee transplant \
+            "go on with `manatee transplant run {file}{without}`, or undo it all with `manatee transplant \
              rollback {file}`"
         ),
-        (_, Mode::Back { .. }) => {
-            format!("it is being undone: go on with `manatee transplant rollback {file}`")
+        (_, Mode::Back { discard_writes }) => {
+            let discard = if discard_writes { " --discard-writes" } else { "" };
+            format!(
+                "it is being undone: go on with `manatee transplant rollback {file}{without}{discard}`"
+            )
         }
-        (_, _) => format!("it is being committed: go on with `manatee transplant commit {file}`"),
+        (_, _) => {
+            format!("it is being committed: go on with `manatee transplant commit {file}{without}`")
+        }
     }
 }
 
 /// How far a transplant is.
-pub(super) fn status(journal: &Journal, inventory: &Path) -> String {
+pub(super) fn status(journal: &Journal, inventory: &Path, without: &[String]) -> String {
     let mut text = format!("{}\n\n", journal.plan().title);
     text += &format!("{:<17} {:<14} {}\n", "STEP", "", "WHAT IT DOES");
     for step in &journal.plan().steps {
@@ -92,7 +98,7 @@ pub(super) fn status(journal: &Journal, inventory: &Path) -> String {
         let problem = problem.trim_start_matches(&format!("to do {step} failed: "));
         text += &format!("\n{step}: {problem}\n");
     }
-    text + "\n" + &hint(journal, inventory) + "\n"
+    text + "\n" + &hint(journal, inventory, without) + "\n"
 }
 
 /// The same for programs.
@@ -112,7 +118,7 @@ pub(super) fn status_json(journal: &Journal, inventory: &Path) -> Value {
         "mode": journal.mode().to_string(),
         "steps": journal.plan().steps.iter().map(step).collect::<Vec<_>>(),
         "problem": problem,
-        "next": hint(journal, inventory),
+        "next": hint(journal, inventory, &[]),
         "changed": at,
     })
 }

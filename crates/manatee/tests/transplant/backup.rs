@@ -19,7 +19,19 @@ fn a_backup_is_proven_and_kept() -> Result<()> {
     let moved = Move::prepare()?;
     let told = moved.stage.transplant(&["preflight"])?;
     ensure!(told.contains("note: no backup is made"), "{told}");
-    let backups = moved.ask_for_backup(&["select count(*) from pg_roles", "select 7; select 8"])?;
+    // What is restored must take nothing from whom the donor subscribes to; nor does the donor do it here.
+    let sql = "alter system set max_logical_replication_workers = 0";
+    moved.stage.donor_sql(sql)?;
+    for verb in ["stop", "start"] {
+        moved.stage.donor_service(verb)?;
+    }
+    let subscribes =
+        "select count(*) from pg_stat_activity where backend_type like 'logical replication%'";
+    let backups = moved.ask_for_backup(&[
+        "select count(*) from pg_roles",
+        "select 7; select 8",
+        subscribes,
+    ])?;
     let told = moved.stage.transplant(&["preflight"])?;
     ensure!(!told.contains("note:"), "{told}");
     moved.stage.donor_sql("create database \"an other=one\"")?;

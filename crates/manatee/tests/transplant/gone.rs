@@ -1,9 +1,11 @@
 //! Hosts that are lost for good while something is moved (rule K8): nobody is left stuck.
 
 use super::harness::{Move, wait};
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use jiff::Timestamp;
 use manatee::shard::{DONOR, Peer, sh};
-use std::fs;
+use saga::{Entry, Way};
+use std::{fs, io::Write};
 
 /// Ends everything of a peer, and makes its host answer nothing.
 fn lose(peer: &Peer) -> Result<()> {
@@ -51,6 +53,46 @@ fn a_lost_peer_does_not_block_the_way_back() -> Result<()> {
     comes_back(cedar)
 }
 
+/// The primary, when only its stop was left of the way back: nobody is stopped who could take over from it.
+#[test]
+fn a_lost_primary_leaves_the_others_to_take_over() -> Result<()> {
+    let moved = Move::prepare()?;
+    moved.stage.transplant(&["run", "--yes"])?;
+    moved.wait_for_writes_to("amber")?;
+    let [amber, others @ ..] = moved.stage.peers() else { anyhow::bail!("no peers") };
+    let adm = |what: &str| {
+        let file = others[0].config_file();
+        sh(&format!("{} adm --config {} {what}", env!("CARGO_BIN_EXE_manatee"), file.display()))
+    };
+    adm("freeze --reason test")?;
+    // As if the steps after the opening had been undone just before.
+    let mut journal = moved.read_journal()?;
+    let mut file = fs::OpenOptions::new().append(true).open(moved.journal())?;
+    let mut entries = vec![Entry::TurnedBack { discard_writes: false }];
+    for step in journal.plan().steps.iter().rev() {
+        if step.id.0 == "open-recipient" {
+            break;
+        }
+        let (step, way) = (step.id.clone(), Way::Undo);
+        entries.push(Entry::Intent { step: step.clone(), way });
+        entries.push(Entry::Done { step, way, outcome: serde_json::Value::Null });
+    }
+    for entry in entries {
+        file.write_all(journal.append(entry, Timestamp::now(), "somebody")?.as_bytes())?;
+    }
+    lose(amber)?;
+    let told = moved.stage.transplant(&["rollback"]).unwrap_err().to_string();
+    ensure!(told.contains("If it has a sync, let that take over"), "{told}");
+    for peer in others {
+        peer.psql("select 1").with_context(|| format!("{} was stopped", peer.zone()))?;
+    }
+    adm("unfreeze")?;
+    moved.wait_for_writes_to("birch")?;
+    moved.stage.transplant(&["rollback", "--without", "amber", "--yes"])?;
+    moved.wait_for_writes_to(DONOR)?;
+    moved.check_donor()
+}
+
 /// The only peer that served: what it took is given up in as many words, and it never serves again.
 #[test]
 fn a_lost_shard_of_one_is_given_up() -> Result<()> {
@@ -86,4 +128,28 @@ fn a_lost_peer_does_not_block_the_end() -> Result<()> {
     }
     moved.wait_for_writes_to("amber")?;
     moved.check_peer(moved.primary())
+}
+
+/// The donor, after the cut-over: the shard grows without it, and only the way back is lost.
+#[test]
+fn a_lost_donor_does_not_block_the_shard() -> Result<()> {
+    let moved = Move::prepare()?;
+    let without = ["run", "--yes", "--without", DONOR];
+    moved.stage.transplant(&["run", "--yes", "--until", "compare"])?;
+    let told = moved.stage.transplant(&without).unwrap_err().to_string();
+    ensure!(told.contains("the shard has not opened"), "{told}");
+    moved.stage.transplant(&["run", "--yes", "--until", "keep-way-back"])?;
+    moved.wait_for_writes_to("amber")?;
+    let data = moved.stage.data();
+    fs::rename(&data, data.with_file_name("lost"))?;
+    moved.stage.transplant(&["run", "--yes"]).unwrap_err();
+    let told = moved.stage.transplant(&["run", "--yes", "--without", "amber"]).unwrap_err();
+    ensure!(told.to_string().contains("give amber another host"), "{told}");
+    let told = moved.stage.transplant(&without)?;
+    ensure!(told.contains("what is left is `commit`"), "{told}");
+    for peer in moved.stage.peers() {
+        moved.check_peer(peer)?;
+    }
+    moved.stage.transplant(&["commit", "--without", DONOR, "--yes"])?;
+    moved.wait_for_writes_to("amber")
 }

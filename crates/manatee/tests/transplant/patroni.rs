@@ -140,6 +140,15 @@ fn what_becomes_of_a_patroni_cluster_meanwhile_is_noticed() -> Result<()> {
     moved.check_donor()?;
     cluster.check_whole()?;
 
+    // Where nobody of Patroni answers, a standby's may still run, and may have been resumed.
+    moved.stage.transplant(&["run", "--yes", "--until", "compare"])?;
+    cluster.service(two, "stop")?;
+    let told = moved.stage.transplant(&["run", "--yes"]).unwrap_err().to_string();
+    ensure!(told.contains("whether the Patroni cluster is still paused cannot be seen"), "{told}");
+    ensure!(moved.read_journal()?.outcome(&"open-recipient".into()).is_none(), "it has opened");
+    cluster.service(two, "start")?;
+    cluster.wait_member(two, |member| member["pause"] == json!(true))?;
+
     // Left alone, it moves, for good.
     moved.stage.transplant(&["run", "--yes"])?;
     moved.wait_for_writes_to("amber")?;

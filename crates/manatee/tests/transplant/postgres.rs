@@ -4,7 +4,10 @@ use super::harness::{Move, wait};
 use anyhow::{Context, Result, ensure};
 use manatee::shard::Peer;
 use saga::{Entry, Mode};
-use std::fs;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 /// As after a failover of whatever kept it before: its timeline is ahead of the generation of any young shard.
 fn promote_donor(moved: &Move) -> Result<()> {
@@ -49,6 +52,8 @@ fn a_server_moves_into_a_shard_for_good() -> Result<()> {
     let told = moved.stage.transplant(&["commit", "--yes"])?;
     ensure!(told.contains("committed") && told.contains("the backup is kept in"), "{told}");
     ensure!(fs::read_dir(backups)?.count() == 1, "it is there");
+    let told = moved.stage.transplant(&["verify"])?;
+    ensure!(told.contains("the donor is stopped and closed, as it was left"), "{told}");
     let told = moved.stage.transplant(&["rollback"]).unwrap_err().to_string();
     ensure!(told.contains("it was committed"), "{told}");
     let slots = "select count(*) from pg_replication_slots where slot_name = 'transplant_donor'";
@@ -146,6 +151,19 @@ fn a_primary_that_died_with_writes_is_waited_for() -> Result<()> {
     moved.check_donor()
 }
 
+/// As when a way back ended after it had copied the shard, before it put that in the donor's place.
+fn leave_copy(moved: &Move) -> Result<PathBuf> {
+    let plan = moved.read_journal()?.plan().clone();
+    let id = plan.facts["id"].as_str().context("an id")?.to_owned();
+    let copy = moved.stage.data().with_file_name(format!("data.transplant-copy-{id}"));
+    fs::create_dir(&copy)?;
+    fs::write(copy.join("mark"), "")?;
+    fs::write(copy.with_extension(format!("transplant-copy-{id}.done")), "")?;
+    let user = moved.stage.data().display().to_string();
+    manatee::shard::sh(&format!("chown -R --reference={user} {}*", copy.display()))?;
+    Ok(copy)
+}
+
 /// Rule T8.
 #[test]
 fn writes_are_given_up_only_when_that_is_asked_for() -> Result<()> {
@@ -156,9 +174,20 @@ fn writes_are_given_up_only_when_that_is_asked_for() -> Result<()> {
     let told = moved.stage.transplant(&["rollback", "--discard-writes"]).unwrap_err().to_string();
     ensure!(told.contains("transactions that wrote since the shard opened"), "{told}");
     moved.wait_for_writes_to("amber")?;
-    moved.stage.transplant(&["rollback", "--discard-writes", "--yes"])?;
+    let copy = leave_copy(&moved)?;
+    let told = moved.stage.transplant(&["rollback", "--discard-writes", "--yes"])?;
     moved.wait_for_writes_to("donor")?;
-    moved.check_given_up(&before)
+    moved.check_given_up(&before)?;
+    ensure!(!copy.exists(), "{} is there", copy.display());
+    let kept = told.split_once("in the donor's place is kept in ").context(told.clone())?.1;
+    ensure!(Path::new(kept.lines().next().unwrap_or_default()).join("mark").exists(), "{told}");
+
+    let told = moved.stage.transplant(&["verify"])?;
+    ensure!(told.contains("it was undone: the donor serves"), "{told}");
+    moved.stage.donor_service("stop")?;
+    let told = moved.stage.transplant(&["verify"]).unwrap_err().to_string();
+    ensure!(told.contains("the donor does not run"), "{told}");
+    moved.stage.donor_service("start").map(drop)
 }
 
 #[test]

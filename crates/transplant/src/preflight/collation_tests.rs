@@ -24,6 +24,7 @@ fn needs(own: Collation, others: &[Collation]) -> Needs {
         collation: own,
         extensions: Default::default(),
         libraries: Default::default(),
+        unlogged: Vec::new(),
         collations: std::iter::once(default).chain(others.iter().cloned()).collect(),
     };
     Needs { databases: vec![database], ..Needs::default() }

@@ -121,6 +121,9 @@ impl Grounds {
                 needs.closed.join(", ")
             ));
         }
+        if let Ok(needs) = &self.needs {
+            notes.extend(left_behind(needs));
+        }
         if let Some((donor, needs, first)) = self.all(0) {
             let accepted = inventory.limits.accept_collation_change;
             notes.extend(collation::notes(needs, donor, &first.host, accepted));
@@ -140,6 +143,34 @@ impl Grounds {
         };
         collation::commands(needs, donor, &ground.host, first)
     }
+}
+
+/// How many these are, and some of them.
+fn some(names: &[String]) -> String {
+    const SOME: usize = 5;
+    let more = if names.len() > SOME { ", …" } else { "" };
+    format!("{} ({}{more})", names.len(), names[..names.len().min(SOME)].join(", "))
+}
+
+/// What no copy has that is made by WAL, and what belongs to one server.
+fn left_behind(needs: &Needs) -> Vec<String> {
+    let mut notes = Vec::new();
+    for database in needs.databases.iter().filter(|database| !database.unlogged.is_empty()) {
+        notes.push(format!(
+            "unlogged tables of database {}: {}: they will be empty in the shard, and after a rollback in the \
+             donor, too; make them logged (alter table … set logged), or fill them again",
+            database.name,
+            some(&database.unlogged)
+        ));
+    }
+    if !needs.logical_slots.is_empty() {
+        notes.push(format!(
+            "slots of logical replication: {}: they stay with the donor; whoever streams by one needs a new \
+             one in the shard, and what was written before that by other means",
+            some(&needs.logical_slots)
+        ));
+    }
+    notes
 }
 
 /// What keeps pg_amcheck from looking at all.

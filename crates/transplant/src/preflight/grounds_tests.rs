@@ -1,4 +1,4 @@
-//! What keeps pg_amcheck from looking.
+//! What keeps pg_amcheck from looking, and what does not come along.
 
 use super::*;
 
@@ -27,4 +27,24 @@ fn amcheck_is_wanted_in_every_database_that_is_no_template() {
     let found = wrong(150_000);
     assert!(found.len() == 1 && found[0].contains("database without lacks it"), "{found:?}");
     assert!(wrong(130_000)[0].contains("no pg_amcheck before version 14"));
+}
+
+#[test]
+fn what_does_not_come_along_is_counted_and_named() {
+    let database = |name: &str, unlogged: &[&str]| {
+        serde_json::from_value(serde_json::json!({
+            "name": name, "template": false, "extensions": {}, "libraries": {}, "unlogged": unlogged,
+            "collation": {"name": "default", "provider": "c", "locale": "C", "indexes": 0},
+            "collations": [],
+        }))
+        .expect("a database")
+    };
+    let databases =
+        vec![database("none", &[]), database("some", &["a", "b", "c", "d", "e", "f", "g"])];
+    let needs = Needs { databases, logical_slots: vec!["one".to_owned()], ..Needs::default() };
+    let notes = left_behind(&needs);
+    assert_eq!(notes.len(), 2, "{notes:?}");
+    assert!(notes[0].starts_with("unlogged tables of database some: 7 (a, b, c, d, e, …): "));
+    assert!(notes[1].starts_with("slots of logical replication: 1 (one): "), "{notes:?}");
+    assert!(left_behind(&Needs::default()).is_empty());
 }

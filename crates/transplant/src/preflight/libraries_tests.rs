@@ -23,6 +23,7 @@ fn database(extensions: &[(&str, &str)], libraries: &[(&str, &str)], locale: &st
         },
         extensions: map(extensions),
         libraries: map(libraries),
+        unlogged: Vec::new(),
         collations: Vec::new(),
     }
 }

@@ -19,7 +19,9 @@ const SETTINGS: &str = "select json_build_object(\
         from pg_settings where name in \
             ('shared_preload_libraries', 'session_preload_libraries', 'dynamic_library_path')), \
     'roles', (select coalesce(json_agg(distinct split_part(one, '=', 2)), '[]') \
-        from pg_db_role_setting, unnest(setconfig) one where one like 'session_preload_libraries=%'))";
+        from pg_db_role_setting, unnest(setconfig) one where one like 'session_preload_libraries=%'), \
+    'slots', (select coalesce(json_agg(slot_name order by slot_name), '[]') \
+        from pg_replication_slots where slot_type = 'logical' and not temporary))";
 
 /// Whether there are records in the WAL that only a library can replay.
 const MANAGERS: &str =
@@ -37,6 +39,8 @@ const NEEDS: &str = r"select json_build_object(
     from pg_extension),
   'libraries', (select coalesce(json_object_agg(probin, example), '{}') from (
     select probin, min(oid::regprocedure::text) example from pg_proc where probin is not null group by 1) l),
+  'unlogged', (select coalesce(json_agg(oid::regclass::text order by oid::regclass::text), '[]') from pg_class
+    where relpersistence = 'u' and relkind in ('r', 'm')),
   'collations', (select coalesce(json_agg(json_build_object(
       'name', n.oid::regcollation::text, 'provider', n.collprovider,
       'locale', coalesce(to_jsonb(n)->>'colllocale', to_jsonb(n)->>'colliculocale', n.collcollate, ''),
@@ -60,6 +64,8 @@ pub(crate) struct Needs {
     pub settings: BTreeMap<String, Setting>,
     /// Libraries that are loaded for a role, or for a database.
     pub of_roles: Vec<String>,
+    /// Slots of logical replication.
+    pub logical_slots: Vec<String>,
     /// Whether there are records in the WAL that only a library can replay.
     pub managers: bool,
 }
@@ -90,6 +96,9 @@ pub(crate) struct Database {
     pub extensions: BTreeMap<String, String>,
     /// Its libraries, and a function of each.
     pub libraries: BTreeMap<String, String>,
+    /// Its tables of which nothing is in the WAL.
+    #[serde(default)]
+    pub unlogged: Vec<String>,
     /// The collations that something in it has; `d` as provider stands for the database's own.
     pub collations: Vec<Collation>,
 }
@@ -146,6 +155,7 @@ pub(super) async fn look(donor: &Donor, facts: &DonorFacts) -> Result<Needs> {
     struct Loaded {
         settings: BTreeMap<String, Setting>,
         roles: Vec<String>,
+        slots: Vec<String>,
     }
     let (open, closed): (Vec<_>, Vec<_>) =
         parse::<Vec<(String, bool)>>(&donor.sql(NAMES).await?)?.into_iter().partition(|one| one.1);
@@ -159,6 +169,7 @@ pub(super) async fn look(donor: &Donor, facts: &DonorFacts) -> Result<Needs> {
         closed: closed.into_iter().map(|(name, _)| name).collect(),
         settings: loaded.settings,
         of_roles: loaded.roles,
+        logical_slots: loaded.slots,
         managers: facts.version >= 150_000 && donor.sql(MANAGERS).await? == "t",
     })
 }

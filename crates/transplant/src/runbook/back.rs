@@ -5,7 +5,7 @@ use crate::{
     DonorKind,
     donor::STANDBY_SIGNAL,
     steps::{
-        copy_back::{COPY, LOOK, PLACE},
+        copy_back::{COPY, LOOK, PLACE, SETTLE},
         drop_slot_sql,
     },
 };
@@ -34,6 +34,7 @@ impl Book<'_> {
     fn look_around(&mut self) {
         self.section("1", "what has become of it; the donor's standbys are started again");
         self.line("echo \"the shard is $(shard)\"");
+        self.line("case $(shard)$discard_writes_of_shard in lost) stop \"the shard has no cluster state of this move, and may have opened: restore that, or put back what was changed in the sitters' files; or give up what it wrote (discard_writes_of_shard=yes)\" ;; esac");
         match self.kind() {
             DonorKind::Patroni => self.hold_patroni(),
             DonorKind::ManateeV1 | DonorKind::ManateeV2 => self.check_donors_place(),
@@ -50,15 +51,18 @@ impl Book<'_> {
         let (first, _) = self.first();
         self.note("Where what the shard wrote and the donor lacks is to be given up: say");
         self.note("discard_writes_of_shard=yes (or `discard_writes_of_shard=yes sh FILE back`).");
-        self.line("if [ \"$(shard)\" = open ] && [ \"${discard_writes_of_shard-}\" = yes ]; then");
+        self.line("shard=$(shard)");
+        self.line("if [ \"$shard$discard_writes_of_shard\" = openyes ] || [ \"$shard$discard_writes_of_shard\" = lostyes ]; then");
         let freeze = Book::adm(first, "freeze --reason 'rolled back by hand'");
-        self.line(&format!("if [ \"$(frozen)\" = no ]; then {freeze}; fi"));
+        self.line(&format!(
+            "if [ \"$shard\" = open ] && [ \"$(frozen)\" = no ]; then {freeze}; fi"
+        ));
         self.line("from=$(serving) since=$(position \"$(donor_control)\") lost='all that'");
         self.line("case $from in '' | [0-9]) ;; *) stop \"more than one serves: $from\" ;; esac");
         self.line("if [ -n \"$from\" ]; then lost=$(primary \"select pg_size_pretty(pg_wal_lsn_diff(pg_current_wal_lsn(), '$since')) || ' of WAL that'\"); fi");
         self.line("echo \"given up: $lost the shard wrote\"");
         self.line("from=${from:-none}");
-        self.line("elif [ \"$(shard)\" = open ]; then");
+        self.line("elif [ \"$shard\" = open ]; then");
         self.note(
             "So that its primary stays the primary; and whoever of it was stopped is started.",
         );
@@ -110,20 +114,24 @@ impl Book<'_> {
         self.line("keep \"peer$from\"");
         let rate = self.facts.inventory.limits.rate_mib;
         let rate = rate.map_or_else(String::new, |rate| format!(" -r {rate}M"));
-        let args = format!(" {} \"$from\"{rate}", quote(&donor.bin_dir));
+        let id = &self.facts.id;
+        let args = format!(" {id} {} \"$from\"{rate}", quote(&donor.bin_dir));
         let copy = format!("IFS= read -r from; {}", shell(COPY, &args));
         let secret = Book::verb(self.first().0, "secret", " --raw");
         let copy = fed(&donor.host, Some(&donor.os_user), &copy);
         self.line(&format!("{{ address; {secret}; }} | {copy}"));
         self.note("Where the one that it had is kept:");
-        self.line(&Book::at(donor, &shell(PLACE, "")));
+        self.line(&Book::at(donor, &shell(PLACE, &format!(" {id}"))));
         self.line("copy=");
     }
 
     /// The shard ends, with all that it wrote in the donor.
     fn drain(&mut self) {
         self.section("3", "the shard is stopped, its primary last; the donor has all of it");
-        self.line("if [ \"$(shard)\" = open ]; then");
+        self.line("shard=$(shard)");
+        self.line(
+            "if [ \"$shard\" = open ] || [ \"$shard$discard_writes_of_shard\" = lostyes ]; then",
+        );
         self.note("In a new shell begin with section 2: who serves is known from there.");
         self.line(": \"${from:?type section 2 first}\"");
         self.note("From here on clients have no database until the donor is open.");
@@ -137,7 +145,7 @@ impl Book<'_> {
                 self.line("fi");
             }
         }
-        self.line("if [ \"${discard_writes_of_shard-}\" != yes ]; then");
+        self.line("if [ \"$discard_writes_of_shard\" != yes ]; then");
         self.line("ended=$(primary_control)");
         self.check("the primary was shut down in an orderly way", "yes", "orderly \"$ended\"");
         self.line("checkpoint=$(position \"$ended\")");
@@ -157,8 +165,14 @@ impl Book<'_> {
 
     fn open_donor(&mut self) {
         self.section("4", "the donor is opened");
-        self.line("case $(shard) in closed | back) ;; *) stop 'the shard is open, or does not answer: type the sections before this' ;; esac");
+        self.line("case $(shard)$discard_writes_of_shard in\nclosed* | back*) ;;");
+        self.line("lostyes) check 'nobody of the shard serves' '' \"$(serving)\" ;;");
+        self.line("*) stop 'the shard is open, or does not answer: type the sections before this' ;;\nesac");
         let donor = self.donor();
+        self.note("A copy of the shard that was not put in the donor's place is kept aside:");
+        let data = quote(donor.data_dir.trim_end_matches('/'));
+        let settle = format!("sh -c {} sh {data} {}", quote(SETTLE), self.facts.id);
+        self.line(&Book::at(donor, &settle));
         self.line("if donor_is_closed; then");
         self.note("One that was started closed goes on on a timeline of its own.");
         self.line("if [ \"$(orderly \"$(donor_control)\")\" != yes ]; then");

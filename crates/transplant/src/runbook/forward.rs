@@ -67,7 +67,7 @@ impl Book<'_> {
         self.note("The password of the shard's replication role, as its sitter's file has it.");
         self.line(&format!("password=$({})", Book::verb(first, "secret", " --raw")));
         self.line("password=$(printf '%s\\n' \"$password\" | sed \"s/'/''/g\")");
-        let made = make_role_sql(&facts.replication_user, PASSWORD);
+        let made = make_role_sql(&facts.replication_user, PASSWORD, &self.facts.id);
         let (before, after) = made.split_once(PASSWORD).unwrap_or((&made, ""));
         self.line(&format!("donor {}\"'$password'\"{}", quote(before), quote(after)));
         if self.by_snapshots() {
@@ -96,7 +96,7 @@ impl Book<'_> {
     pub(super) fn close_replication(&mut self) {
         let (_, facts) = self.first();
         let slot = literal(self.facts.slot());
-        self.line(&ask("donor", &drop_sql(&facts.replication_user, &slot)));
+        self.line(&ask("donor", &drop_sql(&facts.replication_user, &slot, &self.facts.id)));
         let path = &self.facts.donor.hba_file;
         if self.by_snapshots() || manatee::is_rendered(path) {
             return;

@@ -11,6 +11,7 @@ use saga::Plan;
 
 /// What is the same in all of them.
 const HEAD: &str = r#"set -eu
+discard_writes_of_shard=${discard_writes_of_shard-}
 
 # Ends it all.
 stop() { echo "STOP: $1" >&2; exit 1; }
@@ -33,12 +34,24 @@ await() { # SECONDS WHAT EXPECTED COMMAND [ARGUMENT ...]
 # where it goes.
 same() { echo "$1" | sed 's/in archive recovery\|shut down in recovery\|shut down//'; }
 orderly() { case $1 in *'shut down ') echo yes ;; *) echo "no: $1" ;; esac; }
+# Whether a database is none that has served: it is on the donor's timeline, and a standby or stopped.
+unserved() { # WHAT IT WAS LEFT AS
+    case $1 in
+    'none ' | "standby "*" $timeline ") ;;
+    "in archive recovery $timeline " | "shut down in recovery $timeline " | "shut down $timeline ") ;;
+    *) return 1 ;;
+    esac
+}
 position() { echo "$1" | grep -o '[0-9A-F]*/[0-9A-F]*'; }
 "#;
 
 /// What `pg_controldata` says, as one line: which database, its timeline, its last checkpoint, its state.
 const CONTROL: &str = "sed -n -e 's/^Database system identifier: *//p' -e \"s/^Latest checkpoint's TimeLineID: *//p\" \
      -e 's/^Latest checkpoint location: *//p' -e 's/^Database cluster state: *//p' | sort | tr '\\n' ' '";
+
+/// What a database was left as, as one line: that there is none; that it is a standby, its state, its timeline.
+const LEFT: &str = "sed -n -e '/^none$/p' -e '/^standby$/p' -e \"s/^Latest checkpoint's TimeLineID: *//p\" \
+     -e 's/^Database cluster state: *//p' | tr '\\n' ' '";
 
 /// How psql asks the database that the first line names what the others say.
 pub(super) fn psql(bin: &str, socket: &str, port: u16, superuser: &str) -> String {
@@ -126,6 +139,15 @@ impl Book<'_> {
             ));
             self.line(&format!("peer{n}() {{ peer{n}_in postgres \"$1\"; }}"));
             self.line(&format!("peer{n}_control() {{ {look} | {CONTROL}; }}"));
+            let path = |name: &str| quote(&format!("{}/{name}", facts.data_dir));
+            let left = format!(
+                "if [ ! -e {} ]; then echo none; else if [ -e {} ]; then echo standby; fi; {}; fi",
+                path("PG_VERSION"),
+                path(STANDBY_SIGNAL),
+                control(&facts.bin_dir, &facts.data_dir)
+            );
+            let left = on(&peer.host, user, &left);
+            self.line(&format!("peer{n}_left() {{ {left} | {LEFT}; }}"));
         }
         if !self.by_snapshots() {
             self.line("# Whether the first peer is nearly level with the donor.");
@@ -141,14 +163,25 @@ impl Book<'_> {
     fn ask_shard(&mut self) {
         let (first, _) = self.first();
         let id = &self.facts.id;
-        self.note("What the shard is: closed, it never took a write; open; back, what it took went to the donor.");
+        self.note("What the shard is: closed, it never took a write; open; back, what it took went to the donor; lost, it");
+        self.note(
+            "has no cluster state of this move, and may have opened: nobody needs one to serve on.",
+        );
+        let numbers: Vec<String> = self.peers().map(|(n, ..)| n.to_string()).collect();
+        let numbers = numbers.join(" ");
+        self.line(&format!("timeline={}", self.facts.donor.timeline));
+        self.line(&format!(
+            "has_served() {{\n    for n in {numbers}; do\n        left=$(\"peer${{n}}_left\") || left=\n        \
+             if [ -z \"$left\" ]; then echo unknown; return; fi\n        \
+             if ! unserved \"$left\"; then echo lost; return; fi\n    done\n    echo closed\n}}"
+        ));
         self.line(&format!(
             "shard() {{\n    facts=$({}) || {{ echo unknown; return; }}",
             Book::verb(first, "facts", "")
         ));
         self.line(&format!(
             "    case $facts in\n    *'\"transplant\":\"{id}\",\"transplantRolledBack\"'*) echo back ;;\n    \
-             *'\"transplant\":\"{id}\"'*) echo open ;;\n    *) echo closed ;;\n    esac\n}}"
+             *'\"transplant\":\"{id}\"'*) echo open ;;\n    *) has_served ;;\n    esac\n}}"
         ));
         self.line(&format!(
             "frozen() {{ case $({} | tr -d ' \\n') in *'\"freeze\":{{'* | *'\"freeze\":true'*) echo yes ;; *) echo no ;; esac; }}",
@@ -157,10 +190,9 @@ impl Book<'_> {
         self.note(
             "Who of the shard serves, by number; that one is asked, and how the donor reaches it.",
         );
-        let numbers: Vec<String> = self.peers().map(|(n, ..)| n.to_string()).collect();
         self.line(&format!(
             "serving() {{ for n in {}; do if [ \"$(\"peer$n\" \"{}\" 2>/dev/null)\" = t ]; then echo \"$n\"; fi; done; }}",
-            numbers.join(" "),
+            numbers,
             super::forward::SERVES
         ));
         self.line("one_serves() { case $(serving) in [0-9]) echo yes ;; *) echo no ;; esac; }");

@@ -15,9 +15,9 @@ patroni_tell() { # JSON
     for url in $members; do patroni -f -o /dev/null -X PATCH -d "$1" "$url/config" && return; done
     stop "no member of Patroni can be told $1"
 }
-# Whether the cluster is paused, and nobody but the donor leads. Where nobody answers, nobody does.
+# Whether the cluster is paused, and nobody but the donor leads.
 held() {
-    cluster=$(patroni_cluster) || { echo yes; return; }
+    cluster=$(patroni_cluster) || { echo "$silence"; return; }
     leads=$(echo "$cluster" | tr '{' '\n' | sed -n '/"role":"\(standby_\)*leader"/s/.*"name":"\([^"]*\)".*/\1/p')
     case $leads in "$leader" | '') ;; *) echo "$leads leads"; return ;; esac
     case $cluster in *'"pause":true'*) echo yes ;; *) echo 'it was resumed' ;; esac
@@ -87,6 +87,9 @@ impl Book<'_> {
         let bases: Vec<String> = std::iter::once(asked.clone()).chain(others).collect();
         self.line(&format!("members={}", quote(&bases.join(" "))));
         self.line(&format!("leader={}", quote(&self.leader().replace(' ', ""))));
+        self.note("Where nobody of Patroni answers, nobody leads; but a standby's may run, until part one has stopped it.");
+        let alone = self.members().len() < 2;
+        self.line(if alone { "silence=yes" } else { "silence='nobody answers'" });
         self.line(FUNCTIONS.trim_end());
     }
 
@@ -118,7 +121,8 @@ impl Book<'_> {
 
     /// Holds it again, for the way back.
     pub(super) fn hold_patroni(&mut self) {
-        self.note("Whoever has resumed it since: while it is paused it promotes nothing.");
+        self.note("Whoever has resumed it since: while it is paused it promotes nothing. Part one may have stopped them all.");
+        self.line("silence=yes");
         self.line(
             "if [ \"$(held)\" = 'it was resumed' ]; then patroni_tell '{\"pause\": true}'; fi",
         );

@@ -2,7 +2,7 @@
 //! let nobody in but its own user on its own host. What is changed for that are files of its data
 //! directory, which are put back by the undo.
 
-use super::{STOP_DONOR, Scene};
+use super::{STOP_DONOR, Scene, copy_back};
 use crate::{
     Donor,
     donor::{AUTO_CONF, Control, LOG, STANDBY_SIGNAL, value, with_block, without_block},
@@ -61,6 +61,7 @@ impl FenceDonor {
     /// Opens it, with whatever it has taken from the recipient meanwhile.
     async fn open(&self, tell: &dyn Tell) -> Result<()> {
         let donor = &self.0.donor;
+        copy_back::settle(&self.0, tell).await?;
         let stopped: Control = self.0.outcome(STOP_DONOR)?;
         let now = donor.control().await?;
         // The whole of it: one that was started in recovery is left in another state, even where its last

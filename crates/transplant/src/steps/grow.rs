@@ -95,7 +95,7 @@ impl Step for Grow {
     }
 
     async fn undo(&self, how: Undo, _: &dyn Tell) -> Result<(), StepError> {
-        let primary = self.0.primary().await?;
+        let primary = self.0.opened(how).await?;
         // Frozen, nobody could take over in its place.
         if let Some(primary) = primary.filter(|primary| self.0.is_gone(primary))
             && !how.discard_writes

@@ -121,7 +121,7 @@ impl Step for HoldDonor {
 
     async fn verify(&self) -> Result<Outcome, StepError> {
         if let Some(patroni) = &self.0.patroni {
-            patroni.is_held(false).await?;
+            patroni.is_held(false, false).await?;
         }
         match self.0.facts.inventory.donor.kind {
             DonorKind::ManateeV2 => {

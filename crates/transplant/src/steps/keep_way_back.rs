@@ -58,7 +58,7 @@ pub(crate) fn drop_slot_sql() -> String {
 /// it needs is not kept any more, it is copied anew first.
 pub(super) async fn follow_back(scene: &Scene, primary: &Recipient, tell: &dyn Tell) -> Result<()> {
     let donor = &scene.donor;
-    copy_back::place(donor, tell).await?;
+    copy_back::place(scene, tell).await?;
     let Secret { password } = primary.verb("secret", &[]).await?;
     if come_level(scene, primary, &password, tell).await? == Way::Level {
         return Ok(());
@@ -165,10 +165,13 @@ impl Step for KeepWayBack {
     }
 
     async fn undo(&self, how: Undo, tell: &dyn Tell) -> Result<(), StepError> {
-        let Some(primary) = self.0.primary().await? else { return Ok(()) };
+        let Some(primary) = self.0.opened(how).await? else { return Ok(()) };
         if !how.discard_writes {
             if self.0.is_gone(primary) {
                 return Err(self.0.without_primary(primary.zone()).into());
+            }
+            if let Some(state) = self.0.made().await? {
+                self.0.check_serves(primary, &state).await?;
             }
             follow_back(&self.0, primary, tell).await?;
         }

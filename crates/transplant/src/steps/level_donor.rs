@@ -12,6 +12,7 @@ use anyhow::Result;
 use async_trait::async_trait;
 use cluster::Lsn;
 use saga::{Check, Outcome, Step, StepError, Tell, Undo};
+use serde_json::Value;
 use std::sync::Arc;
 
 pub(super) struct LevelDonor(pub Arc<Scene>);
@@ -70,11 +71,18 @@ impl Step for LevelDonor {
     }
 
     async fn apply(&self, tell: &dyn Tell) -> Result<(), StepError> {
+        if self.0.is_donor_gone() {
+            tell.note("without the donor there is nothing to go back to: what is left is `commit`");
+            return Ok(());
+        }
         Ok(self.level(tell).await?)
     }
 
     async fn verify(&self) -> Result<Outcome, StepError> {
         let donor = &self.0.donor;
+        if self.0.is_donor_gone() {
+            return Ok(Value::Null);
+        }
         if donor.is_running().await? || !donor.is_closed().await? {
             return Err("the donor runs, or would start open for writes".into());
         }

@@ -12,8 +12,9 @@ mod grow;
 mod hold_donor;
 mod keep_way_back;
 mod level_donor;
-pub(crate) mod open_recipient;
+mod open_recipient;
 mod open_replication;
+pub(crate) mod opened;
 mod receive;
 mod receive_last;
 mod stop_donor;
@@ -202,20 +203,19 @@ impl Scene {
 
     /// The primary of a shard that has one.
     pub async fn serving(&self) -> Result<&Recipient> {
-        self.primary().await?.context("the shard has no cluster state")
+        let state = self.state().await?.context("the shard has no cluster state")?;
+        self.primary_of(&state)
     }
 
-    /// The peer that is primary by the state of its shard; `None` when there is no state.
-    pub async fn primary(&self) -> Result<Option<&Recipient>> {
-        let Some(state) = self.state().await? else { return Ok(None) };
+    /// The peer that is primary by this state.
+    pub fn primary_of(&self, state: &ClusterState) -> Result<&Recipient> {
         let primary = self.peers.iter().find(|peer| peer.facts.peer.id == state.primary.id);
-        let primary = primary.with_context(|| {
+        primary.with_context(|| {
             format!(
                 "the primary of the shard is {}, which the plan does not know",
                 state.primary.id
             )
-        })?;
-        Ok(Some(primary))
+        })
     }
 
     /// How many bytes of WAL the recipient has not replayed yet.

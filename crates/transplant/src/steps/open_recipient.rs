@@ -1,11 +1,16 @@
 //! The shard opens, with the first peer alone. Undone, it is closed, with all that it wrote in the donor.
 
-use super::{COMPARE, OPEN_RECIPIENT, Scene, keep_way_back::follow_back, position, until};
+use super::{
+    COMPARE, Scene,
+    keep_way_back::follow_back,
+    opened::{NEXT_TRANSACTION, is_as_declared, never_served},
+    position, until,
+};
 use crate::{donor::Control, manatee, recipient::Recipient};
 use adapters::service::Order;
 use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
-use cluster::Lsn;
+use cluster::{ClusterState, Lsn};
 use saga::{Check, Outcome, Step, StepError, Tell, Undo};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -17,28 +22,9 @@ const SERVES: &str = "select case when pg_is_in_recovery() then null \
     when current_setting('default_transaction_read_only') = 'on' then null \
     else pg_current_wal_lsn() end, pg_is_in_recovery()";
 
-/// The number of the next transaction that writes.
-const NEXT_TRANSACTION: &str = "select txid_snapshot_xmax(txid_current_snapshot())";
-
-/// What a rollback that sends nothing back loses, as far as it can be counted: transactions that wrote
-/// since the recipient opened. `None` when it never opened.
-///
-/// # Errors
-/// When the shard's primary cannot be asked.
-pub(crate) async fn lost(scene: &Scene) -> Result<Option<u64>> {
-    let Ok(opened): Result<Value> = scene.outcome(OPEN_RECIPIENT) else { return Ok(None) };
-    let primary = scene.serving().await?;
-    if scene.is_gone(primary) {
-        bail!("{} is gone", primary.zone());
-    }
-    let number = |text: &str| text.parse::<u64>().context("no number of a transaction");
-    let now = number(&primary.sql(NEXT_TRANSACTION).await?)?;
-    Ok(Some(now - number(opened["nextTransaction"].as_str().unwrap_or_default())?))
-}
-
 /// Keeps the shard as it is; any of its peers can say so.
 pub(super) async fn freeze(scene: &Scene) -> Result<()> {
-    if scene.state().await?.is_some_and(|state| !state.is_frozen()) {
+    if scene.made().await?.is_some_and(|state| !state.is_frozen()) {
         let says = scene.here().next().context("no peer of the shard is left")?;
         says.adm(&["freeze", "--reason", "a transplant is rolled back"]).await?;
     }
@@ -54,7 +40,7 @@ impl OpenRecipient {
         }
         manatee::check_closed(&self.0.facts).await?;
         if let Some(patroni) = &self.0.patroni {
-            patroni.is_held(true).await?;
+            patroni.is_held(true, false).await?;
         }
         let copy: Control = self.0.outcome(COMPARE)?;
         let (wal, timeline) = (copy.checkpoint.to_string(), copy.timeline.to_string());
@@ -82,78 +68,116 @@ impl OpenRecipient {
     }
 
     async fn close(&self, how: Undo, tell: &dyn Tell) -> Result<()> {
-        let Some(primary) = self.0.primary().await? else {
-            let first = self.0.first();
-            if self.0.is_gone(first) {
-                return self.forget(how, tell);
+        let scene = &self.0;
+        let Some(state) = scene.made().await? else { return self.close_unnamed(how, tell).await };
+        // Frozen, nobody could take over in its place.
+        self.check_there(&state, how)?;
+        freeze(scene).await?;
+        // From here on it stays the same one.
+        let state = scene.made().await?.ok_or_else(|| scene.without_state())?;
+        let primary = self.check_there(&state, how)?;
+        if !how.discard_writes {
+            scene.check_serves(primary, &state).await?;
+            let serves = primary.sql(SERVES).await;
+            if serves.is_ok_and(|told| told.ends_with("|f")) {
+                follow_back(scene, primary, tell).await?;
             }
-            // It was never declared: nothing serves, and nothing will.
-            return first.tell(Order::Disable).await;
-        };
+        }
+        self.stop(Some(primary), tell).await?;
+        if !how.discard_writes {
+            self.drain(primary, &state, tell).await?;
+        }
+        // Of one that is gone, and is started some day, the sitter sees it there (rule K8).
+        let says = scene.here().next().context("no peer of the shard is left")?;
+        let _: Value = says.verb("retract", &["--id", &scene.facts.id]).await?;
+        Ok(())
+    }
+
+    /// The primary by this state, whose host has to be there unless what it has is given up.
+    fn check_there(&self, state: &ClusterState, how: Undo) -> Result<&Recipient> {
+        let primary = self.0.primary_of(state)?;
         if self.0.is_gone(primary) && !how.discard_writes {
             return Err(self.0.without_primary(primary.zone()));
         }
-        freeze(&self.0).await?;
-        let serves = match primary.sql(SERVES).await {
-            _ if self.0.is_gone(primary) => false,
-            Ok(told) => told.ends_with("|f"),
-            Err(_) => false,
-        };
-        if serves && !how.discard_writes {
-            follow_back(&self.0, primary, tell).await?;
-        }
+        Ok(primary)
+    }
+
+    /// Stops all sitters and their servers, so that nobody writes when the donor opens.
+    async fn stop(&self, primary: Option<&Recipient>, tell: &dyn Tell) -> Result<()> {
         // The primary last: what it writes until then still reaches whoever follows it.
+        let is_primary =
+            |peer: &Recipient| primary.is_some_and(|one| one.facts.peer.id == peer.facts.peer.id);
         let (last, others): (Vec<&Recipient>, Vec<&Recipient>) =
-            self.0.here().partition(|peer| peer.facts.peer.id == primary.facts.peer.id);
+            self.0.here().partition(|peer| is_primary(peer));
+        let mut stopped: Vec<&str> = Vec::new();
         for peer in others.into_iter().chain(last) {
             tell.tell(&format!("stopping {}", peer.zone()));
-            peer.tell(Order::Disable).await?;
-            peer.stop().await?;
-            // A sitter that was killed leaves its server running: none may write when the donor opens.
-            peer.rest().await?;
+            stop(peer).await.with_context(|| match stopped.as_slice() {
+                [] => format!("{} was not stopped", peer.zone()),
+                stopped => format!(
+                    "{} was not stopped; of {} the sitters are stopped and disabled: where one of them is \
+                     to take over, enable and start them, and unfreeze the shard, first",
+                    peer.zone(),
+                    stopped.join(", ")
+                ),
+            })?;
+            stopped.push(peer.zone());
         }
-        if !how.discard_writes {
-            self.drain(primary, tell).await?;
-        }
-        // Of one that is gone, and is started some day, the sitter sees it there (rule K8).
-        let says = self.0.here().next().context("no peer of the shard is left")?;
-        let _: Value = says.verb("retract", &["--id", &self.0.facts.id]).await?;
         Ok(())
     }
 
-    /// No peer is left that its state could be read or changed by.
-    fn forget(&self, how: Undo, tell: &dyn Tell) -> Result<()> {
-        let zone = self.0.first().zone();
-        if !how.discard_writes {
-            return Err(self.0.without_primary(zone));
+    /// Where there is no cluster state of this transplant: it was never declared, or that is lost.
+    async fn close_unnamed(&self, how: Undo, tell: &dyn Tell) -> Result<()> {
+        let first = self.0.first();
+        if self.0.is_gone(first) && !how.discard_writes {
+            return Err(self.0.without_primary(first.zone()));
         }
-        tell.note(&format!(
-            "nobody is left who could write it into the cluster state of shard {:?} that this was undone: \
-             {zone} would serve if it were started",
-            self.0.first().facts.shard
-        ));
-        Ok(())
+        if how.discard_writes {
+            self.stop(None, tell).await?;
+            let gone = self.0.peers.iter().filter(|peer| self.0.is_gone(peer));
+            let gone: Vec<&str> = gone.map(Recipient::zone).collect();
+            if !gone.is_empty() {
+                tell.note(&format!(
+                    "there is no cluster state of shard {:?} that could say that this was undone: {} would \
+                     serve if it were started",
+                    first.facts.shard,
+                    gone.join(", ")
+                ));
+            }
+            return Ok(());
+        }
+        self.0.never_opened().await?;
+        // Nothing serves, and nothing will.
+        stop(first).await?;
+        self.0.never_opened().await
     }
 
     /// Waits until the donor has all that the shard wrote.
-    async fn drain(&self, primary: &Recipient, tell: &dyn Tell) -> Result<()> {
+    async fn drain(
+        &self,
+        primary: &Recipient,
+        state: &ClusterState,
+        tell: &dyn Tell,
+    ) -> Result<()> {
         let donor = &self.0.donor;
         let shard = primary.control().await?;
+        let proven: Control = self.0.outcome(COMPARE)?;
         let is_level = |donor: &Control| {
             (donor.timeline, donor.checkpoint) == (shard.timeline, shard.checkpoint)
         };
-        let promoted = donor.control().await?.timeline > shard.timeline;
-        // One that never served wrote nothing that the donor lacks. Where one has served, and ended without
-        // order, the control file may still be as it was before: only its state tells.
-        let never_served = ["shut down", "shut down in recovery", "in archive recovery"];
-        let never_served = never_served.contains(&shard.state.as_str());
-        if promoted || (never_served && is_level(&donor.control().await?)) {
+        // The one that opened the shard, and never served, wrote nothing that the donor lacks. Whoever took
+        // over later has what was acknowledged before, whether or not it has served.
+        if is_as_declared(state, &self.0.first().facts.peer, &proven)
+            && never_served(&proven, &shard)
+            && is_level(&donor.control().await?)
+        {
             return Ok(());
         }
-        if !shard.state.starts_with("shut down") {
+        if shard.state != "shut down" {
             bail!(
                 "{} was not shut down in an orderly way (\"{}\"): it may have writes that the donor \
-                 lacks; start its sitter and roll back again, or give them up with --discard-writes",
+                 lacks; start its sitter, wait until it takes writes, and roll back again; or give them up \
+                 with --discard-writes",
                 primary.zone(),
                 shard.state
             );
@@ -179,6 +203,14 @@ impl OpenRecipient {
         }
         Ok(())
     }
+}
+
+/// Stops the sitter of a peer, and keeps it stopped.
+async fn stop(peer: &Recipient) -> Result<()> {
+    peer.tell(Order::Disable).await?;
+    peer.stop().await?;
+    // A sitter that was killed leaves its server running: none may write when the donor opens.
+    peer.rest().await
 }
 
 #[async_trait(?Send)]

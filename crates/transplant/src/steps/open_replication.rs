@@ -13,8 +13,11 @@ use serde::Deserialize;
 use serde_json::json;
 use std::sync::Arc;
 
-/// By this comment a role is known as made here.
-const MADE: &str = "made by manatee transplant";
+/// The comment by which a role is known as made by this transplant, as a literal. An earlier one's came with the
+/// database, and is the donor's own by now.
+fn made(id: &str) -> String {
+    literal(&format!("made by manatee transplant {id}"))
+}
 
 /// What `peer secret` prints.
 #[derive(Deserialize)]
@@ -28,13 +31,14 @@ fn quoted(role: &str) -> String {
     format!("\"{}\"", role.replace('"', "\"\""))
 }
 
-/// Makes the role by which the shard streams, if it is not there; the password is given as a literal.
-pub(crate) fn make_role_sql(role: &str, password: &str) -> String {
-    let (name, quoted) = (literal(role), quoted(role));
+/// Makes the role by which the shard streams, if it is not there, for the transplant of this id; the password
+/// is given as a literal.
+pub(crate) fn make_role_sql(role: &str, password: &str, id: &str) -> String {
+    let (name, quoted, made) = (literal(role), quoted(role), made(id));
     format!(
         "do $do$ begin if not exists (select from pg_roles where rolname = {name}) then \
          create role {quoted} with login replication password {password}; \
-         comment on role {quoted} is '{MADE}'; end if; end $do$"
+         comment on role {quoted} is {made}; end if; end $do$"
     )
 }
 
@@ -59,9 +63,9 @@ pub(crate) fn hba_lines(facts: &Facts) -> String {
     lines.collect()
 }
 
-/// Drops the slot, which is given as a literal, and the role if it was made here.
-pub(crate) fn drop_sql(role: &str, slot: &str) -> String {
-    let (name, quoted) = (literal(role), quoted(role));
+/// Drops the slot, which is given as a literal, and the role if the transplant of this id made it.
+pub(crate) fn drop_sql(role: &str, slot: &str, id: &str) -> String {
+    let (name, quoted, made) = (literal(role), quoted(role), made(id));
     format!(
         // Its synchronous standby may be gone.
         "set synchronous_commit = local; \
@@ -73,7 +77,7 @@ pub(crate) fn drop_sql(role: &str, slot: &str) -> String {
          select pg_drop_replication_slot(slot_name) from pg_replication_slots \
          where slot_name = {slot}; \
          do $do$ begin if exists (select from pg_roles where rolname = {name} \
-         and shobj_description(oid, 'pg_authid') = '{MADE}') then \
+         and shobj_description(oid, 'pg_authid') = {made}) then \
          drop owned by {quoted}; drop role {quoted}; end if; end $do$"
     )
 }
@@ -83,7 +87,7 @@ impl OpenReplication {
         let (donor, first) = (&self.0.donor, self.0.first());
         let Secret { password } = first.verb("secret", &[]).await?;
         let (role, slot) = (&first.facts.replication_user, literal(self.0.slot()));
-        donor.sql(&make_role_sql(role, &literal(&password))).await?;
+        donor.sql(&make_role_sql(role, &literal(&password), &self.0.facts.id)).await?;
         if self.0.by_snapshots() {
             // Nobody streams from the donor: a slot would keep all its WAL.
             return Ok(());
@@ -130,7 +134,7 @@ impl OpenReplication {
         if donor.sql("select pg_is_in_recovery()").await? == "t" {
             bail!("the donor is a standby now: make it the primary again, then roll back");
         }
-        donor.sql(&drop_sql(role, &slot)).await?;
+        donor.sql(&drop_sql(role, &slot, &self.0.facts.id)).await?;
         self.rewrite(without_block).await
     }
 }

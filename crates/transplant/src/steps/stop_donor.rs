@@ -62,7 +62,7 @@ impl Step for StopDonor {
         }
         if let Some(patroni) = &self.0.patroni {
             // To come level may have taken long. An attempt before may have stopped its Patroni.
-            patroni.is_held(true).await?;
+            patroni.is_held(true, false).await?;
         }
         donor.tell(Order::Disable).await?;
         tell.tell("stopping");
