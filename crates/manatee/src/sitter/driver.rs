@@ -183,7 +183,7 @@ impl Driver {
 mod tests {
     use super::*;
     use crate::backup::{Jobs, StorageOutlet};
-    use crate::sitter::{config::Config, executor, machine_config};
+    use crate::sitter::{config::Config, machine_config};
     use adapters::coord::{Coordination, memory::MemoryService};
     use cluster::Database;
     use tokio::runtime::Handle;
@@ -210,10 +210,8 @@ mod tests {
         let (machine, _) = Machine::new(machine);
         let shared = Shared::new(&config, me.clone(), &machine, jobs);
         let (events, queue) = mpsc::channel(1);
-        let settings = executor::settings(&config, &me).expect("settings");
         let coordination: Arc<dyn Coordination> = Arc::new(service.client());
         let mut executor = Executor::new(
-            settings,
             Handle::current(),
             storage,
             coordination.clone(),
@@ -221,7 +219,8 @@ mod tests {
             shared.clone(),
             &config,
             (me, config.secret()),
-        );
+        )
+        .expect("settings");
         executor.start(Action::Join { database: Database::None });
         // Its first event fills the queue, and it waits with the next one.
         let full = async {

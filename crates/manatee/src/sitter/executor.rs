@@ -94,8 +94,9 @@ pub(super) struct Executor {
 }
 
 impl Executor {
+    /// # Errors
+    /// When the file gives no password for replication.
     pub(super) fn new(
-        settings: Settings,
         disk: Handle,
         storage: Arc<dyn Storage>,
         coordination: Arc<dyn Coordination>,
@@ -103,12 +104,12 @@ impl Executor {
         shared: Arc<Shared>,
         config: &Config,
         (me, secret): (PeerIdent, Secret),
-    ) -> Self {
+    ) -> Result<Self> {
         let world = Arc::new(World {
             disk,
             coordination,
             storage,
-            settings: RwLock::new(settings),
+            settings: RwLock::new(settings(config, &me)?),
             postgres: watch::channel(None).0,
             busy: Mutex::new(()),
             events,
@@ -119,7 +120,7 @@ impl Executor {
             interval: config.health.interval.millis(),
         });
         let session_timeout = config.session_timeout.get_ref().millis();
-        Executor { world, me, session_timeout, session: None, cancel: None }
+        Ok(Executor { world, me, session_timeout, session: None, cancel: None })
     }
 
     /// Starts an action. Returns at once.

@@ -134,7 +134,6 @@ async fn serve(path: &Path, config: Config, disk: &Handle) -> Result<ExitCode> {
         probe::watch_the_looks(shared.clone(), events.clone(), probe::longest_silence(&config));
     let looks = tokio::spawn(looks);
     let executor = Executor::new(
-        executor::settings(&config, &me)?,
         disk.clone(),
         storage,
         coordination,
@@ -142,7 +141,7 @@ async fn serve(path: &Path, config: Config, disk: &Handle) -> Result<ExitCode> {
         shared.clone(),
         &config,
         (me.clone(), secret),
-    );
+    )?;
     tracing::info!(peer = %me.id, shard = config.shard, "sitter {} starts", crate::VERSION);
     let trace = trace::Trace::open(&config, &machine_config)?;
     let channel = (control.clone(), controls);
