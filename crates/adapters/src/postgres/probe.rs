@@ -30,7 +30,7 @@ const STATE: &str = "select pg_is_in_recovery(), \
       else pg_current_wal_insert_lsn() - pg_current_wal_flush_lsn() > 40 end; \
     select status, sender_host, sender_port, received_tli, pg_last_wal_receive_lsn(), \
     (extract(epoch from last_msg_receipt_time) * 1000000)::bigint, \
-    (extract(epoch from latest_end_time) * 1000000)::bigint from pg_stat_wal_receiver; \
+    (extract(epoch from latest_end_time) * 1000000)::bigint, pid from pg_stat_wal_receiver; \
     select pid, application_name, host(client_addr), state, sync_state, sync_priority, sent_lsn, \
     write_lsn, flush_lsn, replay_lsn, (extract(epoch from reply_time) * 1000000)::bigint \
     from pg_stat_replication";
@@ -135,6 +135,7 @@ impl Fields<'_> {
 
     fn receiver(&self) -> Result<Receiver, PgCause> {
         Ok(Receiver {
+            pid: self.parse(7)?.unwrap_or_default(),
             status: self.owned(0),
             host: self.text(1).map(str::to_owned),
             port: self.parse(2)?,
@@ -195,7 +196,9 @@ pub struct Probe {
 /// A WAL receiver.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Receiver {
-    /// `streaming` when all is well.
+    /// Its process.
+    pub pid: i32,
+    /// `streaming` when all is well; and for a moment before its upstream refuses to stream.
     pub status: String,
     /// Where it streams from.
     pub host: Option<String>,

@@ -27,6 +27,9 @@ const WHILE_WAITING: Millis = Millis(100);
 /// told when it is true; twice as long later each time, up to the configured interval.
 const AFTER_A_CHANGE: Millis = Millis(25);
 
+/// How soon a WAL receiver that is new is looked at again: well above what its upstream takes to refuse it.
+const TO_BE_REFUSED: Millis = Millis(100);
+
 /// How long a standby may not stream before its history is compared with its upstream's: well above
 /// what reconnecting takes.
 const SILENT: Millis = Millis(5_000);
@@ -64,6 +67,7 @@ pub(super) async fn watch(
     let mut answers = Answers::default();
     let mut silence = Silence::default();
     let mut said = None;
+    let mut receivers = Receivers::default();
     let mut lost = LostSlots::default();
     let mut flushes = Flushes::default();
     let mut settling = AFTER_A_CHANGE;
@@ -72,7 +76,10 @@ pub(super) async fn watch(
         if snapshot.running {
             let began = clock::now();
             match postgres.probe().await {
-                Ok(probe) => {
+                Ok(mut probe) => {
+                    if receivers.judge(&mut probe) {
+                        settling = TO_BE_REFUSED;
+                    }
                     let event = match flushes.judge(began, &probe) {
                         Some(problem) => Event::ProbeFailed(problem),
                         None => answers.read(began, &snapshot, &probe),
@@ -245,6 +252,27 @@ impl Silence {
     }
 }
 
+/// The WAL receiver of the look before.
+#[derive(Default)]
+struct Receivers {
+    before: Option<i32>,
+}
+
+impl Receivers {
+    /// One that its upstream is about to refuse says that it streams until it ends, and the next one says it again:
+    /// only one that was there at the look before is believed. Whether this one is new.
+    fn judge(&mut self, probe: &mut Probe) -> bool {
+        let before = self.before.take();
+        let Some(receiver) = &mut probe.receiver else { return false };
+        self.before = Some(receiver.pid);
+        let is_new = before != self.before && receiver.status == "streaming";
+        if is_new {
+            receiver.status = "starting".to_owned();
+        }
+        is_new
+    }
+}
+
 /// Since when WAL waits to be flushed, and up to where it was flushed then.
 #[derive(Default)]
 struct Flushes {
@@ -354,9 +382,8 @@ fn counting<'a>(snapshot: &'a Snapshot, probe: &'a Probe) -> Option<(&'a PeerId,
 mod tests {
     use super::*;
 
-    #[test]
-    fn what_is_not_flushed_for_long_is_a_failure() {
-        let probe = |wal, unflushed| Probe {
+    fn probe(wal: u64, unflushed: bool) -> Probe {
+        Probe {
             in_recovery: false,
             system_identifier: 7,
             timeline: 1,
@@ -368,7 +395,39 @@ mod tests {
             senders: Vec::new(),
             lost_slots: None,
             names_in_force: None,
+        }
+    }
+
+    #[test]
+    fn only_a_receiver_that_lasts_streams() {
+        let mut receivers = Receivers::default();
+        let mut streams = |seen: Option<(i32, &str)>| {
+            let receiver = |(pid, status): (i32, &str)| adapters::postgres::Receiver {
+                pid,
+                status: status.to_owned(),
+                host: None,
+                port: None,
+                flushed: None,
+                last_message: None,
+                latest_end_time: None,
+            };
+            let mut probe = Probe { receiver: seen.map(receiver), ..probe(1, false) };
+            let is_new = receivers.judge(&mut probe);
+            let streams = probe.receiver.is_some_and(|receiver| receiver.status == "streaming");
+            assert!(!(is_new && streams));
+            streams
         };
+        assert!(!streams(Some((7, "streaming"))), "it may be refused");
+        assert!(streams(Some((7, "streaming"))));
+        assert!(!streams(Some((8, "streaming"))), "another one");
+        assert!(!streams(None));
+        assert!(!streams(Some((8, "streaming"))), "it was gone in between");
+        assert!(!streams(Some((9, "starting"))));
+        assert!(streams(Some((9, "streaming"))));
+    }
+
+    #[test]
+    fn what_is_not_flushed_for_long_is_a_failure() {
         let longest = LONGEST_FLUSH.0;
         let mut flushes = Flushes::default();
         let mut fails =

@@ -44,10 +44,15 @@ fn another_replication_password_is_taken() -> Result<()> {
     }
     world.wait("the role to have it", |_| taken(chain[0], "the password of the sitter's file"))?;
     for upstream in &chain[..2] {
-        let before = follower(upstream).context("somebody streams")?;
+        // It may be connecting anew by itself just now.
+        let mut before = None;
+        world.wait("somebody to stream", |_| {
+            before = follower(upstream);
+            before.is_some()
+        })?;
         upstream.psql("select pg_terminate_backend(pid) from pg_stat_replication")?;
         world.wait("its standby to connect anew", |_| {
-            follower(upstream).is_some_and(|now| now != before)
+            follower(upstream).is_some_and(|now| Some(&now) != before.as_ref())
         })?;
     }
     world.shard.wait_whole(limit())?;
