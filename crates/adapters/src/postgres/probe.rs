@@ -9,8 +9,8 @@ use jiff::Timestamp;
 use std::sync::PoisonError;
 
 /// The state of the server, a row; and its senders, a row each. Functions that fail on the other
-/// kind of server are behind a `case`. Where nothing is left to be flushed the position of the next record lies behind
-/// the header of the next page, of 40 bytes at most.
+/// kind of server are behind a `case`. Whether WAL has to be flushed only those tell who wait for it: what an open
+/// transaction has written stays as it is for as long as nobody commits. 17 spells their names in another way.
 const STATE: &str = "select pg_is_in_recovery(), \
     (select system_identifier from pg_control_system()), \
     case when pg_is_in_recovery() then null \
@@ -25,9 +25,8 @@ const STATE: &str = "select pg_is_in_recovery(), \
     current_setting('synchronous_standby_names'), \
     (select string_agg(slot_name, ' ') from pg_replication_slots where slot_type = 'physical' \
       and not temporary and not active and wal_status = 'lost' and starts_with(slot_name, $slots)), \
-    case when pg_is_in_recovery() \
-      then coalesce((select written_lsn > flushed_lsn from pg_stat_wal_receiver), false) \
-      else pg_current_wal_insert_lsn() - pg_current_wal_flush_lsn() > 40 end; \
+    exists (select from pg_stat_activity where wait_event_type = 'IO' \
+      and lower(wait_event) in ('walwrite', 'walsync', 'walinitwrite', 'walinitsync')); \
     select status, sender_host, sender_port, received_tli, pg_last_wal_receive_lsn(), \
     (extract(epoch from last_msg_receipt_time) * 1000000)::bigint, \
     (extract(epoch from latest_end_time) * 1000000)::bigint, pid from pg_stat_wal_receiver; \
@@ -91,7 +90,7 @@ impl Inner {
             receiver: receiver.map(|fields| fields.receiver()).transpose()?,
             senders: senders.iter().map(|row| Fields(row).sender()).collect::<Result<_, _>>()?,
             lost_slots: state.text(9).map(str::to_owned),
-            unflushed: state.text(10) == Some("t"),
+            flushes: state.text(10) == Some("t"),
             names_in_force: expected.map(|expected| !weak && state.text(8) == Some(&expected)),
         })
     }
@@ -174,8 +173,8 @@ pub struct Probe {
     /// How much WAL it has safely: on a primary all that is flushed, on a standby all that was
     /// received and flushed, or replayed where nothing has been received since the start.
     pub wal: Lsn,
-    /// Whether there is WAL after it that is not flushed yet.
-    pub unflushed: bool,
+    /// Whether some process waits for the disk to have WAL.
+    pub flushes: bool,
     /// Up to where a standby has replayed.
     pub replay: Option<Lsn>,
     /// When the last transaction that a standby replayed was committed, by the primary's clock.

@@ -283,7 +283,7 @@ impl Flushes {
     /// Why a server that answers has failed all the same: it needs no disk to answer, and nothing is flushed there
     /// any more (rule H2).
     fn judge(&mut self, now: Monotonic, probe: &Probe) -> Option<String> {
-        if !probe.unflushed {
+        if !probe.flushes {
             self.waits = None;
             return None;
         }
@@ -382,13 +382,13 @@ fn counting<'a>(snapshot: &'a Snapshot, probe: &'a Probe) -> Option<(&'a PeerId,
 mod tests {
     use super::*;
 
-    fn probe(wal: u64, unflushed: bool) -> Probe {
+    fn probe(wal: u64, flushes: bool) -> Probe {
         Probe {
             in_recovery: false,
             system_identifier: 7,
             timeline: 1,
             wal: Lsn::new(wal),
-            unflushed,
+            flushes,
             replay: None,
             replayed_commit: None,
             receiver: None,
@@ -430,8 +430,7 @@ mod tests {
     fn what_is_not_flushed_for_long_is_a_failure() {
         let longest = LONGEST_FLUSH.0;
         let mut flushes = Flushes::default();
-        let mut fails =
-            |at, wal, unflushed| flushes.judge(Monotonic(at), &probe(wal, unflushed)).is_some();
+        let mut fails = |at, wal, waits| flushes.judge(Monotonic(at), &probe(wal, waits)).is_some();
         assert!(!fails(0, 100, true));
         assert!(!fails(longest - 1, 100, true));
         assert!(fails(longest, 100, true), "nothing was flushed");
