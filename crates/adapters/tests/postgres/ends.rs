@@ -219,3 +219,42 @@ fn none_left(peer: &Peer) {
     let left = support::servers_below(peer.directory.path());
     assert!(left.is_empty(), "processes {left:?} are left");
 }
+
+/// Of a process that waits for the disk it is told; not of an open transaction, whose WAL waits for nobody.
+#[tokio::test]
+async fn only_who_waits_for_the_disk_is_told_of() {
+    let peer = Peer::new("a").primary(Counts::Alone, &[]).await;
+    let client = peer.session().await;
+    client
+        .batch_execute("create table t (i int); begin; insert into t values (1)")
+        .await
+        .expect("sql");
+    let flushes = async || peer.postgres.probe().await.expect("a probe").flushes;
+    assert!(!flushes().await);
+    let row = client.query_one("select pg_backend_pid()", &[]).await.expect("a row");
+    let backend: i32 = row.get(0);
+    let mut tracer = std::process::Command::new("strace")
+        .args(["--quiet=all", "--output=/dev/null", "--trace=fsync,fdatasync"])
+        .args(["--inject=fsync,fdatasync:delay_enter=600000000", &format!("--attach={backend}")])
+        .spawn()
+        .expect("strace: install it (tools/need.sh network)");
+    let traced = format!("/proc/{backend}/status");
+    let waits = async {
+        let is_traced = || {
+            let status = std::fs::read_to_string(&traced).expect("a backend");
+            !status.contains("TracerPid:\t0\n")
+        };
+        while !is_traced() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let commits = tokio::spawn(async move { client.batch_execute("commit").await });
+        while !flushes().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        commits
+    };
+    let commits = in_time("the commit to wait for the disk", waits).await;
+    tracer.kill().and_then(|()| tracer.wait()).expect("to end the tracer");
+    in_time("the commit", commits).await.expect("a task").expect("a commit");
+    assert!(!flushes().await);
+}
