@@ -56,7 +56,7 @@ mirror=$(
 # made is not signed anew every day.
 prepare='mkdir -p "$1/etc/postgresql-common" &&
     echo "create_main_cluster = false" >"$1/etc/postgresql-common/createcluster.conf"'
-packages=("$package" procps util-linux)
+packages=("$package" procps strace util-linux)
 started=$SECONDS
 # What it mounts there is seen by nobody else, and goes with it. The lock goes with us alone.
 printf 'deb %s %s main\n' "$mirror" "$suite" "$mirror" "$also" | sort --unique |

@@ -74,8 +74,8 @@ pub fn check_successor(
         return Ok(());
     }
     // Where none knew it, none is known after.
-    let generation = u32::try_from(before.generation.0).ok();
-    let known = before.primary_timeline.max(next.init_timeline).max(generation);
+    let generation = u32::try_from(before.generation.0).unwrap_or(u32::MAX);
+    let known = before.primary_timeline.max(next.init_timeline).max(Some(generation));
     let begins_another = next.primary_timeline > known;
     if (next.primary_timeline.is_some() || before.primary_timeline.is_some()) && !begins_another {
         return illegal("D7", "a takeover begins a timeline with a number of its own");
