@@ -239,21 +239,23 @@ async fn only_who_waits_for_the_disk_is_told_of() {
         .spawn()
         .expect("strace: install it (tools/need.sh network)");
     let traced = format!("/proc/{backend}/status");
-    let waits = async {
-        let is_traced = || {
-            let status = std::fs::read_to_string(&traced).expect("a backend");
-            !status.contains("TracerPid:\t0\n")
-        };
+    let is_traced = || {
+        let status = std::fs::read_to_string(&traced).expect("a backend");
+        !status.contains("TracerPid:\t0\n")
+    };
+    in_time("it to be traced", async {
         while !is_traced() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        let commits = tokio::spawn(async move { client.batch_execute("commit").await });
+    })
+    .await;
+    let commits = tokio::spawn(async move { client.batch_execute("commit").await });
+    in_time("the commit to wait for the disk", async {
         while !flushes().await {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        commits
-    };
-    let commits = in_time("the commit to wait for the disk", waits).await;
+    })
+    .await;
     tracer.kill().and_then(|()| tracer.wait()).expect("to end the tracer");
     in_time("the commit", commits).await.expect("a task").expect("a commit");
     assert!(!flushes().await);

@@ -41,7 +41,7 @@ const LONGEST_LOOK: Millis = Millis(20_000);
 const LONGEST_FLUSH: Millis = Millis(5_000);
 
 /// Two looks further apart than this were not taken in time: this process or this host stood still.
-const LONGEST_GAP: Millis = Millis(5_000);
+pub(super) const LONGEST_GAP: Millis = Millis(5_000);
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Timing {

@@ -1,11 +1,8 @@
 //! What no single field can be wrong about, and values that cannot work: each with its line, and what to do.
 
 use super::Config;
+use crate::sitter::probe::LONGEST_GAP;
 use std::net::IpAddr;
-
-/// Two looks at PostgreSQL that are further apart count as taken by somebody who stood still, and prove
-/// nothing (rule F1).
-const LONGEST_INTERVAL: f64 = 5.0;
 
 /// The text of a file, to find in it where something is written.
 struct Text<'a>(&'a str);
@@ -96,9 +93,10 @@ impl Config {
             return text.at("lease", problem);
         }
         let (interval, give_up) = (self.health.interval.0, self.health.give_up.0);
-        if interval >= LONGEST_INTERVAL {
+        if self.health.interval.millis() >= LONGEST_GAP {
+            let longest = LONGEST_GAP.0 / 1000;
             let problem = format!(
-                "health.interval ({interval} s): give less than {LONGEST_INTERVAL} s: what is seen less often \
+                "health.interval ({interval} s): give less than {longest} s: what is seen less often \
                  does not prove that the sync answers, and a primary would stop when it loses the coordination"
             );
             return text.at("health.interval", problem);
