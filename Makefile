@@ -118,9 +118,9 @@ test-kills: ## Kill either end of a seeding again and again; KILLS=50
 	@$(call THERE,shard,$(ON_KILLS))
 	MANATEE_TEST_KILLS=$(KILLS) cargo test --locked --package manatee --test shard -- --exact $(ON_KILLS) --nocapture
 
-test-transplant: ## Undo moves of databases from each of their steps; a quarter of an hour
+test-transplant: ## Move databases in every way there is, and undo it from each step; half an hour
 	@tools/need.sh build postgresql zookeeper etcd patroni filesystems ssh systemd
-	cargo test --locked --package manatee --test transplant -- --ignored --nocapture --skip bench:: --skip v1_peer::process
+	cargo test --locked --package manatee --test transplant -- --ignored --nocapture --test-threads=$(WHOLE) --skip bench:: --skip v1_peer::process
 
 # The versions of PostgreSQL that Debian has beside this one's, and what is tested of each.
 VERSIONS ?= 13 17 18

@@ -51,6 +51,7 @@ fn check_kept(moved: &Move) -> Result<()> {
 
 /// The same when a person types it.
 #[test]
+#[ignore = "takes a while: make test-transplant"]
 fn a_runbook_copies_a_donor_anew() -> Result<()> {
     let moved = prepare()?;
     let own = fs::read_to_string(moved.stage.data().join("postgresql.conf"))?;

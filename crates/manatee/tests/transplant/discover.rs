@@ -133,6 +133,7 @@ fn an_inventory_is_drafted_from_a_server() -> Result<()> {
 }
 
 #[test]
+#[ignore = "takes a while: make test-transplant"]
 fn an_inventory_is_drafted_from_a_shard() -> Result<()> {
     let moved = Move::of_ours(None)?;
     let donor = moved.stage.donor();
@@ -175,6 +176,7 @@ fn an_inventory_is_drafted_from_a_shard() -> Result<()> {
 
 /// It meets where the original's shards do.
 #[test]
+#[ignore = "takes a while: make test-transplant"]
 fn an_inventory_is_drafted_from_a_shard_in_zookeeper() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let ensemble = Ensemble::start(directory.path(), 1)?;
@@ -189,6 +191,7 @@ fn an_inventory_is_drafted_from_a_shard_in_zookeeper() -> Result<()> {
 
 /// Its sitters are seen on the host that is named.
 #[test]
+#[ignore = "takes a while: make test-transplant"]
 fn an_inventory_is_drafted_from_a_shard_elsewhere() {
     isolated("discover::an_inventory_is_drafted_from_a_shard_elsewhere", |place| {
         draft_over_ssh(place).expect("a draft");
@@ -211,6 +214,7 @@ fn draft_over_ssh(place: &Path) -> Result<()> {
 
 /// Its peers are none of our sitters: a person says which files they have.
 #[test]
+#[ignore = "takes a while: make test-transplant"]
 fn an_inventory_is_drafted_from_a_shard_of_the_first_version() -> Result<()> {
     let moved = Move::of_first_version()?;
     let told = moved.stage.donor().inventory()?;
@@ -234,6 +238,7 @@ fn an_inventory_is_drafted_from_a_shard_of_the_first_version() -> Result<()> {
 }
 
 #[test]
+#[ignore = "takes a while: make test-transplant"]
 fn an_inventory_is_drafted_from_a_patroni_cluster() -> Result<()> {
     let make = |directory: &_, setup: &_| Cluster::make(directory, setup, 2, json!({}), None);
     let moved = Move::with(|_| {}, make)?;

@@ -12,6 +12,7 @@ use std::fs;
 
 /// Rules T1, T2, T3, T4, T9 and K1.
 #[test]
+#[ignore = "takes a while: make test-transplant"]
 fn a_shard_moves_into_another_for_good() -> Result<()> {
     let moved = Move::of_ours(None)?;
     let begun = adapters::clock::now();
@@ -51,6 +52,7 @@ fn a_shard_moves_into_another_for_good() -> Result<()> {
 /// What the recipient took is in the donor afterwards, on all of its peers, and it is a shard as before: it
 /// takes over when its primary is lost (rule T6).
 #[test]
+#[ignore = "takes a while: make test-transplant"]
 fn a_shard_that_was_moved_comes_back_whole() -> Result<()> {
     let moved = Move::of_ours(None)?;
     let before = moved.stage.donor().state()?;
@@ -112,6 +114,7 @@ fn a_shard_in_zookeeper_comes_back_before_the_other_opened() -> Result<()> {
 
 /// Its coordination talks TLS and asks who one is: whoever does not say so is told, and changes nothing.
 #[test]
+#[ignore = "takes a while: make test-transplant"]
 fn a_shard_that_asks_who_one_is_moves_and_comes_back() -> Result<()> {
     let guarded = tokio::runtime::Runtime::new()?
         .block_on(Guarded::closed(true, &["--auth-token", "simple"]));
@@ -200,6 +203,7 @@ fn a_shard_of_the_first_version_moves_for_good() -> Result<()> {
 /// Before the recipient opened, and with what it took (rule T6); the order of registrations is that of
 /// before.
 #[test]
+#[ignore = "takes a while: make test-transplant"]
 fn a_shard_of_the_first_version_comes_back() -> Result<()> {
     let moved = Move::of_first_version()?;
     moved.ask_to_verify()?;
@@ -220,6 +224,7 @@ fn a_shard_of_the_first_version_comes_back() -> Result<()> {
 
 /// Rule K1.
 #[test]
+#[ignore = "takes a while: make test-transplant"]
 fn a_failover_of_the_first_version_stops_the_move() -> Result<()> {
     let moved = Move::of_first_version()?;
     moved.stage.transplant(&["run", "--yes", "--until", "catch-up"])?;
@@ -243,6 +248,7 @@ fn type_a_runbook<D: Donor>(moved: &Move<D>, check: fn(&Move<D>) -> Result<()>) 
 }
 
 #[test]
+#[ignore = "takes a while: make test-transplant"]
 fn a_runbook_moves_a_shard() -> Result<()> {
     let moved = Move::of_ours(None)?;
     type_a_runbook(&moved, Move::check_ours)?;
@@ -251,6 +257,7 @@ fn a_runbook_moves_a_shard() -> Result<()> {
 }
 
 #[test]
+#[ignore = "takes a while: make test-transplant"]
 fn a_runbook_moves_a_shard_of_the_first_version() -> Result<()> {
     type_a_runbook(&Move::of_first_version()?, Move::check_first_version)
 }

@@ -174,6 +174,7 @@ impl Donor for Pair {
 
 /// A standby that is lost for good does not block the way back (rule K8).
 #[test]
+#[ignore = "takes a while: make test-transplant"]
 fn a_lost_standby_does_not_block_the_way_back() -> Result<()> {
     let moved = Move::with(|_| {}, Pair::make)?;
     let pair = moved.stage.donor();
@@ -236,6 +237,7 @@ fn a_primary_with_a_synchronous_standby_moves_and_comes_back() -> Result<()> {
 
 /// The same as a person does it who types what the runbook says.
 #[test]
+#[ignore = "takes a while: make test-transplant"]
 fn a_runbook_moves_a_primary_with_its_standby() -> Result<()> {
     let moved = Move::with(|_| {}, Pair::make)?;
     let pair = moved.stage.donor();

@@ -68,6 +68,7 @@ fn a_server_moves_into_a_shard_for_good() -> Result<()> {
 
 /// Rule T5.
 #[test]
+#[ignore = "takes a while: make test-transplant"]
 fn a_runner_that_ends_anywhere_is_gone_on_from_both_ways() -> Result<()> {
     let moved = Move::prepare()?;
     let backups = moved.ask_for_backup(&["select count(*) from pg_roles"])?;
@@ -245,6 +246,7 @@ fn a_second_runner_and_a_changed_donor_are_refused() -> Result<()> {
 
 /// Rules T1, T2, T3, T4, T6 and T7, as a person keeps them who types what the runbook says.
 #[test]
+#[ignore = "takes a while: make test-transplant"]
 fn a_runbook_does_what_a_run_does() -> Result<()> {
     let moved = Move::prepare()?;
     let backups = moved.ask_for_backup(&[

@@ -109,6 +109,7 @@ fn a_server_on_btrfs_moves_for_good() {
 }
 
 #[test]
+#[ignore = "takes a while: make test-transplant"]
 fn a_server_on_zfs_moves_for_good() {
     alone("snapshots::a_server_on_zfs_moves_for_good", |place| {
         for_good(&Ground::zfs(place, SIZE)?)
@@ -116,6 +117,7 @@ fn a_server_on_zfs_moves_for_good() {
 }
 
 #[test]
+#[ignore = "takes a while: make test-transplant"]
 fn a_runner_on_btrfs_ends_anywhere() {
     alone("snapshots::a_runner_on_btrfs_ends_anywhere", |place| {
         through_kills(&Ground::btrfs(place, SIZE)?)
@@ -132,6 +134,7 @@ fn a_runner_on_zfs_ends_anywhere() {
 
 /// What has come is looked at in a clone, and of that nothing stays.
 #[test]
+#[ignore = "takes a while: make test-transplant"]
 fn damage_in_a_snapshot_is_found() {
     alone("snapshots::damage_in_a_snapshot_is_found", |place| {
         let ground = Ground::btrfs(place, SIZE)?;
@@ -151,6 +154,7 @@ fn damage_in_a_snapshot_is_found() {
 /// A shard of ours, whose sitters make snapshots as well: for good, and the donor's own ones are not touched
 /// (rule K5).
 #[test]
+#[ignore = "takes a while: make test-transplant"]
 fn a_shard_moves_by_snapshots() {
     alone("snapshots::a_shard_moves_by_snapshots", |place| {
         let ground = Ground::btrfs(place, SIZE)?;
@@ -209,6 +213,7 @@ fn a_shard_of_the_first_version_moves_by_snapshots() {
 }
 
 #[test]
+#[ignore = "takes a while: make test-transplant"]
 fn on_btrfs_it_is_undone_and_begun_again() {
     alone("snapshots::on_btrfs_it_is_undone_and_begun_again", |place| {
         back_and_again(&Ground::flat_btrfs(place, SIZE)?)
@@ -228,6 +233,7 @@ fn by_hand(moved: &Move, ground: &Ground) -> Result<()> {
 }
 
 #[test]
+#[ignore = "takes a while: make test-transplant"]
 fn a_runbook_on_btrfs() {
     alone("snapshots::a_runbook_on_btrfs", |place| {
         let ground = Ground::btrfs(place, SIZE)?;
@@ -246,6 +252,7 @@ fn a_runbook_on_zfs() {
 
 /// Killed in the middle of a snapshot, nothing of it counts; it is sent again (rule K3).
 #[test]
+#[ignore = "takes a while: make test-transplant"]
 fn a_stream_that_is_cut_off_is_begun_again() {
     alone("snapshots::a_stream_that_is_cut_off_is_begun_again", |place| {
         let ground = Ground::btrfs(place, SIZE)?;
@@ -321,6 +328,7 @@ fn hosts_are_reached_by_ssh() {
 
 /// Killed while the snapshot is read for the backup, nothing of that is in the way of the rollback.
 #[test]
+#[ignore = "takes a while: make test-transplant"]
 fn a_backup_that_is_cut_off_is_cleared_away() {
     alone("snapshots::a_backup_that_is_cut_off_is_cleared_away", |place| {
         let ground = Ground::btrfs(place, SIZE)?;

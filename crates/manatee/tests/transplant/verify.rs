@@ -7,6 +7,7 @@ use std::fs;
 
 /// Everything is asked for, and found good; the donor is as it ended, and closed (rules T2, T3 and K7).
 #[test]
+#[ignore = "takes a while: make test-transplant"]
 fn the_copy_is_looked_through_and_compared() -> Result<()> {
     let moved = Move::prepare()?;
     moved.ask_to_verify()?;
@@ -41,6 +42,7 @@ fn the_copy_is_looked_through_and_compared() -> Result<()> {
 }
 
 #[test]
+#[ignore = "takes a while: make test-transplant"]
 fn damage_is_found_while_the_donor_serves() -> Result<()> {
     let moved = Move::prepare()?;
     find_damage(&moved, || {
