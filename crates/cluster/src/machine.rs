@@ -130,9 +130,13 @@ pub struct Machine {
     fence_at: Monotonic,
     attempts: u32,
     retry_at: Monotonic,
+    /// When a stop that failed may be tried again.
+    stop_at: Monotonic,
     failing_since: Option<Monotonic>,
     /// Since when PostgreSQL runs and does not answer.
     unanswered_since: Option<Monotonic>,
+    /// Since when the disk of the database is known to take no writes.
+    disk_hangs_since: Option<Monotonic>,
     /// Since when it is being stopped so that the session can be given up (rule H2).
     ending_since: Option<Monotonic>,
     failure: Option<String>,
@@ -186,8 +190,10 @@ impl Machine {
             fence_at: start,
             attempts: 0,
             retry_at: start,
+            stop_at: start,
             failing_since: None,
             unanswered_since: None,
+            disk_hangs_since: None,
             ending_since: None,
             failure: None,
             proof: None,

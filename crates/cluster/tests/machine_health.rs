@@ -1,16 +1,14 @@
 //! When a peer gives up for the others (rule H2), and that it comes back.
 
+mod one;
+
 use cluster::{
-    Action, ApplyError, ClusterState, Database, DeposedPolicy, Event, Generation, Lsn, Machine,
-    MachineConfig, Millis, Monotonic, Now, PeerIdent, PgCommand, PgOutcome, PutOutcome, StateSeen,
-    Version,
+    Action, ApplyError, Database, DeposedPolicy, Event, Lsn, Machine, MachineConfig, Millis,
+    Monotonic, Now, PgCommand, PgOutcome, PutOutcome, Version,
 };
+use one::{LEASE, One, all, peer, seen, state};
 
 const GIVE_UP: u64 = 10_000;
-
-fn peer(number: usize) -> PeerIdent {
-    PeerIdent::new(&format!("10.0.0.{number}"), 5432, 12345, &format!("zone{number}"))
-}
 
 /// Peer 2, sync of a whole shard of three, with its PostgreSQL yet to come.
 struct Sync {
@@ -41,24 +39,9 @@ impl Sync {
 
     /// A session, and what is read in it.
     fn join(&mut self, now: u64) -> Vec<Action> {
-        let state = ClusterState {
-            generation: Generation(1),
-            primary: peer(1),
-            sync: Some(peer(2)),
-            asyncs: vec![peer(3)],
-            deposed: Vec::new(),
-            init_wal: Lsn::ZERO,
-            init_timeline: None,
-            primary_timeline: None,
-            freeze: None,
-            one_node_write_mode: None,
-            promote: None,
-            extra: serde_json::Map::new(),
-        };
-        let seen = StateSeen { version: Version(1), state: Ok(state) };
         let mut actions = self.at(now, Event::Joined);
-        actions.extend(self.at(now, Event::State(Some(seen))));
-        actions.extend(self.at(now, Event::Active(vec![peer(1), peer(2), peer(3)])));
+        actions.extend(self.at(now, Event::State(seen(1, state(1, [1, 2, 3])))));
+        actions.extend(self.at(now, Event::Active(all())));
         actions.extend(self.at(now, Event::Confirmed { sent: Monotonic(now) }));
         // What a sitter that starts stores first, to settle what the one before it may have declared.
         if actions.iter().any(|action| matches!(action, Action::Put { .. })) {
@@ -172,6 +155,122 @@ fn a_server_that_does_not_end_is_given_up() {
     assert!(!sync.at(later, Event::Wake).iter().any(is_join), "it hangs still");
     let actions = sync.done(later, PgOutcome::Stopped);
     assert!(actions.iter().any(is_join), "{actions:?}");
+}
+
+/// What is to start PostgreSQL waits for a disk that hangs: nothing fails, and it is given up all the same. The peer
+/// comes back, and tries anew, when the disk does.
+#[test]
+fn who_cannot_start_on_a_disk_that_hangs_is_given_up() {
+    let (mut sync, actions) = Sync::new(Database::Established);
+    assert!(applies(&actions), "{actions:?}");
+    sync.at(20_000, Event::DiskHangs("no write comes back".to_owned()));
+    let ending = 20_000 + GIVE_UP;
+    assert_eq!(leaves_or_stops(&sync.at(ending - 1, Event::Wake)), (false, false));
+    assert_eq!(leaves_or_stops(&sync.at(ending, Event::Wake)), (false, false), "it is in flight");
+    let left = ending + GIVE_UP;
+    assert_eq!(leaves_or_stops(&sync.at(left, Event::Wake)), (true, false));
+    sync.at(left, Event::Left);
+    let later = left + 10 * GIVE_UP;
+    assert!(!sync.at(later, Event::Wake).iter().any(is_join), "it hangs still");
+    assert!(!sync.at(later, Event::DiskAnswers).iter().any(is_join), "the command does not answer");
+    let actions = sync.fail(later + 1);
+    assert!(actions.iter().any(is_join), "{actions:?}");
+    let actions = sync.join(later + 2 * GIVE_UP);
+    assert!(!actions.contains(&Action::Leave), "{actions:?}");
+    assert!(applies(&actions), "it tries anew: {actions:?}");
+}
+
+/// A disk that was slow once is not blamed for what comes later.
+#[test]
+fn a_disk_that_answers_again_is_no_failure() {
+    let (mut sync, _) = Sync::new(Database::Established);
+    sync.at(20_000, Event::DiskHangs("no write comes back".to_owned()));
+    sync.at(19_999 + GIVE_UP, Event::DiskAnswers);
+    let actions = sync.at(20_000 + 3 * GIVE_UP, Event::Wake);
+    assert_eq!(leaves_or_stops(&actions), (false, false), "{actions:?}");
+    let actions = sync.done(20_001 + 3 * GIVE_UP, applied());
+    assert_eq!(leaves_or_stops(&actions), (false, false), "{actions:?}");
+}
+
+/// To stop it because it keeps failing may hang, too.
+#[test]
+fn a_failing_server_that_does_not_end_is_given_up() {
+    let (mut sync, _) = Sync::new(Database::Established);
+    let fail = |sync: &mut Sync, now| {
+        let problem = "it does not come up".to_owned();
+        sync.at(now, Event::PgFailed(ApplyError { problem, running: true, database: None }))
+    };
+    fail(&mut sync, 1000);
+    assert!(applies(&sync.at(2000, Event::Wake)), "it is tried again");
+    let stopping = 1000 + GIVE_UP;
+    assert_eq!(leaves_or_stops(&fail(&mut sync, stopping)), (false, true));
+    let left = stopping + GIVE_UP;
+    assert_eq!(leaves_or_stops(&sync.at(left - 1, Event::Wake)), (false, false));
+    assert_eq!(leaves_or_stops(&sync.at(left, Event::Wake)), (true, false));
+}
+
+/// A server that cannot be stopped is told so again and again, but not without a pause.
+#[test]
+fn a_stop_that_fails_is_tried_again_later() {
+    let (mut sync, _) = Sync::new(Database::Established);
+    sync.done(1000, applied());
+    sync.at(20_000, Event::ProbeFailed("no answer".to_owned()));
+    let stopping = 20_000 + GIVE_UP;
+    assert_eq!(leaves_or_stops(&sync.at(stopping, Event::Wake)), (false, true));
+    let problem = "input/output error".to_owned();
+    let failed = Event::PgFailed(ApplyError { problem, running: true, database: None });
+    let actions = sync.at(stopping + 10, failed);
+    assert_eq!(leaves_or_stops(&actions), (false, false), "{actions:?}");
+    let again = Monotonic(stopping + 510);
+    assert!(actions.contains(&Action::WakeAt(again)), "{actions:?}");
+    assert_eq!(leaves_or_stops(&sync.at(again.0, Event::Wake)), (false, true));
+}
+
+/// A session that was given up for a server that did not answer says nothing of the next one.
+#[test]
+fn who_gave_up_a_hung_server_tries_anew() {
+    let (mut sync, _) = Sync::new(Database::Established);
+    sync.done(1000, applied());
+    sync.at(20_000, Event::ProbeFailed("no answer".to_owned()));
+    sync.at(20_000 + GIVE_UP, Event::Wake);
+    let left = 20_000 + 2 * GIVE_UP;
+    assert_eq!(leaves_or_stops(&sync.at(left, Event::Wake)), (true, false));
+    sync.at(left, Event::Left);
+    let back = left + 2 * GIVE_UP;
+    assert!(sync.done(back, PgOutcome::Stopped).iter().any(is_join), "the disk is back");
+    let actions = sync.join(back + 1);
+    assert!(!actions.contains(&Action::Leave), "{actions:?}");
+    assert!(applies(&actions), "it tries anew: {actions:?}");
+}
+
+/// A primary that is being started on a disk that hangs is not fenced for that, as nothing of it runs: to leave is what
+/// helps. Later, when it has lost its session, it is, and with pauses, for the command does not end.
+#[test]
+fn what_waits_for_a_disk_that_hangs_is_fenced_by_the_lease() {
+    let mut one = One::new(Database::Established, None);
+    let mut actions = one.join(seen(1, state(1, [1, 2, 3])), all());
+    if actions.iter().any(|action| matches!(action, Action::Put { .. })) {
+        actions.extend(one.tell(Event::PutDone(PutOutcome::Committed(Version(2)))));
+    }
+    assert!(applies(&actions), "{actions:?}");
+    one.tell(Event::DiskHangs("no write comes back".to_owned()));
+    let hangs = one.now;
+    while one.now < hangs + 2 * GIVE_UP - 1000 {
+        one.now += 1000;
+        let actions = one.tell(Event::Confirmed { sent: Monotonic(one.now) });
+        assert_eq!(leaves_or_stops(&actions), (false, false), "at {}: {actions:?}", one.now);
+    }
+    one.now += 1000;
+    assert_eq!(leaves_or_stops(&one.tell(Event::Wake)), (true, false));
+    one.tell(Event::Left);
+    one.now += LEASE;
+    assert_eq!(leaves_or_stops(&one.tell(Event::Wake)), (false, true), "its lease has ended");
+    let actions = one.tell(Event::Fenced(Ok(())));
+    assert_eq!(leaves_or_stops(&actions), (false, false), "not without a pause");
+    let again = Monotonic(one.now + 2000);
+    assert!(actions.contains(&Action::WakeAt(again)), "{actions:?}");
+    one.now = again.0;
+    assert_eq!(leaves_or_stops(&one.tell(Event::Wake)), (false, true));
 }
 
 fn leaves_or_stops(actions: &[Action]) -> (bool, bool) {

@@ -203,6 +203,8 @@ impl World {
             15 if how < 20 && self.machine.snapshot().running && self.postgres.is_none() => {
                 self.tell(Event::PgExited("gone".to_owned()));
             }
+            15 if how < 30 => self.tell(Event::DiskHangs("no write comes back".to_owned())),
+            15 if how < 60 => self.tell(Event::DiskAnswers),
             _ => self.tell(Event::Wake),
         }
     }

@@ -31,7 +31,7 @@ pub enum PgCause {
         searched: String,
     },
     /// The database was made by another major version.
-    #[error("the database is of version {found}, the programs in {} are of version {binaries}: install PostgreSQL {found} or run pg_upgrade", bin.display())]
+    #[error("the database is of version {found}, the programs in {} are of version {binaries}: install PostgreSQL {found}, or give its bin directory (`postgres.bin_dir`) where it is installed; or run pg_upgrade", bin.display())]
     ForeignVersion {
         /// What `PG_VERSION` says.
         found: String,

@@ -30,7 +30,7 @@ mod slots;
 mod tail;
 mod timelines;
 
-pub use binaries::programs;
+pub use binaries::{programs, programs_for};
 pub use error::{PgCause, PgError};
 pub use guard::{RefusedSetting, check_names};
 pub use history::{Divergence, Refusal, WalFile};
@@ -49,7 +49,7 @@ use server::Server;
 use session::Session;
 use std::{
     collections::BTreeMap,
-    fmt, fs,
+    fmt, fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
@@ -67,6 +67,10 @@ pub enum StopMode {
     /// At once, as in a crash.
     Immediate,
 }
+
+/// How many fences there had been.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Epoch(u64);
 
 /// A configuration that is in force.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -211,8 +215,20 @@ impl Postgres {
     /// When the server cannot be started, does not take the configuration in time, or
     /// [`PgCause::Fenced`]. Nothing unsafe is left in force then; try again.
     pub async fn apply(&self, config: &PgConfig) -> Result<Applied, PgError> {
-        let inner = &self.inner;
-        let epoch = inner.epoch();
+        self.apply_since(self.epoch(), config).await
+    }
+
+    /// When an operation was ordered that is begun later: a fence in between is one of it, too.
+    pub fn epoch(&self) -> Epoch {
+        Epoch(self.inner.epoch())
+    }
+
+    /// [`Postgres::apply`], ordered then.
+    ///
+    /// # Errors
+    /// The same.
+    pub async fn apply_since(&self, ordered: Epoch, config: &PgConfig) -> Result<Applied, PgError> {
+        let (inner, Epoch(epoch)) = (&self.inner, ordered);
         inner.guarded("apply a configuration", epoch, Box::pin(inner.bring(config, epoch))).await
     }
 
@@ -227,10 +243,11 @@ impl Postgres {
         inner.guarded("stop the server", inner.epoch(), inner.halt(mode)).await
     }
 
-    /// Ends the server at once, whatever else is going on. When this function has returned, every
-    /// operation in progress fails with [`PgCause::Fenced`] and starts nothing any more, and the
-    /// server has been told to end; the future kills what has not ended after a second and
-    /// resolves when no process of the server is left. Operations called later are not affected.
+    /// Ends the server at once, whatever else is going on, and whatever its disk does. When this function has
+    /// returned, every operation in progress fails with [`PgCause::Fenced`] and starts nothing any more, and the
+    /// server that is known has been told to end; the future tells one that is not known,
+    /// kills what has not ended after a second, and resolves when no process of the server is left. Operations
+    /// ordered later are not affected.
     ///
     /// # Errors
     /// When the operating system refuses to signal or list processes.
@@ -239,6 +256,10 @@ impl Postgres {
         let told = self.inner.fence_now();
         let inner = self.inner.clone();
         async move {
+            let told = match told {
+                Ok(None) => inner.fence_unknown().map(|()| None),
+                told => told,
+            };
             // Even when it could not be told: killing may succeed.
             let known = told.as_ref().ok().cloned().flatten();
             let through = inner.fence_through(known).await;
@@ -253,6 +274,27 @@ impl Postgres {
     pub async fn probe(&self) -> Result<Probe, PgError> {
         let inner = &self.inner;
         inner.ask().await.map_err(|cause| inner.error("ask the server", cause))
+    }
+
+    /// Writes something to the disk of the database and waits until it is there; to a disk that hangs, for ever.
+    /// Nothing changes but the time of one file, and nothing at all where there is no database. Blocks.
+    ///
+    /// # Errors
+    /// When the disk refuses it: it does not hang then.
+    pub fn write_through(&self) -> io::Result<()> {
+        for path in
+            [self.inner.settings.dataset.join(files::MARKER), self.data().join("PG_VERSION")]
+        {
+            match fs::File::open(path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                file => {
+                    let file = file?;
+                    file.set_modified(std::time::SystemTime::now())?;
+                    return file.sync_all();
+                }
+            }
+        }
+        Ok(())
     }
 
     /// How long the server's log is, in bytes.
@@ -387,10 +429,11 @@ impl Postgres {
 impl Inner {
     fn open(mut settings: Settings) -> Result<Arc<Inner>, PgCause> {
         guard::check(&settings)?;
-        let bin = Binaries::find(settings.bin_dir.as_deref())?;
         settings.dataset =
             fs::canonicalize(&settings.dataset).map_err(PgCause::file(&settings.dataset))?;
         let data = settings.dataset.join("data");
+        let database = binaries::database_version(&data)?;
+        let bin = Binaries::find(settings.bin_dir.as_deref(), database)?;
         let user = if rustix::process::geteuid().is_root() {
             let name = settings.os_user.get_or_insert_with(|| "postgres".to_owned());
             let user = OsUser::find(name)?;

@@ -295,18 +295,23 @@ impl Inner {
             .arg("-D")
             .arg(&self.data)
             .directory(&self.data);
-        // The fence takes this lock to raise the epoch: it sees either no server and no start
-        // after it, or the server.
-        let mut known = self.process.lock().unwrap_or_else(PoisonError::into_inner);
         if *self.epoch.borrow() != epoch {
             return Err(PgCause::Fenced);
         }
+        // Without the lock: this may wait for the disk.
         let child = exec.daemon(&log)?;
         let pid = child.id().unwrap_or_default();
         let process = Process::open(pid)
             .and_then(|process| process.ok_or_else(|| io::Error::other("gone at once")))
             .map_err(problem(pid))?;
         let server = self.watch(process, Some(child));
+        // The fence takes this lock to raise the epoch: it sees the server, or is seen here.
+        let mut known = self.process.lock().unwrap_or_else(PoisonError::into_inner);
+        if *self.epoch.borrow() != epoch {
+            server.expected.store(true, Ordering::SeqCst);
+            server.signal(Signal::KILL)?;
+            return Err(PgCause::Fenced);
+        }
         // The end of one that was started anew since is no news any more.
         if let Some(before) = known.replace(server.clone()) {
             before.expected.store(true, Ordering::SeqCst);
@@ -429,7 +434,7 @@ impl Inner {
         self.fence_through(Some(server)).await
     }
 
-    /// Forbids every start that was ordered before, and tells the server to end at once. Waits for
+    /// Forbids every start that was ordered before, and tells the server that is known to end at once. Waits for
     /// nothing but the shortest of locks.
     pub fn fence_now(&self) -> Result<Option<Arc<Server>>, PgCause> {
         let known = {
@@ -437,15 +442,18 @@ impl Inner {
             self.epoch.send_modify(|epoch| *epoch += 1);
             known.clone().filter(|server| !server.has_ended())
         };
-        match &known {
-            Some(server) => server.signal(Signal::QUIT)?,
-            None => {
-                if let Some(process) = self.find_unknown()? {
-                    process.signal(Signal::QUIT).map_err(problem(process.id.pid))?;
-                }
-            }
+        if let Some(server) = &known {
+            server.signal(Signal::QUIT)?;
         }
         Ok(known)
+    }
+
+    /// Tells a server to end at once that is not known. May wait for the disk.
+    pub fn fence_unknown(&self) -> Result<(), PgCause> {
+        match self.find_unknown()? {
+            Some(process) => process.signal(Signal::QUIT).map_err(problem(process.id.pid)),
+            None => Ok(()),
+        }
     }
 
     /// Waits for the end of a server that was told to end at once, and kills what does not end.

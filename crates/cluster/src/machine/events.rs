@@ -33,6 +33,9 @@ impl Machine {
                 self.confirmed = false;
                 self.session_problem = None;
                 self.join_attempts = 0;
+                // Who gave up the one before tries anew in this one.
+                self.failing_since = None;
+                self.unanswered_since = None;
             }
             Event::JoinFailed(problem) => {
                 self.session = Session::None;
@@ -83,6 +86,15 @@ impl Machine {
                 if self.server == Server::Running && self.postgres.is_none() {
                     self.unanswered_since.get_or_insert(now);
                     self.failure = Some(problem);
+                }
+            }
+            Event::DiskHangs(problem) => {
+                self.disk_hangs_since.get_or_insert(now);
+                self.failure = Some(problem);
+            }
+            Event::DiskAnswers => {
+                if self.disk_hangs_since.take().is_some() {
+                    self.failure = None;
                 }
             }
             Event::Overridden => self.stale = self.applied.is_some(),
@@ -326,6 +338,9 @@ impl Machine {
         } else {
             self.stopped();
         }
+        if operation.command == PgCommand::Stop {
+            self.stop_at = now + self.config.retry_min;
+        }
         if !operation.cancelled && !self.fencing {
             self.failure = Some(error.problem);
             self.failing_since.get_or_insert(now);
@@ -336,7 +351,13 @@ impl Machine {
     fn take_fenced(&mut self, now: Monotonic, result: Result<(), String>) {
         self.fencing = false;
         match result {
-            Ok(()) => self.stopped(),
+            Ok(()) => {
+                self.stopped();
+                // A command that was given before the fence brings nothing up any more, and has yet to say so.
+                if self.postgres.is_some() {
+                    self.fence_at = now + self.config.retry_max;
+                }
+            }
             // Something of it still runs: tried again, and again.
             Err(problem) => {
                 self.failure = Some(problem);

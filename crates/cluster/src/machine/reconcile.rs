@@ -189,12 +189,16 @@ impl Machine {
         let Some(state) = self.state() else {
             return false;
         };
-        // What runs as it should, or is still being tried, does not fail now, whatever failed before.
-        let idle = self.applied.is_none() && self.postgres.is_none();
+        // What runs as it should, or is still being tried, does not fail now, whatever failed before. To stop it is
+        // to try nothing.
+        let stops = |operation: &InFlight| operation.command == PgCommand::Stop;
+        let idle = self.applied.is_none() && self.postgres.as_ref().is_none_or(stops);
         let long = |since: Option<Monotonic>| {
             since.is_some_and(|since| now - since >= self.config.give_up)
         };
-        let failing = idle && long(self.failing_since) || long(self.unanswered_since);
+        let failing = idle && long(self.failing_since)
+            || long(self.unanswered_since)
+            || long(self.disk_hangs_since);
         let active =
             |peer: &PeerIdent| self.active.iter().flatten().any(|active| active.id == peer.id);
         let partner = match self.decision.role {
@@ -223,7 +227,11 @@ impl Machine {
         // What the kernel does not let go of, because it waits for a disk that hangs, ends when it may.
         let hangs = self.ending_since.is_some_and(|since| now - since >= self.config.give_up);
         match self.session {
-            Session::None if now >= self.join_at && self.ending_since.is_none() => {
+            Session::None
+                if now >= self.join_at
+                    && self.ending_since.is_none()
+                    && self.disk_hangs_since.is_none() =>
+            {
                 self.session = Session::Joining;
                 let database = self.database.expect("joins only after it has looked");
                 actions.push(Action::Join { database });
@@ -239,7 +247,6 @@ impl Machine {
                 let why = &self.decision.reason;
                 self.session_problem = Some(format!("given up so that others can act ({why})"));
                 self.session = Session::Leaving;
-                self.failing_since = None;
                 actions.push(Action::Leave);
             }
             _ => {}
@@ -311,7 +318,9 @@ impl Machine {
         let superseded = self.decision.role != Role::Primary
             && self.is_informed()
             && matches!(self.known, Known::Legal(..));
-        let hung = self.decision.postgres == PgTarget::Abdicate && self.unanswered_since.is_some();
+        let hangs = self.unanswered_since.is_some() || self.disk_hangs_since.is_some();
+        let hung =
+            self.decision.postgres == PgTarget::Abdicate && self.server == Server::Running && hangs;
         if superseded || hung {
             // Not one more answer, not even a stale one (rule F3); and what does not answer does not
             // stop when it is asked to.
@@ -341,7 +350,8 @@ impl Machine {
             return;
         }
         let Some(command) = next else { return };
-        if now < self.retry_at && command != PgCommand::Stop {
+        // A stop waits for nothing but a stop that has failed.
+        if now < if command == PgCommand::Stop { self.stop_at } else { self.retry_at } {
             return;
         }
         // A target that is held belongs to the generation that it was decided in, not to a newer one
@@ -350,6 +360,8 @@ impl Machine {
         let operation = InFlight { command: command.clone(), generation, cancelled: false };
         if matches!(&command, PgCommand::Apply(config) if needs_proof(config)) {
             self.exposed = true;
+            // No fence before it is one of it.
+            self.fence_at = now;
         }
         if matches!(command, PgCommand::Rebuild(..)) {
             // From here on the copy that there was is being replaced: it is no reason to come back.
@@ -426,12 +438,14 @@ impl Machine {
         let write = self.decision.write.is_some() || self.refusal.is_some();
         let put = (self.writing != Writing::Nothing || write).then_some(self.put_at);
         let retry = self.postgres.is_none().then_some(self.retry_at);
+        let stop = self.postgres.is_none().then_some(self.stop_at);
         let fence = if self.exposed { self.serve_until() } else { None };
         let fence_again = self.exposed.then_some(self.fence_at);
         let failing = self.failing_since.map(|since| since + self.config.give_up);
         let hung = self.unanswered_since.map(|since| since + self.config.give_up);
+        let disk = self.disk_hangs_since.map(|since| since + self.config.give_up);
         let ending = self.ending_since.map(|since| since + self.config.give_up);
-        [join, put, retry, fence, fence_again, failing, hung, ending]
+        [join, put, retry, stop, fence, fence_again, failing, hung, disk, ending]
             .into_iter()
             .flatten()
             .filter(|at| *at > now)

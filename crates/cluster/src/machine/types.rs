@@ -204,6 +204,11 @@ pub enum Event {
     },
     /// PostgreSQL was asked and did not answer, for this reason.
     ProbeFailed(String),
+    /// A write to the disk of the database does not come back, for this reason; while a command to PostgreSQL is
+    /// in flight, which may wait for that disk.
+    DiskHangs(String),
+    /// It has come back.
+    DiskAnswers,
     /// What PostgreSQL was brought to holds no more: somebody has overridden it, or a replication slot has
     /// lost its WAL.
     Overridden,

@@ -12,7 +12,7 @@ use super::{
 use crate::backup::Secret;
 use adapters::{
     coord::{self, Coordination},
-    postgres::{self, PgCause, PgError, Postgres, Settings, StopMode},
+    postgres::{self, Epoch, PgCause, PgError, Postgres, Settings, StopMode},
     storage::Storage,
 };
 use anyhow::{Context, Result};
@@ -21,6 +21,7 @@ use cluster::{
     PgConfig, PgOutcome, PutOutcome, Version,
 };
 use std::{
+    convert::Infallible,
     sync::{Arc, RwLock},
     time::Duration,
 };
@@ -33,6 +34,9 @@ use tokio::{
 
 /// How long an orderly stop waits for an operation in flight before it stops the server at once.
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long a look at what is here may take before it counts as one that failed.
+const LONGEST_LOOK: Duration = Duration::from_secs(20);
 
 /// How PostgreSQL is to be run, from the sitter's file.
 pub(crate) fn settings(config: &Config, me: &PeerIdent) -> Result<Settings> {
@@ -75,6 +79,8 @@ pub(super) struct World {
     postgres: watch::Sender<Option<Arc<Postgres>>>,
     /// Held by the one command to PostgreSQL in flight.
     busy: Mutex<()>,
+    /// The look that has not ended.
+    looking: Mutex<Option<JoinHandle<Result<Event>>>>,
     events: mpsc::Sender<Event>,
     pub(super) shared: Arc<Shared>,
     pub(super) keep_aside: usize,
@@ -112,6 +118,7 @@ impl Executor {
             settings: RwLock::new(settings(config, &me)?),
             postgres: watch::channel(None).0,
             busy: Mutex::new(()),
+            looking: Mutex::new(None),
             events,
             shared,
             keep_aside: config.keep_aside,
@@ -127,7 +134,7 @@ impl Executor {
     pub(super) fn start(&mut self, action: Action) {
         let world = self.world.clone();
         match action {
-            Action::Inspect => drop(self.world.disk.spawn(async move { world.inspect().await })),
+            Action::Inspect => drop(tokio::spawn(async move { world.inspect().await })),
             Action::Join { database } => self.join(database),
             Action::Leave => {
                 let told = self.session.take().is_some_and(|(leave, _)| leave.send(()).is_ok());
@@ -143,7 +150,16 @@ impl Executor {
             Action::Postgres(command) => {
                 let (cancel, cancelled) = oneshot::channel();
                 self.cancel = Some(cancel);
-                let command = async move { world.command(command, cancelled).await };
+                let running = world.watch_the_disk_during(&command);
+                // Before it is begun there may be a fence.
+                let ordered = world.postgres.borrow().clone().map(|postgres| {
+                    let epoch = postgres.epoch();
+                    (postgres, epoch)
+                });
+                let command = async move {
+                    let _running = running;
+                    world.command(command, cancelled, ordered).await;
+                };
                 drop(self.world.disk.spawn(command));
             }
             Action::CancelPostgres => self.cancel(),
@@ -188,8 +204,14 @@ impl Executor {
     pub(super) async fn shut_down(mut self) -> Result<()> {
         self.cancel();
         let world = self.world.clone();
+        let looked = world.postgres.borrow().is_some();
         let stopped = self.world.disk.spawn(async move { world.stop().await });
-        let stopped = stopped.await.context("the task that stops PostgreSQL failed")?;
+        // Where nobody has come to look, the disk may hang.
+        let limit = if looked { Duration::MAX } else { 2 * STOP_PATIENCE };
+        let stopped = timeout(limit, stopped).await.with_context(|| {
+            format!("PostgreSQL was not stopped within {} s: does its disk hang?", limit.as_secs())
+        });
+        let stopped = stopped?.context("the task that stops PostgreSQL failed")?;
         if let Some((leave, session)) = self.session.take()
             && leave.send(()).is_ok()
         {
@@ -221,7 +243,8 @@ impl World {
         let busy = timeout(STOP_PATIENCE, self.busy.lock()).await;
         let postgres = self.postgres.borrow().clone();
         match (postgres, &busy) {
-            (None, _) => Ok(()),
+            // Its programs or settings are wrong, or nobody has looked yet: what runs is stopped too.
+            (None, _) => self.stop_unopened().await,
             (Some(postgres), Ok(_idle)) => postgres.stop(StopMode::Fast).await,
             (Some(postgres), Err(_)) => {
                 // An orderly stop would wait for its end as well, while nobody fences any more.
@@ -230,6 +253,24 @@ impl World {
                     "an operation on PostgreSQL does not end: giving it up and stopping the server at once"
                 );
                 postgres.fence().await
+            }
+        }
+    }
+
+    /// Stops what runs in the dataset: in an orderly way where there are programs for it.
+    async fn stop_unopened(&self) -> Result<(), PgError> {
+        let settings = self.settings.read().expect("no holder panics").clone();
+        let dataset = settings.dataset.clone();
+        match Postgres::open(settings) {
+            Ok(postgres) => postgres.stop(StopMode::Fast).await,
+            Err(error) => {
+                if postgres::fence_dataset(&dataset).await? {
+                    tracing::warn!(
+                        "PostgreSQL was stopped at once, as in a crash: {}",
+                        whole(&error)
+                    );
+                }
+                Ok(())
             }
         }
     }
@@ -256,10 +297,24 @@ impl World {
         tokio::spawn(probe::watch(postgres, current, events, shared, timing));
     }
 
+    /// Looks what is here; one look that takes long is waited for again.
     async fn inspect(self: Arc<Self>) {
-        let event = match self.look().await {
-            Ok(event) => event,
-            Err(error) => Event::InspectFailed(format!("{error:#}")),
+        let mut looking = self.looking.lock().await;
+        let look = looking.get_or_insert_with(|| {
+            let world = self.clone();
+            self.disk.spawn(async move { world.look().await })
+        });
+        let event = match timeout(LONGEST_LOOK, look).await {
+            Ok(looked) => {
+                *looking = None;
+                let looked = looked.unwrap_or_else(|failed| Err(failed.into()));
+                looked.unwrap_or_else(|error| Event::InspectFailed(format!("{error:#}")))
+            }
+            Err(_) => Event::InspectFailed(format!(
+                "what is in {} could not be looked at for {} s: does its disk hang?",
+                self.storage.dataset().display(),
+                LONGEST_LOOK.as_secs()
+            )),
         };
         send(&self.events, event).await;
     }
@@ -307,15 +362,36 @@ impl World {
         send(&self.events, Event::ReadDone(result)).await;
     }
 
-    async fn command(&self, command: PgCommand, cancelled: oneshot::Receiver<()>) {
+    /// Looks whether the disk hangs for as long as what is returned lives: while a command is in flight that waits
+    /// for nothing but PostgreSQL and its disk.
+    fn watch_the_disk_during(&self, command: &PgCommand) -> Option<oneshot::Sender<Infallible>> {
+        if !matches!(command, PgCommand::Apply(_) | PgCommand::Stop) {
+            return None;
+        }
+        let postgres = self.postgres.borrow().clone()?;
+        let (running, ended) = oneshot::channel();
+        let (events, disk) = (self.events.clone(), self.disk.clone());
+        drop(tokio::spawn(probe::watch_the_disk(postgres, events, disk, ended)));
+        Some(running)
+    }
+
+    async fn command(
+        &self,
+        command: PgCommand,
+        cancelled: oneshot::Receiver<()>,
+        ordered: Option<(Arc<Postgres>, Epoch)>,
+    ) {
         let _busy = self.busy.lock().await;
         let postgres = self.postgres.borrow().clone().expect("looked at before it is commanded");
+        // New settings may have come in between, with another one.
+        let ordered = ordered.filter(|(of, _)| Arc::ptr_eq(of, &postgres));
+        let ordered = ordered.map_or_else(|| postgres.epoch(), |(_, epoch)| epoch);
         let result = match &command {
             PgCommand::Seed(_) | PgCommand::Rebuild(..) => tokio::select! {
-                result = self.perform(&postgres, &command) => result,
+                result = self.perform(&postgres, &command, ordered) => result,
                 Ok(()) = cancelled => Err(anyhow::anyhow!("given up: {command}")),
             },
-            _ => self.perform(&postgres, &command).await,
+            _ => self.perform(&postgres, &command, ordered).await,
         };
         if let (PgCommand::Apply(config), Err(error)) = (&command, &result) {
             self.judge(&postgres, config, error).await;
@@ -349,14 +425,20 @@ impl World {
         }
     }
 
-    async fn perform(&self, postgres: &Postgres, command: &PgCommand) -> Result<PgOutcome> {
+    async fn perform(
+        &self,
+        postgres: &Postgres,
+        command: &PgCommand,
+        ordered: Epoch,
+    ) -> Result<PgOutcome> {
         Ok(match command {
             PgCommand::Prepare => {
                 postgres.create_database().await?;
                 PgOutcome::Prepared
             }
             PgCommand::Apply(config) => {
-                let postgres::Applied { position, timeline } = postgres.apply(config).await?;
+                let postgres::Applied { position, timeline } =
+                    postgres.apply_since(ordered, config).await?;
                 PgOutcome::Applied { position, timeline: Some(timeline) }
             }
             PgCommand::Stop => {

@@ -14,10 +14,11 @@ use adapters::{
 };
 use cluster::{Counts, Event, Lsn, Millis, Monotonic, PeerId, PeerIdent, PgConfig, Snapshot};
 use jiff::Timestamp;
-use std::{sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 use tokio::{
-    sync::{mpsc, watch},
-    time::sleep,
+    runtime::Handle,
+    sync::{mpsc, oneshot, watch},
+    time::{sleep, timeout},
 };
 
 /// How often it is looked at while the gate waits for the sync: the clients wait for this.
@@ -39,6 +40,12 @@ const LONGEST_LOOK: Millis = Millis(20_000);
 
 /// How long WAL may wait for the disk before that counts as no answer.
 const LONGEST_FLUSH: Millis = Millis(5_000);
+
+/// How long a command goes on before the disk that it may wait for is written to, and how long until it is again.
+const BETWEEN_WRITES: Duration = Duration::from_secs(10);
+
+/// How long such a write may take.
+const LONGEST_WRITE: Duration = Duration::from_secs(20);
 
 /// Two looks further apart than this were not taken in time: this process or this host stood still.
 pub(super) const LONGEST_GAP: Millis = Millis(5_000);
@@ -157,6 +164,39 @@ pub(super) async fn watch_the_looks(
                 "PostgreSQL could not be looked at for {seconds} s: does a disk of this host hang?"
             );
             send(&events, Event::ProbeFailed(problem)).await;
+        }
+    }
+}
+
+/// Writes to the disk of the database while a command is in flight that may wait for it, and tells when a write does
+/// not come back, and when it has: the command itself says nothing, and nobody else is looked at meanwhile (rule H2).
+pub(super) async fn watch_the_disk(
+    postgres: Arc<Postgres>,
+    events: mpsc::Sender<Event>,
+    disk: Handle,
+    mut command: oneshot::Receiver<Infallible>,
+) {
+    // Until the command has ended.
+    while timeout(BETWEEN_WRITES, &mut command).await.is_err() {
+        let writer = postgres.clone();
+        let mut write = disk.spawn_blocking(move || writer.write_through());
+        let mut hangs = false;
+        let written = match timeout(LONGEST_WRITE, &mut write).await {
+            Ok(written) => written,
+            Err(_) => {
+                hangs = true;
+                let (seconds, place) = (LONGEST_WRITE.as_secs(), postgres.data().display());
+                let problem =
+                    format!("a write to the disk of {place} takes more than {seconds} s: it hangs");
+                send(&events, Event::DiskHangs(problem)).await;
+                write.await
+            }
+        };
+        if let Ok(Err(error)) = written {
+            tracing::warn!("the disk of {} refuses a write: {error}", postgres.data().display());
+        }
+        if hangs {
+            send(&events, Event::DiskAnswers).await;
         }
     }
 }

@@ -43,17 +43,31 @@ fn move_to(pool: &str, world: &World, peer: &Peer) -> Result<()> {
 /// is back the peer is an async.
 #[test]
 fn the_disk_of_the_primary_hangs() {
-    isolated("hung_disk::the_disk_of_the_primary_hangs", |place| {
+    on_zfs("hung_disk::the_disk_of_the_primary_hangs", |_| Ok(()));
+}
+
+/// Its PostgreSQL has just died: what is to start it again hangs, and nobody can be asked.
+#[test]
+fn the_disk_hangs_while_postgresql_is_started() {
+    on_zfs("hung_disk::the_disk_hangs_while_postgresql_is_started", |peer| {
+        let server = peer.psql("select split_part(pg_read_file('postmaster.pid'), E'\\n', 1)")?;
+        let server = server[0][0].as_deref().context("no server")?.parse()?;
+        Ok(kill_process(Pid::from_raw(server).context("no process")?, Signal::KILL)?)
+    });
+}
+
+fn on_zfs(test: &str, before: fn(&Peer) -> Result<()>) {
+    isolated(test, |place| {
         let pool = ZfsFile::new(place, 2048);
         let Some(daemon) = pool.daemon() else {
             println!("not done: a pool that the kernel serves cannot be held up");
             return;
         };
-        take_over(&pool.parent("manatee"), daemon).expect("a takeover");
+        take_over(&pool.parent("manatee"), daemon, before).expect("a takeover");
     });
 }
 
-fn take_over(pool: &str, daemon: u32) -> Result<()> {
+fn take_over(pool: &str, daemon: u32, before: fn(&Peer) -> Result<()>) -> Result<()> {
     let world = World::start()?;
     let peer = world.lose_primary()?;
     move_to(pool, &world, peer)?;
@@ -65,6 +79,7 @@ fn take_over(pool: &str, daemon: u32) -> Result<()> {
     world.shard.wait_whole(limit())?;
     ensure!(world.in_role(Role::Primary)?.zone() == peer.zone(), "another one is primary");
     let generation = world.generation()?;
+    before(peer)?;
     let hanging = Hanging::new(daemon)?;
     world.wait("the sync to take over", |view| {
         view.primary().is_some_and(|primary| primary.zone != peer.zone())

@@ -178,6 +178,8 @@ pub struct Sitter {
     pub(super) operation: Option<Operation>,
     pub(super) answer: Option<Answer>,
     pub(super) wake: Option<(Monotonic, (u64, u64))>,
+    /// Whether it has said that its disk hangs.
+    pub(super) disk_hangs: bool,
     /// A fence that waits for a call, where that is the mutation.
     pub(super) fence_held: bool,
 }
@@ -187,7 +189,7 @@ impl Hash for Sitter {
         self.machine.hash(state);
         (self.session, self.joining, self.leaving, self.delivered).hash(state);
         (self.confirmed, self.put, self.read).hash(state);
-        (&self.operation, &self.answer).hash(state);
+        (&self.operation, &self.answer, self.disk_hangs).hash(state);
     }
 }
 

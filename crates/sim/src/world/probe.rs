@@ -6,7 +6,7 @@ use super::{
     pace::Delay,
     peer::{Answer, Names, Part, Sender, lsn},
 };
-use cluster::{Counts, Event, Gate, PgConfig};
+use cluster::{Counts, Event, Gate, PgCommand, PgConfig};
 
 const INTERVAL: u64 = 1_000;
 const WHILE_WAITING: u64 = 100;
@@ -16,6 +16,7 @@ impl World {
         if self.sitter(peer, life).is_none() {
             return;
         }
+        self.look_at_disk(peer);
         self.look(peer);
         let Some(sitter) = &self.peers[peer].sitter else { return };
         let pause = match sitter.machine.applied().map(|applied| &applied.config) {
@@ -24,6 +25,22 @@ impl World {
             _ => INTERVAL,
         };
         self.schedule_in(pause, Happening::Probe { peer, life });
+    }
+
+    /// While a command may wait for the disk, the sitter writes to it.
+    fn look_at_disk(&mut self, peer: usize) {
+        let hangs = self.peers[peer].is_stopped(Part::Disk);
+        let Some(sitter) = &mut self.peers[peer].sitter else { return };
+        let waits = sitter.operation.as_ref().is_some_and(|operation| {
+            matches!(operation.command, PgCommand::Apply(_) | PgCommand::Stop)
+        });
+        let event = match (sitter.disk_hangs, hangs) {
+            (false, true) if waits => Event::DiskHangs("a write does not come back".to_owned()),
+            (true, false) => Event::DiskAnswers,
+            _ => return,
+        };
+        sitter.disk_hangs = hangs;
+        self.tell(peer, event);
     }
 
     fn look(&mut self, peer: usize) {

@@ -77,6 +77,7 @@ impl World {
             operation: None,
             answer: None,
             wake: None,
+            disk_hangs: false,
             fence_held: false,
         });
         self.perform(peer, actions);
@@ -223,7 +224,13 @@ impl World {
             // What began before the fence starts nothing any more.
             operation.cancelled = true;
             let operation = operation.id;
-            self.schedule_in(0, Happening::CommandLimit { peer, life, operation });
+            let ends = Happening::CommandLimit { peer, life, operation };
+            // One that waits for a disk says so when that comes back.
+            if self.peers[peer].is_stopped(super::Part::Disk) {
+                self.peers[peer].held.push(ends);
+            } else {
+                self.schedule_in(0, ends);
+            }
         }
         self.schedule(Delay::Stop, Happening::Fenced { peer, life });
     }
