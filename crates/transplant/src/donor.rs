@@ -28,6 +28,11 @@ pub(crate) const STANDBY_SIGNAL: &str = "standby.signal";
 /// What the server itself writes settings to; it goes before every other file.
 pub(crate) const AUTO_CONF: &str = "postgresql.auto.conf";
 
+/// The timeline that a server writes, in SQL; of a standby, that of its last checkpoint. The control file of one that
+/// was promoted says the one before until its next checkpoint has ended, which may take minutes.
+pub(crate) const TIMELINE: &str = "case when pg_is_in_recovery() then (select timeline_id from pg_control_checkpoint()) \
+    else ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int end";
+
 /// What the control file of a database says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -208,6 +213,12 @@ impl Donor {
             self.told(&format!("pg_controldata says something unexpected: {text}"))
         })?;
         Ok(facts.into())
+    }
+
+    /// The timeline that it writes; that of its last checkpoint where it is a standby or does not run, or answer.
+    pub(crate) async fn timeline(&self, control: &Control) -> u32 {
+        let told = self.sql(&format!("select {TIMELINE}")).await;
+        told.ok().and_then(|told| told.parse().ok()).unwrap_or(control.timeline)
     }
 
     /// Starts it, or lets it be. One that is closed is started without its sitter, which would open it.

@@ -35,5 +35,5 @@ pub use recipient::{BackupPlace, Hindrance, PeerFacts, Progress, REPLICATED};
 pub use runbook::runbook;
 pub use snapshots::{Arrived, DatasetFacts, Rest, SnapshotFacts};
 pub use steps::{FENCE_FILES, PORT_BESIDE, Proof};
-pub use without::Without;
+pub use without::{Without, was_without_donor};
 pub use world::{Screen, World, verify, written_since};

@@ -376,7 +376,8 @@ impl Patroni {
             }
             Err(error) => {
                 return Err(error.context(
-                    "whether the Patroni cluster is still paused cannot be seen: let its members answer, or                      undo the transplant with `rollback`",
+                    "whether the Patroni cluster is still paused cannot be seen: let its members answer, or \
+                     undo the transplant with `rollback`",
                 ));
             }
         };

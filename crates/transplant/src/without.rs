@@ -1,9 +1,13 @@
 //! Hosts that are off for good: nothing is asked of them, on the way back, at the end, and, of the donor's side,
 //! once the shard has opened (rule K8).
 
-use crate::{Facts, steps::OPEN_RECIPIENT};
+use crate::{
+    Facts,
+    steps::{LEVEL_DONOR, OPEN_RECIPIENT},
+};
 use anyhow::{Result, bail};
 use saga::Journal;
+use serde_json::Value;
 use std::collections::BTreeSet;
 
 /// Whose hosts are off for good.
@@ -13,6 +17,11 @@ pub struct Without {
     pub(crate) donor: bool,
     peers: BTreeSet<String>,
     standbys: BTreeSet<String>,
+}
+
+/// Whether the donor was passed over, because its host was off, when it was to get what the shard wrote.
+pub fn was_without_donor(journal: &Journal) -> bool {
+    journal.outcome(&LEVEL_DONOR.into()) == Some(&Value::Null)
 }
 
 impl Without {

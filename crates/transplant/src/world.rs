@@ -187,8 +187,9 @@ async fn guard(journal: &Journal, without: &Without) -> Result<()> {
         left => left,
     };
     let timeline = left.as_ref().map_or(planned.timeline, |left| left.timeline);
-    if control.timeline != timeline {
-        bail!("the donor is on timeline {}, it was on {timeline}", control.timeline);
+    let found = if runs { donor.timeline(&control).await } else { control.timeline };
+    if found != timeline {
+        bail!("the donor is on timeline {found}, it was on {timeline}");
     }
     if !begun(steps::STOP_DONOR) {
         if !runs {

@@ -290,10 +290,19 @@ fn watch_interrupts() {
     });
 }
 
+/// The right to run it. Whoever said before that it is to be paused meant somebody else.
+fn take(which: &Which, operator: &str) -> Result<Locked> {
+    let lock = Locked::take(&journal_of(&which.inventory), operator)?;
+    match fs::remove_file(pause_file(&which.inventory)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+        _ => Ok(lock),
+    }
+}
+
 /// The journal of a transplant that has begun, and the right to go on with it.
 fn open(which: &Which, operator: &str) -> Result<(Locked, Journal, JournalFile)> {
     let path = journal_of(&which.inventory);
-    let lock = Locked::take(&path, operator)?;
+    let lock = take(which, operator)?;
     if !path.exists() {
         bail!("{} was not begun: there is no {}", which.inventory.display(), path.display());
     }
@@ -304,7 +313,7 @@ fn open(which: &Which, operator: &str) -> Result<(Locked, Journal, JournalFile)>
 async fn forward(run: &Run, resume: bool) -> Result<ExitCode> {
     let (inventory, operator) = (&run.which.inventory, operator()?);
     let path = journal_of(inventory);
-    let _lock = Locked::take(&path, &operator)?;
+    let _lock = take(&run.which, &operator)?;
     let asked = Inventory::load(inventory)?;
     if let Some(journal) = JournalFile::read(&path)? {
         match journal.mode() {
@@ -362,10 +371,6 @@ async fn go(
 ) -> Result<ExitCode> {
     let screen = Output::new();
     let pause_file = pause_file(&which.inventory);
-    match fs::remove_file(&pause_file) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
-        _ => {}
-    }
     watch_interrupts();
     let world = World { screen: &screen, pause_file, interrupted: &INTERRUPTED, without };
     let mut runner = Runner::new(journal, file, &world, operator);

@@ -239,7 +239,8 @@ async fn facts(file: &Path, backup_dir: Option<&Path>, hindrances: bool) -> Resu
     let config = Config::load(file)?;
     let me = config.ident()?;
     let settings = executor::settings(&config, &me)?;
-    let (bin_dir, version) = postgres::programs(settings.bin_dir.as_deref())?;
+    let data_dir = settings.dataset.join("data");
+    let (bin_dir, version) = postgres::programs_for(settings.bin_dir.as_deref(), &data_dir)?;
     // A file that no sitter has made yet holds no state, and is not made by looking.
     let nothing_yet = config
         .coordination
@@ -247,7 +248,6 @@ async fn facts(file: &Path, backup_dir: Option<&Path>, hindrances: bool) -> Resu
         .is_some_and(|path| !Path::new(path.strip_prefix("//").unwrap_or(path)).exists());
     let state = if nothing_yet { None } else { coordination(&config, file)?.read().await?.state };
     let state = state.map(|stored| serde_json::from_str(&stored.json)).transpose();
-    let data_dir = settings.dataset.join("data");
     // Ours before PostgreSQL's defaults, the operator's before ours.
     let replicated = REPLICATED.iter().map(|&(name, default)| {
         let ours = postgres::default_of(name).and_then(|value| value.parse().ok());

@@ -3,7 +3,7 @@
 use saga::{Journal, Mode, Next, Plan, Planned, StepState, Way, WayBack, next};
 use serde_json::{Value, json};
 use std::path::Path;
-use transplant::Problem;
+use transplant::{Problem, was_without_donor};
 
 fn seconds(step: &Planned) -> String {
     step.estimate.map_or_else(String::new, |seconds| match seconds {
@@ -65,6 +65,10 @@ pub(super) fn hint(journal: &Journal, inventory: &Path, without: &[String]) -> S
             "stopped before {}: {why}\ngo on with `manatee transplant resume {file}{without}`, or undo it all \
              with `manatee transplant rollback {file}`",
             step.id
+        ),
+        (Next::Complete, _) if was_without_donor(journal) => format!(
+            "complete, without the donor: there is no way back; `manatee transplant commit {file} --without donor` \
+             ends it"
         ),
         (Next::Complete, _) => format!(
             "complete; the way back is kept: `manatee transplant rollback {file}` takes it, `manatee \

@@ -3,11 +3,14 @@
 use super::{diary::Diary, ground::Ground};
 use anyhow::{Context, Result, ensure};
 use cluster::Millis;
+use jiff::Timestamp;
 use manatee::shard::{DONOR, Donor, Ledger, Peer, ShardOptions, Stage, Standalone, Writer};
 use saga::{Entry, Journal, Mode, Way};
+use serde_json::Value;
 use std::{
     collections::BTreeSet,
     fs,
+    io::Write,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -167,6 +170,25 @@ impl<D: Donor> Move<D> {
         ensure!(report.is_good(), "of before: {report}");
         let report = self.stage.check_donor(&self.writer.handle().ledger())?;
         ensure!(!report.missing.is_empty() && report.duplicate.is_empty(), "{report}");
+        Ok(())
+    }
+
+    /// As if it had been turned back, and the steps after the opening undone, just before.
+    pub fn leave_only_the_opening(&self) -> Result<()> {
+        let mut journal = self.read_journal()?;
+        let mut entries = vec![Entry::TurnedBack { discard_writes: false }];
+        for step in journal.plan().steps.iter().rev() {
+            if step.id.0 == "open-recipient" {
+                break;
+            }
+            let (step, way) = (step.id.clone(), Way::Undo);
+            entries.push(Entry::Intent { step: step.clone(), way });
+            entries.push(Entry::Done { step, way, outcome: Value::Null });
+        }
+        let mut file = fs::OpenOptions::new().append(true).open(self.journal())?;
+        for entry in entries {
+            file.write_all(journal.append(entry, Timestamp::now(), "somebody")?.as_bytes())?;
+        }
         Ok(())
     }
 

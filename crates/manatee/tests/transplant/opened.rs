@@ -1,12 +1,12 @@
 //! Whether a shard has opened when its cluster state does not say so, and who of it may be brought back.
 
-use super::harness::Move;
+use super::harness::{Move, wait};
 use adapters::coord::{self, Coordination, PutOutcome};
 use anyhow::{Context, Result, bail, ensure};
 use cluster::{ClusterState, Millis};
 use jiff::Timestamp;
-use manatee::shard::DONOR;
-use saga::{Entry, Way};
+use manatee::shard::{DONOR, sh};
+use saga::{Entry, StepState, Way};
 use std::{fs, io::Write, sync::Arc};
 
 /// What the sitter's file of the first peer says of the coordination.
@@ -143,6 +143,64 @@ fn a_primary_that_took_over_is_brought_back_only_when_it_has_served() -> Result<
     ensure!(peers[2].psql("select 1").is_ok(), "cedar was stopped");
     moved.stage.start_peer(&peers[1])?;
     moved.wait_for_writes_to("birch")?;
+    moved.stage.transplant(&["rollback"])?;
+    moved.wait_for_writes_to(DONOR)?;
+    moved.check_donor()
+}
+
+/// Rule T6: whoever could still take over goes on while nobody knows what the primary has.
+#[test]
+#[ignore = "takes a while: make test-transplant"]
+fn nobody_is_stopped_for_a_primary_that_is_down() -> Result<()> {
+    let moved = Move::prepare()?;
+    moved.stage.transplant(&["run", "--yes"])?;
+    moved.wait_for_writes_to("amber")?;
+    let peers = moved.stage.peers();
+    let (program, file) =
+        (env!("CARGO_BIN_EXE_manatee"), peers[0].config_file().display().to_string());
+    sh(&format!("{program} adm --config {file} freeze --reason test"))?;
+    moved.leave_only_the_opening()?;
+    peers[0].kill_host()?;
+    let told = moved.stage.transplant(&["rollback"]).unwrap_err().to_string();
+    ensure!(told.contains("was not shut down in an orderly way"), "{told}");
+    ensure!(told.contains("start the sitters of all peers"), "{told}");
+    for peer in &peers[1..] {
+        peer.psql("select 1").with_context(|| format!("{} was stopped", peer.zone()))?;
+    }
+    moved.stage.start_peer(&peers[0])?;
+    moved.wait_for_writes_to("amber")?;
+    moved.stage.transplant(&["rollback"])?;
+    moved.wait_for_writes_to(DONOR)?;
+    moved.check_donor()
+}
+
+/// Rule T6: with all that the shard wrote in it, the donor may be down when this is done again.
+#[test]
+#[ignore = "takes a while: make test-transplant"]
+fn a_donor_that_has_everything_need_not_run_again() -> Result<()> {
+    let moved = Move::prepare()?;
+    moved.stage.transplant(&["run", "--yes", "--until", "open-recipient"])?;
+    moved.wait_for_writes_to("amber")?;
+    let step = "open-recipient".into();
+    let mut rollback = moved.spawn(&["rollback"])?;
+    wait("the step to be undone", || {
+        match moved.read_journal().map(|journal| journal.state(&step)) {
+            Ok(StepState::Begun(Way::Undo)) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })?;
+    moved.stage.transplant(&["pause"])?;
+    ensure!(rollback.wait()?.success(), "it was not paused");
+    ensure!(moved.read_journal()?.state(&step) == StepState::Ended(Way::Undo), "it goes on");
+    // As if the host of the runner and the donor had lost its power before the last line was written.
+    let text = fs::read_to_string(moved.journal())?;
+    let whole = text.trim_end().rfind('\n').context("more than a line")?;
+    fs::write(moved.journal(), &text[..=whole])?;
+    ensure!(
+        moved.read_journal()?.state(&step) == StepState::Begun(Way::Undo),
+        "another line was the last"
+    );
+    moved.stage.donor_service("stop")?;
     moved.stage.transplant(&["rollback"])?;
     moved.wait_for_writes_to(DONOR)?;
     moved.check_donor()

@@ -2,15 +2,19 @@
 
 use super::Doubt;
 use crate::{
-    Donor, DonorKind, Inventory, Method, PatroniFacts, donor::literal, manatee::is_rendered,
-    plan::DonorFacts, recipient::REPLICATED, snapshots,
+    Donor, DonorKind, Inventory, Method, PatroniFacts,
+    donor::{TIMELINE, literal},
+    manatee::is_rendered,
+    plan::DonorFacts,
+    recipient::REPLICATED,
+    snapshots,
 };
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 
 const DONOR: &str = "select current_setting('server_version_num'), \
     (select system_identifier from pg_control_system()), \
-    (select timeline_id from pg_control_checkpoint()), pg_is_in_recovery(), \
+    $timeline, pg_is_in_recovery(), \
     current_setting('wal_level'), current_setting('max_wal_senders')::int - \
     (select count(*) from pg_stat_replication), \
     current_setting('max_replication_slots')::int - (select count(*) from pg_replication_slots), \
@@ -26,7 +30,7 @@ fn replicated() -> String {
 }
 
 pub(super) async fn look(donor: &Donor) -> Result<DonorFacts> {
-    let answer = donor.sql(DONOR).await?;
+    let answer = donor.sql(&DONOR.replace("$timeline", TIMELINE)).await?;
     let settings = donor.sql(&replicated()).await?;
     let replicated = settings.lines().filter_map(|line| {
         let (name, value) = line.split_once('|')?;

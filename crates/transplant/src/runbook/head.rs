@@ -147,7 +147,12 @@ impl Book<'_> {
                 control(&facts.bin_dir, &facts.data_dir)
             );
             let left = on(&peer.host, user, &left);
-            self.line(&format!("peer{n}_left() {{ {left} | {LEFT}; }}"));
+            // What is not mounted looks like a database that is not there: this mounts it, where no sitter does.
+            let mount = Book::verb(peer, "rest", "");
+            self.line(&format!(
+                "peer{n}_left() {{\n    left=$({left} | {LEFT})\n    case $left in 'none '*)\n        \
+                 {mount} >/dev/null || return 1\n        left=$({left} | {LEFT})\n    esac\n    echo \"$left\"\n}}"
+            ));
         }
         if !self.by_snapshots() {
             self.line("# Whether the first peer is nearly level with the donor.");

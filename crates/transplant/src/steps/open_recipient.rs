@@ -79,8 +79,18 @@ impl OpenRecipient {
         if !how.discard_writes {
             scene.check_serves(primary, &state).await?;
             let serves = primary.sql(SERVES).await;
-            if serves.is_ok_and(|told| told.ends_with("|f")) {
+            if serves.as_ref().is_ok_and(|told| told.ends_with("|f")) {
                 follow_back(scene, primary, tell).await?;
+            } else {
+                // Before anybody is stopped who could still take over from it.
+                let control = primary.control().await?;
+                if !self.ended_well(&state, &control)? {
+                    let why = serves.map_or_else(
+                        |error| format!("{error:#}"),
+                        |told| format!("it says {told:?}"),
+                    );
+                    return Err(not_shut_down(primary.zone(), &control).context(why));
+                }
             }
         }
         self.stop(Some(primary), tell).await?;
@@ -152,6 +162,18 @@ impl OpenRecipient {
         self.0.never_opened().await
     }
 
+    /// Whether this control file of the primary, whose server has ended, tells how far what the shard took goes.
+    fn ended_well(&self, state: &ClusterState, control: &Control) -> Result<bool> {
+        let proven: Control = self.0.outcome(COMPARE)?;
+        // The one that opened the shard, and never served, wrote nothing that the donor lacks. Whoever took
+        // over later has what was acknowledged before, whether or not it has served.
+        Ok(if never_served(&proven, control) {
+            is_as_declared(state, &self.0.first().facts.peer, &proven)
+        } else {
+            control.state == "shut down"
+        })
+    }
+
     /// Waits until the donor has all that the shard wrote.
     async fn drain(
         &self,
@@ -161,26 +183,15 @@ impl OpenRecipient {
     ) -> Result<()> {
         let donor = &self.0.donor;
         let shard = primary.control().await?;
-        let proven: Control = self.0.outcome(COMPARE)?;
         let is_level = |donor: &Control| {
             (donor.timeline, donor.checkpoint) == (shard.timeline, shard.checkpoint)
         };
-        // The one that opened the shard, and never served, wrote nothing that the donor lacks. Whoever took
-        // over later has what was acknowledged before, whether or not it has served.
-        if is_as_declared(state, &self.0.first().facts.peer, &proven)
-            && never_served(&proven, &shard)
-            && is_level(&donor.control().await?)
-        {
-            return Ok(());
+        if !self.ended_well(state, &shard)? {
+            return Err(not_shut_down(primary.zone(), &shard));
         }
-        if shard.state != "shut down" {
-            bail!(
-                "{} was not shut down in an orderly way (\"{}\"): it may have writes that the donor \
-                 lacks; start its sitter, wait until it takes writes, and roll back again; or give them up \
-                 with --discard-writes",
-                primary.zone(),
-                shard.state
-            );
+        // As it is when this was cut off after it had come this far: the donor need not run.
+        if is_level(&donor.control().await?) {
+            return Ok(());
         }
         until(self.0.facts.inventory.limits.service_seconds, tell, async || {
             let replayed: Lsn = position(&donor.sql("select pg_last_wal_replay_lsn()").await?)?;
@@ -203,6 +214,15 @@ impl OpenRecipient {
         }
         Ok(())
     }
+}
+
+fn not_shut_down(zone: &str, control: &Control) -> anyhow::Error {
+    anyhow::anyhow!(
+        "{zone} was not shut down in an orderly way (\"{}\"): it may have writes that the donor lacks; start the \
+         sitters of all peers of the shard, wait until it takes writes, and roll back again; or give them up with \
+         --discard-writes",
+        control.state
+    )
 }
 
 /// Stops the sitter of a peer, and keeps it stopped.

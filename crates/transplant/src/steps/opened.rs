@@ -113,6 +113,9 @@ impl Scene {
 /// When that cannot be told.
 pub(crate) async fn lost(scene: &Scene) -> Result<Option<u64>> {
     let Some(state) = scene.made().await? else {
+        if scene.is_gone(scene.first()) {
+            bail!("{} is gone, and there is no cluster state", scene.first().zone());
+        }
         return scene.never_opened().await.map(|()| None);
     };
     let primary = scene.primary_of(&state)?;
