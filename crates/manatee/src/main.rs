@@ -23,7 +23,7 @@ enum Command {
     /// Run the daemon of one peer: keeps its session, decides, runs its PostgreSQL.
     ///
     /// SIGTERM and SIGINT stop PostgreSQL and the sitter in an orderly way. SIGHUP reads the file again
-    /// and takes `[postgres]` but its port, `one_node_write_mode`, `deposed`, `replication.user`, and
+    /// and takes `[postgres]` but its port and superuser, `one_node_write_mode`, `deposed`, `[replication]`, and
     /// `[health]` but its interval. Where another field differs nothing is taken, and the log says which:
     /// restart the sitter for that.
     Sitter {

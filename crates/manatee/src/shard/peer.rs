@@ -191,6 +191,22 @@ impl Peer {
         answer.body_mut().read_json().with_context(|| format!("{url}: not what was expected"))
     }
 
+    /// What `/ping` of its sitter finds wrong; nothing when it is healthy.
+    ///
+    /// # Errors
+    /// When it does not answer within a second, or not what it should.
+    pub fn ping(&self) -> Result<Option<String>> {
+        let url = format!("http://{}:{}/ping", self.place.host.ip, self.place.status_port);
+        let request = ureq::get(&url).config().timeout_global(Some(STATUS_LIMIT));
+        let mut answer = request.http_status_as_error(false).build().call()?;
+        let told: serde_json::Value = answer.body_mut().read_json()?;
+        match (answer.status().as_u16(), told["healthy"].as_bool(), told["problem"].as_str()) {
+            (200, Some(true), None) => Ok(None),
+            (503, Some(false), Some(problem)) => Ok(Some(problem.to_owned())),
+            _ => bail!("{url}: {} and {told}", answer.status()),
+        }
+    }
+
     /// Kills everything of this peer at once, as if its host had lost its power: the sitter, all of
     /// its PostgreSQL, what else they run. Says how many processes that were; none is left.
     ///
@@ -403,8 +419,8 @@ impl Peer {
         Ok(())
     }
 
-    /// Waits for the sitter that was told to stop, and kills what is left of the peer after it.
-    /// Says what had to be killed.
+    /// Waits for the sitter that was told to stop, and ends what is left of the peer after it, its server's shared
+    /// memory included. Says what had to be ended.
     pub(super) fn wait_stopped(&self, deadline: Monotonic) -> Result<Option<String>> {
         let mut sitter = locked(&self.sitter);
         let mut orderly = true;
@@ -413,12 +429,12 @@ impl Peer {
                 processes::wait_until(deadline, "it to end", || Ok(child.try_wait()?.is_some()))
                     .is_ok();
         }
-        let killed = processes::kill(&self.place.directory, &self.binary)?;
+        let killed = processes::end(&self.place.directory, &self.binary)?;
         reap(&mut sitter)?;
         Ok(match (orderly, killed) {
             (true, 0) => None,
-            (true, left) => Some(format!("{left} processes outlived the sitter and were killed")),
-            (false, left) => Some(format!("did not stop in time; {left} processes were killed")),
+            (true, left) => Some(format!("{left} processes outlived the sitter and were ended")),
+            (false, left) => Some(format!("did not stop in time; {left} processes were ended")),
         })
     }
 }

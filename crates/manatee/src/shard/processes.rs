@@ -181,20 +181,23 @@ pub(super) fn kill(directory: &Path, binary: &Path) -> Result<usize> {
 }
 
 /// Ends everything of a directory so that nothing of it stays, the servers' shared memory included: whoever
-/// would start a server first.
-pub(super) fn end(directory: &Path, binary: &Path) -> Result<()> {
+/// would start a server first. Says how many processes there were.
+pub(super) fn end(directory: &Path, binary: &Path) -> Result<usize> {
     let table = table()?;
     let is_server = |pid: &i32| {
         let process = table.iter().find(|process| process.pid == *pid);
         let program = process.and_then(|process| process.args.first());
         program.is_some_and(|program| program.contains("postgres"))
     };
-    for pid in of(directory, binary)?.iter().filter(|pid| !is_server(pid)) {
+    let found = of(directory, binary)?;
+    for pid in found.iter().filter(|pid| !is_server(pid)) {
         signal(*pid, Signal::KILL)?;
     }
-    quit_servers(directory)?;
+    let quit = quit_servers(directory);
+    // Even when they could not be told.
     kill(directory, binary)?;
-    Ok(())
+    quit?;
+    Ok(found.len())
 }
 
 /// All that live.

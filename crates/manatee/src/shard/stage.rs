@@ -294,7 +294,7 @@ impl<D: Donor> Stage<D> {
     /// # Errors
     /// When something cannot be ended.
     pub fn end_all(&self) -> Result<()> {
-        processes::end(&self.directory, &self.binary)
+        processes::end(&self.directory, &self.binary).map(drop)
     }
 
     /// `manatee transplant …` with the inventory; what it printed.

@@ -151,11 +151,22 @@ async fn serve(path: &Path, config: Config, disk: &Handle) -> Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
+    let told_to_stop = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    tokio::pin!(told_to_stop);
+    // Once: whoever stops takes no more controls.
+    let mut stops = false;
     loop {
         tokio::select! {
-            _ = terminate.recv() => control.send(Control::Stop).await?,
-            _ = interrupt.recv() => control.send(Control::Stop).await?,
-            _ = hangup.recv() => match reload(path, &config) {
+            () = &mut told_to_stop, if !stops => {
+                stops = true;
+                control.send(Control::Stop).await?;
+            }
+            _ = hangup.recv(), if !stops => match reload(path, &config) {
                 Ok(reloaded) => control.send(Control::Reload(Box::new(reloaded))).await?,
                 Err(error) => tracing::error!("the file was not taken: {error:#}"),
             },

@@ -165,7 +165,7 @@ fn reason_text(reason: &Reason) -> ReasonText {
         .ok()
         .and_then(|value| Some(value.get("kind")?.as_str()?.to_owned()))
         .expect("a reason has a kind");
-    ReasonText { kind, rule: reason.rule().to_owned(), text: reason.to_string() }
+    ReasonText { kind, rule: reason.rule().to_owned(), text: without_log(&reason.to_string()) }
 }
 
 fn copying(progress: &watch::Receiver<SeedProgress>, elapsed: Millis) -> Copying {
@@ -297,6 +297,13 @@ mod tests {
             ("no peer to copy from".to_owned(), "no peer to copy from"),
         ] {
             assert_eq!(without_log(&failure), expected);
+            // Where it is the reason of something else, too.
+            let given_up = Reason::GivingUp { problem: failure.clone() };
+            let left = Reason::NoSession { problem: given_up.to_string() };
+            for reason in [given_up, left] {
+                let text = reason_text(&reason).text;
+                assert!(text.contains(expected) && !text.contains("secret"), "{text}");
+            }
         }
     }
 }

@@ -28,10 +28,14 @@ struct Files {
 }
 
 impl Trace {
-    /// Begins a trace; the one before is kept beside it.
+    /// Begins a trace; the one before is kept beside it. Where it cannot be written, there is none, and a warning.
+    ///
+    /// # Errors
+    /// When the operating system gives no thread.
     pub(super) fn open(config: &Config, machine: &MachineConfig) -> Result<Self> {
+        let none = Trace { lines: None };
         if config.log.trace_mib == 0 {
-            return Ok(Trace { lines: None });
+            return Ok(none);
         }
         let directory = config.dataset.join("trace");
         let files = Files {
@@ -39,9 +43,13 @@ impl Trace {
             limit: config.log.trace_mib * 1024 * 1024,
             header: json!({ "manatee": crate::VERSION, "machine": machine }).to_string(),
         };
-        let file = fs::create_dir_all(&directory)
-            .and_then(|()| files.begin())
-            .with_context(|| format!("cannot write a trace in {}", directory.display()))?;
+        let file = match fs::create_dir_all(&directory).and_then(|()| files.begin()) {
+            Ok(file) => file,
+            Err(error) => {
+                tracing::warn!("no trace can be written in {}: {error}", directory.display());
+                return Ok(none);
+            }
+        };
         let (sender, receiver) = sync_channel(WAITING);
         std::thread::Builder::new()
             .name("trace".to_owned())
@@ -50,8 +58,8 @@ impl Trace {
         Ok(Trace { lines: Some(sender) })
     }
 
-    /// Appends one step. A trace that cannot be written ends with a warning: a peer does not stop
-    /// serving because its diary is full.
+    /// Appends one step. A trace that cannot be written ends with a warning, as it begins with one: a peer does not
+    /// stop serving because its diary is full.
     pub(super) fn append(&mut self, now: Now, event: &Event, actions: &[Action]) {
         let Some(lines) = &self.lines else { return };
         let line = json!({ "now": now, "event": event, "actions": actions }).to_string() + "\n";

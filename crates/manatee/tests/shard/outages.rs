@@ -2,7 +2,7 @@
 
 use super::{World, slowly};
 use adapters::clock;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use cluster::{Millis, Role};
 use std::fs;
 
@@ -16,11 +16,16 @@ fn losing_coordination_alone_stops_nobody() -> Result<()> {
         options.session_timeout = session.0 as f64 / 1000.0;
     })?;
     let failed = world.count_failures();
+    for peer in world.shard.peers() {
+        ensure!(peer.ping()?.is_none(), "{}: {:?}", peer.zone(), peer.ping()?);
+    }
     let away = world.take_coordination_away()?;
     world.wait("every session to be lost", |view| {
         let lost = |status: &manatee::status::PeerStatus| !status.in_session;
         view.peers.iter().all(|peer| peer.status.as_ref().is_ok_and(lost))
     })?;
+    let problem = world.shard.peer(0).ping()?.context("it is not healthy without a session")?;
+    ensure!(problem.starts_with("no coordination session: "), "{problem}");
     // Longer than any proof from before the outage could last: the answers of the sync carry it.
     let without = clock::now();
     let longer = slowly(Millis(session.0 + 500));

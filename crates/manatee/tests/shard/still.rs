@@ -55,6 +55,9 @@ fn a_primary_that_was_frozen_in_time_serves_nobody() -> Result<()> {
     let (reader, writer) = (connect()?, connect()?);
     old.pause()?;
     world.wait("the sync to take over", |view| view.peer(&sync).is_open())?;
+    let stored = world.adm(&["zk-state"])?.stdout;
+    let stored: serde_json::Value = serde_json::from_slice(&stored)?;
+    ensure!(stored["deposed"][0]["zoneId"] == old.zone(), "it is not deposed: {stored}");
     let resumed = clock::now();
     old.resume()?;
     // A commit of the superuser past the gate: only the rules about the sync stand in its way.

@@ -108,6 +108,14 @@ impl Config {
             );
             return text.at("health.give_up", problem);
         }
+        let (retry_min, retry_max) = (self.health.retry_min.0, self.health.retry_max.0);
+        if retry_min > retry_max {
+            let problem = format!(
+                "health.retry_min ({retry_min} s) is longer than health.retry_max ({retry_max} s): the first delay \
+                 is the shortest one"
+            );
+            return text.at("health.retry_min", problem);
+        }
         // What a standby is told to, in whole seconds: `wal_receiver_status_interval`.
         let report = (lease / 3.0).ceil();
         if interval + report >= lease {

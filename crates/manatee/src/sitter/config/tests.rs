@@ -146,6 +146,11 @@ fn values_that_cannot_work_are_refused_with_their_line() {
         (health("interval = 5"), ["line 8", "less than 5 s"]),
         (health("interval = 3\ngive_up = 2"), ["line 9", "shorter than health.interval"]),
         (format!("lease = 6\n{}", health("interval = 4")), ["line 1", "give more than 6 s"]),
+        (
+            health("retry_max = 0.2"),
+            ["line", "retry_min (0.5 s) is longer than health.retry_max (0.2 s)"],
+        ),
+        (health("retry_max = 2\nretry_min = 3"), ["line 9", "is longer than health.retry_max"]),
     ] {
         check_refused(&text, &expected);
     }
