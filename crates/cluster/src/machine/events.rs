@@ -1,8 +1,8 @@
 //! What each event changes in what is known. No decision is taken here.
 
 use super::{
-    Action, ApplyError, Event, Known, Machine, PgCommand, PgOutcome, PutOutcome, Server, Session,
-    StateSeen, Writing, distinct, fence::needs_proof,
+    Action, ApplyError, Event, InFlight, Known, Machine, PgCommand, PgOutcome, PutOutcome, Server,
+    Session, StateSeen, Writing, distinct, fence::needs_proof,
 };
 use crate::{Applied, Database, Millis, Monotonic};
 
@@ -241,9 +241,14 @@ impl Machine {
         }
     }
 
+    /// The command in flight, which was answered: what it did, it has done, and the next fence is of that.
+    fn answered(&mut self, now: Monotonic) -> InFlight {
+        self.fence_at = self.fence_at.min(now);
+        self.postgres.take().expect("a command was answered that was not in flight")
+    }
+
     fn take_pg_done(&mut self, now: Monotonic, outcome: PgOutcome) {
-        let operation =
-            self.postgres.take().expect("a command was answered that was not in flight");
+        let operation = self.answered(now);
         match (outcome, operation.command) {
             (PgOutcome::Applied { position, timeline }, PgCommand::Apply(config)) => {
                 if self.server != Server::Running {
@@ -321,8 +326,7 @@ impl Machine {
     }
 
     fn take_pg_failed(&mut self, now: Monotonic, error: ApplyError) {
-        let operation =
-            self.postgres.take().expect("a command was answered that was not in flight");
+        let operation = self.answered(now);
         if let Some(database) = error.database {
             self.database = Some(database);
         }

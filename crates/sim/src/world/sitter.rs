@@ -212,26 +212,25 @@ impl World {
         }
         self.note(|world| format!("{} stops its PostgreSQL at once (fence)", world.name(peer)));
         let host = &mut self.peers[peer];
-        if host.server.is_some() && host.is_stopped(super::Part::Disk) {
+        let hangs = host.is_stopped(super::Part::Disk);
+        // What began before the fence starts nothing any more; and says so, where it waits for a disk, when that comes
+        // back.
+        if let Some(operation) = host.sitter.as_mut().and_then(|sitter| sitter.operation.as_mut()) {
+            operation.cancelled = true;
+            let ends = Happening::CommandLimit { peer, life, operation: operation.id };
+            if hangs {
+                host.held.push(ends);
+            } else {
+                self.schedule_in(0, ends);
+            }
+        }
+        let host = &mut self.peers[peer];
+        if hangs && host.server.is_some() {
             host.doomed = Some(life);
             host.held.push(Happening::Fenced { peer, life });
             return;
         }
         self.crash_server(peer);
-        if let Some(sitter) = &mut self.peers[peer].sitter
-            && let Some(operation) = &mut sitter.operation
-        {
-            // What began before the fence starts nothing any more.
-            operation.cancelled = true;
-            let operation = operation.id;
-            let ends = Happening::CommandLimit { peer, life, operation };
-            // One that waits for a disk says so when that comes back.
-            if self.peers[peer].is_stopped(super::Part::Disk) {
-                self.peers[peer].held.push(ends);
-            } else {
-                self.schedule_in(0, ends);
-            }
-        }
         self.schedule(Delay::Stop, Happening::Fenced { peer, life });
     }
 
