@@ -226,6 +226,29 @@ fn a_stop_that_fails_is_tried_again_later() {
     assert_eq!(leaves_or_stops(&sync.at(again.0, Event::Wake)), (false, true));
 }
 
+/// A server that ends again and again soon after its start is started later each time, up to a limit.
+#[test]
+fn a_crash_loop_is_slowed_down() {
+    let (mut sync, _) = Sync::new(Database::Established);
+    let mut now = 1000;
+    for delay in [500, 1000, 2000, 2000] {
+        sync.done(now, applied());
+        let actions = sync.at(now + 100, Event::PgExited("signal 11".to_owned()));
+        assert!(!applies(&actions), "{actions:?}");
+        assert!(actions.contains(&Action::WakeAt(Monotonic(now + 100 + delay))), "{actions:?}");
+        assert!(!applies(&sync.at(now + 99 + delay, Event::Wake)), "too soon");
+        now += 100 + delay;
+        assert!(applies(&sync.at(now, Event::Wake)), "after {delay}");
+    }
+    // One that has run for a while is started at once.
+    sync.done(now, applied());
+    let (wal, timeline) = (Lsn::new(100), Some(1));
+    let answer = Event::Probed { wal, timeline, caught_up: None, sync_answered: None };
+    sync.at(now + 15_000, answer);
+    let actions = sync.at(now + 20_000, Event::PgExited("signal 11".to_owned()));
+    assert!(applies(&actions), "{actions:?}");
+}
+
 /// A session that was given up for a server that did not answer says nothing of the next one.
 #[test]
 fn who_gave_up_a_hung_server_tries_anew() {

@@ -252,3 +252,47 @@ pub(crate) fn lock_dataset(config: &Config) -> Result<File> {
     })?;
     Ok(lock)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = "shard = \"1.example\"\nip = \"127.0.0.1\"\ndataset = \"/d\"\n\
+        coordination = \"sqlite:/x.db\"\nreplication.password = \"secret\"\n";
+
+    /// What is taken of a file that is read again, and what needs a restart, by name.
+    #[test]
+    fn what_a_running_sitter_cannot_take_is_named() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("sitter.toml");
+        fs::write(&path, FILE).expect("a file");
+        let old = Config::load(&path).expect("a file of a sitter");
+        let again = |text: &str| {
+            fs::write(&path, text).expect("a file");
+            reload(&path, &old).map(|taken| taken.machine)
+        };
+        for (text, field) in [
+            (FILE.replace("1.example", "2.example"), "shard differs"),
+            (FILE.replace("\"/d\"", "\"/e\""), "dataset differs"),
+            (FILE.replace("x.db", "y.db"), "coordination differs"),
+            (format!("session_timeout = 30\n{FILE}"), "lease differs"),
+            (format!("session_timeout = 70\nlease = 60\n{FILE}"), "session_timeout differs"),
+            (
+                format!("{FILE}[postgres]\nport = 5433\n"),
+                "ip, postgres.port or backup.port differs",
+            ),
+            (format!("{FILE}[postgres]\nsuperuser = \"root\"\n"), "postgres.superuser differs"),
+            (format!("{FILE}[health]\ninterval = 2\n"), "health.interval differs"),
+            (format!("{FILE}[status]\nport = 7000\n"), "status differs"),
+        ] {
+            let told = format!("{:#}", again(&text).expect_err(field));
+            assert!(told.contains(field) && told.contains("restart it"), "{told}");
+        }
+        let told = format!("{:#}", again("shard = 1").expect_err("no file of a sitter"));
+        assert!(told.contains("sitter.toml"), "{told}");
+        let text = format!("one_node_write_mode = true\n{FILE}[health]\ngive_up = 7\n");
+        let taken = again(&text).expect("it is taken");
+        assert!(taken.one_node_write_mode);
+        assert_eq!(taken.give_up.0, 7_000);
+    }
+}
