@@ -205,6 +205,7 @@ impl World {
             }
             15 if how < 30 => self.tell(Event::DiskHangs("no write comes back".to_owned())),
             15 if how < 60 => self.tell(Event::DiskAnswers),
+            15 if how < 80 => self.tell(Event::PgMissing("not there".to_owned())),
             _ => self.tell(Event::Wake),
         }
     }

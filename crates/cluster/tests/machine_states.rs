@@ -4,9 +4,9 @@
 mod one;
 
 use cluster::{
-    Action, ApplyError, ClusterState, Counts, Database, Event, Freeze, Generation, Lsn, Monotonic,
-    PgCommand, PgConfig, PgOutcome, PutOutcome, Reason, Role, StateError, StateSeen, Version,
-    check_successor,
+    Action, Applied, ApplyError, ClusterState, Counts, Database, Event, Freeze, Generation, Lsn,
+    Monotonic, PgCommand, PgConfig, PgOutcome, PutOutcome, Reason, Role, StateError, StateSeen,
+    Version, check_successor,
 };
 use one::{
     LEASE, One, all, counts_again, declared_and_not_answered, is_command, peer, primary, seen,
@@ -299,6 +299,46 @@ fn who_has_no_proof_is_fenced_and_says_so() {
     assert!(one.tell(Event::Wake).contains(&Action::Fence), "it is tried again");
     one.tell(Event::Fenced(Ok(())));
     assert!(one.machine.snapshot().fenced);
+}
+
+/// That lease begins when it could have been looked at first, not again when a look has succeeded (rule F2); a standby
+/// needs none.
+#[test]
+fn what_could_not_be_looked_at_gets_no_second_lease() {
+    let look = |applied: Option<PgConfig>| {
+        let mut one = One::starting();
+        one.tell(Event::InspectFailed("the disk does not answer".to_owned()));
+        one.now += LEASE - 1;
+        let applied = applied.map(|config| Applied { config, position: Lsn::new(100) });
+        let database = Database::Established;
+        one.tell(Event::Inspected { database, running: true, applied });
+        one.now += 1;
+        one.tell(Event::Wake).contains(&Action::Fence)
+    };
+    assert!(look(Some(primary(1, Counts::Sync(peer(2).id)))));
+    assert!(look(None), "it may be a primary");
+    let place = cluster::StandbyRole::Async;
+    assert!(!look(Some(PgConfig::Standby { place, upstream: Some(peer(3)), downstream: vec![] })));
+}
+
+/// A server that is found not to run is brought up again (rule H3), unless a command is in flight, which says what is
+/// true after it.
+#[test]
+fn what_is_not_there_is_brought_up_again() {
+    let mut one = One::new(Database::Established, Some(primary(1, Counts::Sync(peer(2).id))));
+    one.join(seen(1, state(1, [1, 2, 3])), all());
+    assert_eq!(one.machine.reason(), &Reason::Serving { sync: peer(2).id });
+    let missing = || Event::PgMissing("the server is not running".to_owned());
+    let brings = |action: &Action| matches!(action, Action::Postgres(PgCommand::Apply(_)));
+    one.now += 1_000;
+    let mut actions = one.tell(missing());
+    one.now += 1_000;
+    actions.extend(one.tell(Event::Wake));
+    assert_eq!(actions.iter().filter(|action| brings(action)).count(), 1, "{actions:?}");
+    let actions = one.tell(missing());
+    assert!(!actions.iter().any(is_command), "{actions:?}");
+    one.tell(Event::PgDone(PgOutcome::Applied { position: Lsn::new(100), timeline: Some(1) }));
+    assert!(one.machine.snapshot().running);
 }
 
 /// A peer that reads that another is the primary stops at once what serves (rule F3).

@@ -267,6 +267,15 @@ impl Postgres {
         }
     }
 
+    /// Whether anything of a server runs in the data directory, whoever started it.
+    ///
+    /// # Errors
+    /// When its files, or the processes of this host, cannot be read.
+    pub fn is_running(&self) -> Result<bool, PgError> {
+        let inner = &self.inner;
+        inner.anything_runs().map_err(|cause| inner.error("look for its server", cause))
+    }
+
     /// What the server says of itself, over one kept connection, within `query_timeout`.
     ///
     /// # Errors

@@ -203,6 +203,12 @@ impl Inner {
         Ok(known.clone())
     }
 
+    /// Whether there is a postmaster, or what outlived one.
+    pub fn anything_runs(&self) -> Result<bool, PgCause> {
+        let left = || process::of_server(&self.data).map(|all| !all.is_empty()).map_err(problem(0));
+        Ok(self.find()?.is_some() || left()?)
+    }
+
     /// A postmaster that this value did not start.
     fn find_unknown(&self) -> Result<Option<Process>, PgCause> {
         postmaster(&self.data)

@@ -67,6 +67,15 @@ impl Machine {
             Event::PgFailed(error) => self.take_pg_failed(now, error),
             Event::Fenced(result) => self.take_fenced(now, result),
             Event::PgExited(problem) => self.take_exit(now, problem),
+            Event::PgMissing(problem) => {
+                // What is in flight says what is true after it.
+                if self.server == Server::Running && self.postgres.is_none() && !self.fencing {
+                    // Where it has been started again since, a fence finds it.
+                    let exposed = self.exposed;
+                    self.take_exit(now, problem);
+                    self.exposed = exposed;
+                }
+            }
             Event::Probed { wal, timeline, caught_up, sync_answered } => {
                 self.wal = Some(wal);
                 self.timeline = self.timeline.max(timeline);
@@ -145,10 +154,12 @@ impl Machine {
         self.attempts = 0;
         // Nothing is brought to take part before it is settled: what takes part, is.
         self.settled = self.applied.as_ref().is_some_and(|one| !one.config.is_quiesced());
+        // What a fence is under way for is exposed until that has ended.
+        self.exposed = self.fencing
+            || running && self.applied.as_ref().is_none_or(|applied| needs_proof(&applied.config));
         // A sitter that restarts knows nothing of the proofs before: what it adopts gets one lease
-        // to find the next one (rule F2).
-        if running && self.applied.as_ref().is_none_or(|applied| needs_proof(&applied.config)) {
-            self.exposed = true;
+        // to find the next one, from when it could have been looked at first (rule F2).
+        if self.exposed && self.proof.is_none() {
             self.prove(now);
         }
     }

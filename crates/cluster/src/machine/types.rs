@@ -191,6 +191,8 @@ pub enum Event {
     Fenced(Result<(), String>),
     /// PostgreSQL ended by itself.
     PgExited(String),
+    /// PostgreSQL was found not to run, whether or not its end was told.
+    PgMissing(String),
     /// PostgreSQL was asked and answered.
     Probed {
         /// Its WAL position: flushed on a primary, received or replayed on a standby.

@@ -48,6 +48,14 @@ pub struct One {
 
 impl One {
     pub fn new(database: Database, running: Option<PgConfig>) -> Self {
+        let mut one = One::starting();
+        let applied = running.map(|config| Applied { config, position: Lsn::new(100) });
+        one.tell(Event::Inspected { database, running: applied.is_some(), applied });
+        one
+    }
+
+    /// Peer 1, before its sitter has looked.
+    pub fn starting() -> Self {
         let (machine, actions) = Machine::new(MachineConfig {
             me: peer(1),
             one_node_write_mode: false,
@@ -58,10 +66,7 @@ impl One {
             give_up: Millis(10_000),
         });
         assert_eq!(actions, [Action::Inspect]);
-        let mut one = One { machine, now: 1_000 };
-        let applied = running.map(|config| Applied { config, position: Lsn::new(100) });
-        one.tell(Event::Inspected { database, running: applied.is_some(), applied });
-        one
+        One { machine, now: 1_000 }
     }
 
     pub fn tell(&mut self, event: Event) -> Vec<Action> {

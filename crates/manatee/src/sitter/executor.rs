@@ -300,6 +300,10 @@ impl World {
     /// Looks what is here; one look that takes long is waited for again.
     async fn inspect(self: Arc<Self>) {
         let mut looking = self.looking.lock().await;
+        // What one has found that ended while nobody waited for it may be so no longer.
+        if looking.as_ref().is_some_and(JoinHandle::is_finished) {
+            *looking = None;
+        }
         let look = looking.get_or_insert_with(|| {
             let world = self.clone();
             self.disk.spawn(async move { world.look().await })
@@ -383,9 +387,8 @@ impl World {
     ) {
         let _busy = self.busy.lock().await;
         let postgres = self.postgres.borrow().clone().expect("looked at before it is commanded");
-        // New settings may have come in between, with another one.
-        let ordered = ordered.filter(|(of, _)| Arc::ptr_eq(of, &postgres));
-        let ordered = ordered.map_or_else(|| postgres.epoch(), |(_, epoch)| epoch);
+        // New settings may have come in between, with another one, which knows nothing of the fences before.
+        let ordered = ordered.filter(|(of, _)| Arc::ptr_eq(of, &postgres)).map(|(_, epoch)| epoch);
         let result = match &command {
             PgCommand::Seed(_) | PgCommand::Rebuild(..) => tokio::select! {
                 result = self.perform(&postgres, &command, ordered) => result,
@@ -429,7 +432,7 @@ impl World {
         &self,
         postgres: &Postgres,
         command: &PgCommand,
-        ordered: Epoch,
+        ordered: Option<Epoch>,
     ) -> Result<PgOutcome> {
         Ok(match command {
             PgCommand::Prepare => {
@@ -437,6 +440,7 @@ impl World {
                 PgOutcome::Prepared
             }
             PgCommand::Apply(config) => {
+                let ordered = ordered.context("new settings were taken before it was begun")?;
                 let postgres::Applied { position, timeline } =
                     postgres.apply_since(ordered, config).await?;
                 PgOutcome::Applied { position, timeline: Some(timeline) }

@@ -6,7 +6,7 @@ use super::{
     config::{Config, HealthConfig},
     executor::is_waiting,
     server::{PgSeen, Shared},
-    sources::{send, whole},
+    sources::{Missing, send, whole},
 };
 use adapters::{
     clock,
@@ -77,6 +77,7 @@ pub(super) async fn watch(
     let mut receivers = Receivers::default();
     let mut lost = LostSlots::default();
     let mut flushes = Flushes::default();
+    let mut missing = Missing::default();
     let mut settling = AFTER_A_CHANGE;
     while current.borrow().as_ref().is_some_and(|now| Arc::ptr_eq(now, &postgres)) {
         let snapshot = snapshots.borrow_and_update().clone();
@@ -84,6 +85,7 @@ pub(super) async fn watch(
             let began = clock::now();
             match postgres.probe().await {
                 Ok(mut probe) => {
+                    missing = Missing::default();
                     if receivers.judge(&mut probe) {
                         settling = TO_BE_REFUSED;
                     }
@@ -124,11 +126,16 @@ pub(super) async fn watch(
                     let problem = format!("PostgreSQL does not answer: {}", whole(&error));
                     let probe = Err(problem.clone());
                     shared.publish_postgres(PgSeen { at: began, probe });
-                    send(&events, Event::ProbeFailed(problem)).await;
+                    send(&events, Event::ProbeFailed(problem.clone())).await;
+                    // Where that cannot be found out, it does not answer, and that was told.
+                    if missing.judge(&snapshot, postgres.is_running().unwrap_or(true)) {
+                        send(&events, Event::PgMissing(problem)).await;
+                    }
                 }
             }
         } else {
             answers = Answers::default();
+            missing = Missing::default();
         }
         let pause = pause(timing, &snapshot).min(settling);
         settling = Millis(2 * settling.0).min(timing.interval);

@@ -4,7 +4,7 @@ use adapters::{
     coord::{CoordEvent, Coordination, Membership, StoredState},
     postgres::Postgres,
 };
-use cluster::{ClusterState, Event, Millis, PeerIdent, StateError, StateSeen};
+use cluster::{ClusterState, Event, Millis, PeerIdent, Snapshot, StateError, StateSeen};
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
 use transplant::ROLLED_BACK;
@@ -108,9 +108,58 @@ pub(super) async fn watch_exits(
     }
 }
 
+/// A server that is not there at one look after the other, though it is thought to run: it ended just before that
+/// was thought, and nobody tells again.
+#[derive(Default)]
+pub(super) struct Missing {
+    before: Option<Snapshot>,
+}
+
+impl Missing {
+    /// Whether it has to be told, after a look that began when this was known.
+    pub(super) fn judge(&mut self, now: &Snapshot, runs: bool) -> bool {
+        let before = self.before.take();
+        if runs {
+            return false;
+        }
+        self.before = Some(now.clone());
+        // Nothing was done in between that could have started it.
+        before.is_some_and(|before| before.applied == now.applied && before.pending == now.pending)
+    }
+}
+
 /// Hands an event to the driver. Without a driver the sitter is stopping, and nobody needs it.
 pub(super) async fn send(events: &mpsc::Sender<Event>, event: Event) {
     if events.send(event).await.is_err() {
         tracing::debug!("an event came after the driver ended");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cluster::{DeposedPolicy, Machine, MachineConfig};
+
+    /// Rule H3.
+    #[test]
+    fn what_is_missing_twice_is_told() {
+        let (machine, _) = Machine::new(MachineConfig {
+            me: PeerIdent::new("10.0.0.1", 5432, 12345, "zone1"),
+            one_node_write_mode: false,
+            deposed: DeposedPolicy::Auto,
+            lease: Millis(3_000),
+            retry_min: Millis(500),
+            retry_max: Millis(2_000),
+            give_up: Millis(10_000),
+        });
+        let idle = Snapshot { running: true, ..machine.snapshot() };
+        let busy = Snapshot { pending: vec!["start it".to_owned()], ..idle.clone() };
+        let mut missing = Missing::default();
+        assert!(!missing.judge(&idle, false), "it may just have ended");
+        assert!(!missing.judge(&idle, true));
+        assert!(!missing.judge(&idle, false), "it was there in between");
+        assert!(!missing.judge(&busy, false), "something was begun in between");
+        assert!(!missing.judge(&idle, false), "and has ended");
+        assert!(missing.judge(&idle, false));
     }
 }

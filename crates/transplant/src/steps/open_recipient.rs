@@ -219,8 +219,9 @@ impl OpenRecipient {
 fn not_shut_down(zone: &str, control: &Control) -> anyhow::Error {
     anyhow::anyhow!(
         "{zone} was not shut down in an orderly way (\"{}\"): it may have writes that the donor lacks; start the \
-         sitters of all peers of the shard, wait until it takes writes, and roll back again; or give them up with \
-         --discard-writes",
+         sitters of all peers of the shard (enable those that are disabled), wait until it takes writes, and roll \
+         back again. The shard is frozen meanwhile: if {zone} cannot be started, let another take over with \
+         `manatee adm unfreeze` first. Or give those writes up with --discard-writes",
         control.state
     )
 }
