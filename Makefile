@@ -50,7 +50,7 @@ demo: ## Run a real shard on this machine and kill its primary; ARGS=--once ends
 	cargo build --locked --release --package manatee
 	@"$(TARGET)/release/manatee" demo $(ARGS)
 
-test: ## Check everything: format, lints, tests, recorded behaviour
+test: ## Check format, lints, recorded behaviour, and all tests but the longest
 	@tools/need.sh build lint postgresql network zookeeper etcd patroni filesystems ssh
 	@$(MAKE) --no-print-directory lint
 	cargo build --locked --workspace

@@ -64,7 +64,8 @@ pub enum AdmCommand {
         /// Also say what each write changed
         #[arg(short, long)]
         verbose: bool,
-        /// One JSON object a line: {time, state, zkSeq}, with -v also summary
+        /// One JSON object a line: {time, state, zkSeq}, with -v also summary; v1 for an event of the
+        /// first version, raw and error where the state is no JSON
         #[arg(short, long)]
         json: bool,
         /// By what they are sorted

@@ -25,7 +25,8 @@ pub(super) fn confirm(question: &str, yes: bool) -> Result<()> {
 #[derive(Debug, Args)]
 pub struct Absent {
     /// A host that is off for good and would block this: a peer of the shard by its zone, a standby of the
-    /// donor by its name, or "donor". Nothing is asked of it. Asks. Once for each.
+    /// donor by its name, or "donor". Nothing is asked of it. Asks. Once for each. Of `run` and `resume` only the
+    /// donor and its standbys, once the shard has opened, and there is no way back then; of `rollback` not "donor".
     #[arg(long, value_name = "NAME")]
     without: Vec<String>,
 }

@@ -140,8 +140,6 @@ pub struct Run {
     /// Stop after one step.
     #[arg(long)]
     step: bool,
-    /// Whose hosts are off for good: the donor's, and its standbys', and only once the shard has opened. There is no
-    /// way back then.
     #[command(flatten)]
     without: Absent,
     /// Nobody is there to look: stop nowhere.

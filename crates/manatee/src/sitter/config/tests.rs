@@ -35,7 +35,7 @@ fn everything_set() -> String {
         _ => line.to_owned(),
     };
     // What goes with something else than what is the default.
-    let without = ["password_file", "# name", "# mountpoint"];
+    let without = ["password_file", "# password = ", "# name", "# mountpoint"];
     let lines = EXAMPLE.lines().filter(|line| !without.iter().any(|name| line.starts_with(name)));
     let text = lines.map(set).collect::<Vec<_>>().join("\n");
     text.replace("\n[replication]\n", "\n[replication]\npassword = \"secret\"\n")
